@@ -1,0 +1,1 @@
+"""The two outer ends: the hospital site and the researcher."""

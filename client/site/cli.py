@@ -1,0 +1,191 @@
+"""``vitrael site``: run the steward, consent to a study, read what left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from vitrael.client.site.settings import SiteSettings
+    from vitrael.core.messages import Consent
+
+_HOME = click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The site's home folder, the one with site.toml.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON on standard output.")
+
+
+def utc_now() -> datetime:
+    """Return the present time; everything below the command line has it injected."""
+    return datetime.now(UTC)  # noqa: TID251 - the process boundary is where time comes in
+
+
+@click.group()
+def site() -> None:
+    """Join studies, see all that leaves, say no."""
+
+
+@site.command()
+@_HOME
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Overrules site.toml.")
+@click.option("--threads", type=click.IntRange(min=1), help="Overrules site.toml.")
+def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) -> None:
+    """Run the steward until SIGTERM: it has the scans and the keys, and needs no network.
+
+    Example: vitrael site run --home /srv/vitrael/north
+    """
+    import signal  # noqa: PLC0415 - only this command needs what follows
+
+    from vitrael.client.site.listener import serve  # noqa: PLC0415
+    from vitrael.client.site.settings import load_settings  # noqa: PLC0415
+    from vitrael.client.site.steward import Steward  # noqa: PLC0415
+
+    settings = load_settings(home, device=device, threads=threads)
+
+    def end(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(0)  # what is unfinished runs again, what is finished is on disk
+
+    signal.signal(signal.SIGTERM, end)
+
+    def announce(path: Path) -> None:
+        click.echo(f"steward of site {settings.name} listens at {path}", err=True)
+
+    with _log_file(settings), closing(Steward(settings, clock=utc_now)) as steward:
+        serve(settings, steward.answer, ready=announce)
+
+
+@site.command()
+@click.argument("study", type=click.Path(path_type=Path, dir_okay=False))
+@_HOME
+@click.option(
+    "--roster",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="All members with their keys; roster.json of the home folder by default.",
+)
+@click.option("--days", type=click.FloatRange(min=0, min_open=True), help="How long it holds.")
+@click.option("--rounds", type=click.IntRange(min=1), help="How many rounds of a stage to answer.")
+@click.option("--dry-run", is_flag=True, help="Show what would be signed; sign nothing.")
+@click.option("--yes", is_flag=True, help="Sign without asking.")
+@_JSON
+def consent(
+    study: Path,
+    home: Path,
+    roster: Path | None,
+    days: float | None,
+    rounds: int | None,
+    *,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Sign this site's yes to STUDY with the enrolled members.
+
+    Example: vitrael site consent study.toml --home /srv/vitrael/north
+    """
+    from vitrael.client.site.consent import (  # noqa: PLC0415
+        DEFAULT_DAYS,
+        count_cohort,
+        draft_consent,
+        keep_consent,
+    )
+    from vitrael.client.site.journal import Journal  # noqa: PLC0415
+    from vitrael.client.site.settings import load_settings  # noqa: PLC0415
+    from vitrael.client.site.store import Store  # noqa: PLC0415
+    from vitrael.core.study import load_study  # noqa: PLC0415
+    from vitrael.privacy.keys import KeyPair, load_roster  # noqa: PLC0415
+
+    settings = load_settings(home)
+    document, keys = load_study(study), KeyPair.load(settings.keys)
+    draft = draft_consent(
+        document,
+        site=settings.name,
+        keys=keys.public,
+        members=load_roster(roster or settings.roster),
+        cohort=count_cohort(settings.scans),
+        now=utc_now(),
+        days=DEFAULT_DAYS if days is None else days,
+        max_rounds=rounds,
+    )
+    click.echo(json.dumps(draft.model_dump(mode="json")) if as_json else _describe(draft))
+    if dry_run:
+        return
+    if not yes:
+        click.confirm("Sign this consent?", abort=True, err=True)
+    store = Store(settings.store, updates=settings.updates)
+    try:
+        journal = Journal(settings.journal, clock=utc_now)
+        keep_consent(draft, document, store, keys=keys, journal=journal)
+    finally:
+        store.close()
+    click.echo(f"site {settings.name} has consented until {draft.expires_utc}", err=True)
+
+
+@site.command()
+@_HOME
+@click.option("--verify", is_flag=True, help="Check the chain of hashes; exit 1 if it is broken.")
+@_JSON
+@click.pass_context
+def journal(ctx: click.Context, home: Path, *, verify: bool, as_json: bool) -> None:
+    """Show all that left this site: when, to whom, why, how many bytes.
+
+    Example: vitrael site journal --home /srv/vitrael/north --verify
+    """
+    from vitrael.client.site.journal import read_journal, verify_journal  # noqa: PLC0415
+    from vitrael.client.site.settings import load_settings  # noqa: PLC0415
+
+    path = load_settings(home).journal
+    faults = verify_journal(path) if verify else []
+    lines = [] if faults else list(read_journal(path))
+    total = sum(line.bytes for line in lines)
+    if as_json:
+        document = {
+            "lines": [line.model_dump(mode="json") for line in lines],
+            "bytes": total,
+            "faults": [{"line": fault.line, "what": fault.what} for fault in faults],
+        }
+        click.echo(json.dumps(document))
+    else:
+        for line in lines:
+            what = ", ".join((*line.fields, *line.attachments)) or line.reason
+            stage = f"{line.stage} {line.round}" if line.stage else "-"
+            click.echo(f"{line.utc}  {line.event:<8} {stage:<14} {line.bytes:>12} B  {what}")
+        click.echo(f"{len(lines)} lines, {total} bytes left this site")
+        for fault in faults:
+            click.echo(f"line {fault.line}: {fault.what}", err=True)
+        if verify and not faults:
+            click.echo("the journal is whole", err=True)
+    if faults:
+        ctx.exit(1)
+
+
+def _describe(consent: Consent) -> str:
+    fields = consent.model_dump(mode="json")
+    fields["cohort"] = ", ".join(f"{count} {name}" for name, count in consent.cohort.items())
+    return "\n".join(f"{name:<16} {value}" for name, value in fields.items())
+
+
+@contextmanager
+def _log_file(settings: SiteSettings) -> Iterator[None]:
+    """Send log lines to ``steward.log``: events and types of errors, no data."""
+    import logging  # noqa: PLC0415
+
+    handler = logging.FileHandler(settings.log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    ours = logging.getLogger("vitrael")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,1 @@
+"""The courier: it has the network and nothing to tell. It imports neither torch nor site data."""

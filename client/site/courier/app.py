@@ -1,0 +1,56 @@
+"""The thin Flower ClientApp of a site: it carries parcels between Flower and the steward.
+
+A message holds the ArrayRecord ``parcel``, one Array of raw bytes an entry (Flower sends it in
+chunks), and the ConfigRecord ``terms`` with ``deadline_s``. The reply holds a ``parcel`` of the
+same form, or ``terms`` with the sentence ``error``. Nothing is opened here: the courier holds no
+key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from vitrael.client.site.courier.spool import call_steward
+from vitrael.core.errors import VitraelError
+
+if TYPE_CHECKING:
+    from vitrael.core.messages import Parcel
+
+BYTES = "vitrael.bytes"
+"""How Flower's Array names a plain byte string."""
+
+_LONGEST_WAIT_S = 6 * 3600.0
+
+
+def pack(parcel: Parcel) -> ArrayRecord:
+    """Return a parcel in Flower's form."""
+    return ArrayRecord(
+        {name: Array("uint8", (len(data),), BYTES, data) for name, data in parcel.items()}
+    )
+
+
+def unpack(record: ArrayRecord) -> dict[str, bytes]:
+    """Return the parcel that Flower carried."""
+    return {str(name): array.data for name, array in record.items()}
+
+
+def deliver(message: Message, context: Context) -> Message:
+    """Answer a message with what the steward of this site answers, or with why it does not."""
+    home = Path(str(context.node_config["home"]))
+    wait_s = min(float(str(message.content.config_records["terms"]["deadline_s"])), _LONGEST_WAIT_S)
+    try:
+        parcel = unpack(message.content.array_records["parcel"])
+        answer = call_steward(home, parcel, wait_s=wait_s)
+    except VitraelError as error:
+        terms = ConfigRecord({"error": error.sentence()})
+        return Message(RecordDict({"terms": terms}), reply_to=message)
+    return Message(RecordDict({"parcel": pack(answer)}), reply_to=message)
+
+
+app = ClientApp()
+app.query()(deliver)
+app.train()(deliver)

@@ -1,0 +1,161 @@
+"""Parcels as folders, and the call that hands one to the steward.
+
+A site's ``spool/in`` holds what came for the steward and ``spool/out`` what it answered, one
+folder a parcel, one file an entry. A folder appears whole or not at all: it is written under a
+hidden name and renamed. The steward listens on a Unix socket and answers one line of JSON with
+another; the courier never waits longer than it is told to.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitrael.core.errors import DataError, ProcessError
+
+if TYPE_CHECKING:
+    from vitrael.core.messages import Parcel
+
+_ENTRY = re.compile(r"[a-z][a-z0-9_-]{0,47}")
+_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_LONGEST_ANSWER_BYTES = 64 * 1024
+_CONNECT_S = 60.0
+_RETRY_S = 0.2
+
+
+def write_parcel(folder: Path, parcel: Parcel) -> None:
+    """Write a parcel as a new folder that appears only when it is whole.
+
+    Raises DataError for an entry whose name could not be a plain file name.
+    """
+    for name in parcel:
+        if not _ENTRY.fullmatch(name):
+            raise DataError("a parcel holds an entry whose name is not allowed")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(mode=0o700)
+    for name, data in parcel.items():
+        (partial / name).write_bytes(data)
+    partial.rename(folder)
+
+
+def read_parcel(folder: Path) -> dict[str, bytes]:
+    """Return the parcel of a folder.
+
+    Raises DataError when there is no such folder or it holds anything but plain files.
+    """
+    if not folder.is_dir() or folder.is_symlink():
+        raise DataError("the spool has no such parcel")
+    parcel: dict[str, bytes] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or not path.is_file() or not _ENTRY.fullmatch(path.name):
+            raise DataError("a parcel folder holds something that is no parcel entry")
+        parcel[path.name] = path.read_bytes()
+    return parcel
+
+
+def steward_socket(home: Path) -> Path:
+    """Return where the steward of a site listens; ``steward.json`` may name a shorter path."""
+    try:
+        note = json.loads((home / "steward.json").read_text(encoding="utf-8"))
+        return Path(str(note["socket"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return home / "steward.sock"
+
+
+def call_steward(
+    home: Path,
+    parcel: Parcel,
+    *,
+    wait_s: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, bytes]:
+    """Hand a parcel to the steward of a site and return its answer.
+
+    Waits at most ``wait_s`` seconds in all, of these at most a minute for a steward that does
+    not listen. Both folders are removed at the end: the steward keeps what must be kept. Raises
+    ProcessError when there is no answer in time and DataError when the answer is no parcel.
+    """
+    until = clock() + wait_s
+    name = uuid.uuid4().hex
+    incoming = home / "spool" / "in" / name
+    write_parcel(incoming, parcel)
+    try:
+        answer = _exchange_line(home, {"parcel": name}, until=until, clock=clock, sleep=sleep)
+        reply = answer.get("parcel")
+        if not isinstance(reply, str):
+            reason = answer.get("error")
+            raise ProcessError(
+                "the steward refused the parcel", why=str(reason)[:500] if reason else ""
+            )
+        if not _FOLDER.fullmatch(reply):
+            raise DataError("the steward named a parcel that cannot be in the spool")
+        outgoing = home / "spool" / "out" / reply
+        try:
+            return read_parcel(outgoing)
+        finally:
+            shutil.rmtree(outgoing, ignore_errors=True)
+    finally:
+        shutil.rmtree(incoming, ignore_errors=True)
+
+
+def _exchange_line(
+    home: Path,
+    request: dict[str, str],
+    *,
+    until: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> dict[str, object]:
+    with _connect(home, until=until, clock=clock, sleep=sleep) as connection:
+        received = b""
+        try:
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            while b"\n" not in received and len(received) <= _LONGEST_ANSWER_BYTES:
+                connection.settimeout(max(until - clock(), 0.001))
+                block = connection.recv(4096)
+                if not block:
+                    break
+                received += block
+        except TimeoutError as error:
+            raise ProcessError("the steward did not answer in time") from error
+        except OSError as error:
+            raise ProcessError("the steward hung up", why=error.strerror or "") from error
+    try:
+        answer = json.loads(received.partition(b"\n")[0])
+    except ValueError as error:
+        raise ProcessError("the steward ended without an answer") from error
+    if not isinstance(answer, dict):
+        raise ProcessError("the steward answered something that is no answer")
+    return answer
+
+
+def _connect(
+    home: Path, *, until: float, clock: Callable[[], float], sleep: Callable[[float], None]
+) -> socket.socket:
+    give_up = min(until, clock() + _CONNECT_S)
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(max(until - clock(), 0.001))
+            connection.connect(str(steward_socket(home)))
+        except OSError as error:
+            connection.close()
+            if clock() >= give_up:
+                raise ProcessError(
+                    "the steward does not listen",
+                    why=error.strerror or "",
+                    fix="start it with `vitrael site run`",
+                ) from error
+            sleep(_RETRY_S)
+        else:
+            return connection

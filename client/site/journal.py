@@ -1,0 +1,237 @@
+"""The journal: one JSON line for everything that leaves a site, chained by hashes, append-only.
+
+Each line holds the digest of the line before it, and ``journal.head.json`` the number of lines and
+the last digest, so that a changed, dropped, reordered or cut line is found. A line is on disk
+before the bytes that it describes go. It holds counts, names of fields and digests, and never a
+value that was measured on a patient.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from pydantic import Field, ValidationError
+
+from vitrael.core.configs import Section
+from vitrael.core.digest import Digest, canonical_json, digest_bytes, digest_json, write_atomically
+from vitrael.core.errors import StorageError
+
+Clock = Callable[[], datetime]
+"""Returns the present time in UTC."""
+
+Event = Literal["sent", "refused", "failed", "consent", "repaired"]
+"""``sent``: a result left. ``refused`` and ``failed``: a sentence left at most."""
+
+BEGINNING = digest_bytes(b"")
+"""What the first line names as the line before it."""
+
+
+class Entry(Section):
+    """What one line says."""
+
+    event: Event
+    to: str = ""
+    protocol: str = ""
+    stage: str = ""
+    round: int = 0
+    nonce: str = ""
+    bytes: int = Field(default=0, ge=0, description="as they left, signed and sealed")
+    fields: tuple[str, ...] = ()
+    """Names of the fields of the reply's body."""
+    attachments: dict[str, str] = Field(default_factory=dict)
+    """Digest of each attachment before it was sealed."""
+    reason: str = ""
+
+
+class Line(Entry):
+    """An entry in its place."""
+
+    line: int = Field(ge=1)
+    utc: str
+    previous: Digest
+    hash: Digest = Digest("")
+
+    def chained(self) -> Digest:
+        """Return the digest of everything in the line but the digest itself."""
+        return digest_json(self.model_dump(mode="json", exclude={"hash"}))
+
+
+class _Head(Section):
+    lines: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    hash: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with the journal, and from which line on."""
+
+    line: int
+    what: str
+
+
+class Journal:
+    """Appends lines to one file; several processes may do so in turn."""
+
+    def __init__(self, path: Path, *, clock: Clock) -> None:
+        """Take the file (made when missing) and the time."""
+        self._path = path
+        self._clock = clock
+
+    def append(self, entry: Entry) -> Line:
+        """Return the line that now stands on disk.
+
+        Raises StorageError when the disk is full or the journal is not whole; what the line
+        describes must then not leave.
+        """
+        try:
+            with _locked(self._path) as file:
+                head = self._recover(file)
+                return self._write(file, head, entry)
+        except OSError as error:
+            raise StorageError(
+                "the journal cannot be written",
+                why=error.strerror or type(error).__name__,
+                fix="make room on the disk; nothing leaves without a line",
+            ) from error
+
+    def _write(self, file: BinaryIO, head: _Head, entry: Entry) -> Line:
+        line = Line(
+            **entry.model_dump(),
+            line=head.lines + 1,
+            utc=self._clock().isoformat(timespec="milliseconds"),
+            previous=head.hash,
+        )
+        line = line.model_copy(update={"hash": line.chained()})
+        data = canonical_json(line.model_dump(mode="json")) + b"\n"
+        file.seek(head.bytes)
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(head.bytes)
+            raise
+        _save_head(self._path, _Head(lines=line.line, bytes=head.bytes + len(data), hash=line.hash))
+        return line
+
+    def _recover(self, file: BinaryIO) -> _Head:
+        """Return the head, having settled what a killed process left behind it."""
+        head = _load_head(self._path)
+        file.seek(0, os.SEEK_END)
+        size = file.tell()
+        if head is None:
+            if size:
+                raise _not_whole("journal.head.json is missing")
+            head = _Head(lines=0, bytes=0, hash=BEGINNING)
+            _save_head(self._path, head)
+        if size < head.bytes:
+            raise _not_whole("lines at its end are missing")
+        if size == head.bytes:
+            return head
+        file.seek(head.bytes)
+        tail = file.read()
+        line = _parse(tail)
+        if line is not None and line.previous == head.hash and line.line == head.lines + 1:
+            head = _Head(lines=line.line, bytes=size, hash=line.hash)
+            _save_head(self._path, head)
+            return head
+        if b"\n" in tail:
+            raise _not_whole("lines at its end do not belong to it")
+        file.truncate(head.bytes)  # a line that was cut while it was written: nothing left for it
+        repaired = Entry(event="repaired", reason=f"{len(tail)} bytes of an unfinished line")
+        line = self._write(file, head, repaired)
+        return _Head(lines=line.line, bytes=file.tell(), hash=line.hash)
+
+
+def read_journal(path: Path) -> Iterator[Line]:
+    """Yield the lines of a journal; raise StorageError at one that is no line."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, data in enumerate(file, start=1):
+            line = _parse(data)
+            if line is None:
+                raise _not_whole(f"line {number} is no line of it")
+            yield line
+
+
+def verify_journal(path: Path) -> list[Fault]:
+    """Return what is wrong with a journal; an empty list says that it is whole."""
+    head = _load_head(path)
+    if head is None:
+        return [Fault(0, "journal.head.json is missing")] if path.exists() else []
+    faults: list[Fault] = []
+    previous, number, passed_head = BEGINNING, 0, head.lines == 0
+    data = path.read_bytes() if path.exists() else b""
+    for number, raw in enumerate(data.splitlines(keepends=True), start=1):
+        line = _parse(raw)
+        if line is None:
+            cut = not raw.endswith(b"\n")
+            faults.append(Fault(number, "the line is cut" if cut else "the line was changed"))
+            break
+        if line.chained() != line.hash:
+            faults.append(Fault(number, "the line was changed"))
+        if line.previous != previous or line.line != number:
+            faults.append(Fault(number, "a line before this one was dropped, moved or changed"))
+            break
+        previous = line.hash
+        passed_head = passed_head or (number == head.lines and line.hash == head.hash)
+    if not faults and number < head.lines:
+        faults.append(Fault(number + 1, f"{head.lines - number} lines at the end are missing"))
+    elif not faults and not passed_head:
+        faults.append(Fault(head.lines, "the lines are not those that journal.head.json counts"))
+    return faults
+
+
+def _parse(data: bytes) -> Line | None:
+    if not data.endswith(b"\n"):
+        return None
+    try:
+        line = Line.model_validate(json.loads(data))
+    except (ValueError, ValidationError):
+        return None
+    canonical: Mapping[str, Any] = line.model_dump(mode="json")
+    return line if canonical_json(canonical) + b"\n" == data else None
+
+
+def _head_path(path: Path) -> Path:
+    return path.with_suffix(".head.json")
+
+
+def _load_head(path: Path) -> _Head | None:
+    try:
+        return _Head.model_validate_json(_head_path(path).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise _not_whole("journal.head.json was changed") from error
+
+
+def _save_head(path: Path, head: _Head) -> None:
+    write_atomically(_head_path(path), canonical_json(head.model_dump(mode="json")) + b"\n")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(handle, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def _not_whole(why: str) -> StorageError:
+    return StorageError(
+        "the journal is not whole",
+        why=why,
+        fix="run `vitrael site journal --verify` and restore the journal from a backup",
+    )

@@ -1,0 +1,1 @@
+"""The store's changes in their order."""

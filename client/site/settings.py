@@ -1,0 +1,167 @@
+"""Settings of a site: ``site.toml`` in its home folder, and where everything else lies there.
+
+A site may set its name and its own ``[performance]`` and ``[limits]``; what a study computes is
+the study's alone. Layout of the home folder::
+
+    site.toml  coordinator.json  roster.json  keys/        fixed at enrolment
+    scans/     cache/            updates/     spool/       private, rebuilt, finished, in transit
+    store.sqlite  journal.jsonl  journal.head.json         what was done and what left
+    progress.jsonl  steward.json  steward.log              for the operator
+
+``keys`` holds ``signing.pem``, ``sealing.pem`` and ``split.key``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from vitrael.core.configs import Section
+from vitrael.core.errors import AuthError, ConfigError
+from vitrael.core.study import Name, Performance
+
+
+class Limits(Section):
+    """Ceilings that no study can lift."""
+
+    parcel_bytes: int = Field(default=2 << 30, gt=0, description="most bytes of one parcel")
+
+
+class SiteDocument(Section):
+    """What ``site.toml`` may hold."""
+
+    name: Name
+    performance: Performance | None = None
+    """None: as the study says."""
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class SiteSettings:
+    """A site's document and its home folder."""
+
+    home: Path
+    document: SiteDocument
+
+    @property
+    def name(self) -> str:
+        """The site's name on every roster."""
+        return self.document.name
+
+    @property
+    def keys(self) -> Path:
+        """Folder of the private keys and of the key that parts patients into splits."""
+        return self.home / "keys"
+
+    def read_split_key(self) -> bytes:
+        """Return the secret that parts this site's patients into splits (``keys/split.key``).
+
+        Raises AuthError when it cannot be read.
+        """
+        try:
+            return (self.keys / "split.key").read_bytes()
+        except OSError as error:
+            raise AuthError(
+                "the key of the splits cannot be read",
+                why=error.strerror or "",
+                fix="restore keys/split.key; with another key patients would change their splits",
+            ) from error
+
+    @property
+    def coordinator(self) -> Path:
+        """Public keys of the coordinator, fixed at enrolment."""
+        return self.home / "coordinator.json"
+
+    @property
+    def roster(self) -> Path:
+        """Names and public keys of all members, fixed at enrolment."""
+        return self.home / "roster.json"
+
+    @property
+    def scans(self) -> Path:
+        """Folder of the private scans."""
+        return self.home / "scans"
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what can be computed again."""
+        return self.home / "cache"
+
+    @property
+    def updates(self) -> Path:
+        """Folder of the tensors of finished Updates, named by their digests."""
+        return self.home / "updates"
+
+    @property
+    def inbox(self) -> Path:
+        """Folder in which the courier lays parcels."""
+        return self.home / "spool" / "in"
+
+    @property
+    def outbox(self) -> Path:
+        """Folder in which the steward lays sealed replies."""
+        return self.home / "spool" / "out"
+
+    @property
+    def store(self) -> Path:
+        """SQLite file of consents, nonces and finished Updates."""
+        return self.home / "store.sqlite"
+
+    @property
+    def journal(self) -> Path:
+        """Hash-chained record of all that left."""
+        return self.home / "journal.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        """Counts of the task in work, for whoever watches."""
+        return self.home / "progress.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """Details of unexpected errors; stays at the site."""
+        return self.home / "steward.log"
+
+    @property
+    def steward(self) -> Path:
+        """Where the steward that runs now listens."""
+        return self.home / "steward.json"
+
+
+def load_settings(
+    home: Path,
+    *,
+    device: Literal["cpu", "cuda"] | None = None,
+    threads: int | None = None,
+) -> SiteSettings:
+    """Return the settings of a home folder; ``device`` and ``threads`` overrule ``site.toml``.
+
+    Raises ConfigError that names file, key and remedy.
+    """
+    path = home / "site.toml"
+    try:
+        document = SiteDocument.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read",
+            why=error.strerror or "",
+            fix="name the site's home folder with --home",
+        ) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {key}", why=first["msg"], fix=f"correct {key}") from error
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is not TOML", why=str(error), fix="mend the line that is named"
+        ) from error
+    asked = {"device": device, "threads": threads}
+    if overrides := {key: value for key, value in asked.items() if value is not None}:
+        own = document.performance or Performance()
+        performance = Performance.model_validate({**own.model_dump(), **overrides})
+        document = document.model_copy(update={"performance": performance})
+    return SiteSettings(home.absolute(), document)

@@ -1,0 +1,159 @@
+"""The steward: has scans, keys, consents and the outbox, and no network.
+
+It obeys only envelopes that the coordinator's key signed, the one fixed at enrolment, whoever
+delivers them. Before a task starts it checks, in this order: signature, site, consent, nonce. A
+finished Update is returned again and never computed twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Mapping
+
+from vitrael.client.site.consent import Agreement, find_agreement
+from vitrael.client.site.journal import Clock, Journal
+from vitrael.client.site.outbox import Outbox
+from vitrael.client.site.progress import ProgressFile
+from vitrael.client.site.settings import SiteSettings
+from vitrael.client.site.store import Finished, Store, storage_error
+from vitrael.client.site.tasks import TASKS, SiteContext, TaskRunner
+from vitrael.core.data.cohort import Cohort
+from vitrael.core.errors import AuthError, EnvelopeError, VitraelError
+from vitrael.core.messages import ENVELOPE, Parcel, StageName, Task
+from vitrael.core.study import Study
+from vitrael.privacy.envelope import open_task, open_task_attachments
+from vitrael.privacy.keys import KeyPair, load_public_keys
+
+logger = logging.getLogger(__name__)
+
+
+def open_cohort(settings: SiteSettings, study: Study) -> Cohort:
+    """Return the site's scans under a study, parted with the site's own key."""
+    return Cohort.open(settings.scans, study.protocol, key=settings.read_split_key())
+
+
+class Steward:
+    """Answers parcels, one at a time."""
+
+    def __init__(
+        self,
+        settings: SiteSettings,
+        *,
+        clock: Clock,
+        tasks: Mapping[StageName, TaskRunner] = TASKS,
+        load_cohort: Callable[[SiteSettings, Study], Cohort] = open_cohort,
+    ) -> None:
+        """Open keys and store; raise AuthError or StorageError when they cannot be used."""
+        self._settings = settings
+        self._clock = clock
+        self._tasks = tasks
+        self._load_cohort = load_cohort
+        self._keys = KeyPair.load(settings.keys)
+        self._coordinator = load_public_keys(settings.coordinator)
+        self._store = Store(settings.store, updates=settings.updates)
+        self._progress = ProgressFile(settings.progress, clock=clock)
+        self._outbox = Outbox(
+            Journal(settings.journal, clock=clock),
+            site=settings.name,
+            keys=self._keys,
+            coordinator=self._coordinator,
+            limits=settings.document.limits,
+        )
+        self._context: SiteContext | None = None
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+    def answer(self, parcel: Parcel) -> dict[str, bytes]:
+        """Return the sealed and signed reply to a parcel.
+
+        A task that cannot be done is answered with status ``refused`` (no consent, no right) or
+        ``failed`` and one sentence. Raises EnvelopeError for what deserves no reply at all, and
+        StorageError when not even the journal can be written.
+        """
+        try:
+            task = self._open(parcel)
+        except EnvelopeError as error:
+            self._outbox.note_refusal(error.sentence())
+            raise
+        try:
+            finished = self._finish(task, parcel)
+            return self._outbox.send(task, finished)
+        except AuthError as error:
+            logger.warning("task refused", extra={"stage": task.stage, "round": task.round})
+            return self._outbox.send_word(task, status="refused", reason=error.sentence())
+        except VitraelError as error:
+            reason = error.sentence()
+        except OSError as error:
+            reason = storage_error("the task's work", error).sentence()
+        except Exception as error:  # noqa: BLE001 - the process boundary: logged, told by type alone
+            reason = self._explain_unexpected(error)
+        logger.warning("task failed", extra={"stage": task.stage, "round": task.round})
+        return self._outbox.send_word(task, status="failed", reason=reason)
+
+    def _open(self, parcel: Parcel) -> Task:
+        task = open_task(parcel.get(ENVELOPE, b""), self._coordinator)
+        if task.site != self._settings.name:
+            raise EnvelopeError(
+                f"the task is for site {task.site}",
+                why=f"this is site {self._settings.name}",
+                fix="send it to the site that it names",
+            )
+        return task
+
+    def _finish(self, task: Task, parcel: Parcel) -> Finished:
+        now = self._clock()
+        agreement = find_agreement(
+            task, self._store, site=self._settings.name, own=self._keys.public, now=now
+        )
+        if not self._store.claim_nonce(task, now=now):
+            raise EnvelopeError(
+                "the task's nonce was used before by another task",
+                why="a nonce belongs to one task alone",
+                fix="send the task with a fresh nonce",
+            )
+        # A consent is always the newest that was given; all else is computed once.
+        done = None if task.stage == "consent" else self._store.find_finished(task)
+        if done is not None:
+            return done
+        inputs = open_task_attachments(task, parcel, site=self._keys)
+        self._progress.begin(task.stage, task.round)
+        context = self._prepare_context(agreement)
+        result = self._tasks[task.stage](task, inputs, context)
+        finished = self._outbox.check(task, result, inputs)
+        if task.stage != "consent":
+            self._store.finish(task, finished, now=self._clock())
+        return finished
+
+    def _prepare_context(self, agreement: Agreement) -> SiteContext:
+        """Return the warm context of this protocol; another protocol's is let go."""
+        context = self._context
+        if context is None or context.study.protocol.digest != agreement.study.protocol.digest:
+            folder = agreement.consent.protocol.removeprefix("sha256:")[:16]
+            context = SiteContext(
+                settings=self._settings,
+                study=agreement.study,
+                consent=agreement.envelope,
+                keys=self._keys,
+                coordinator=self._coordinator,
+                cache=self._settings.cache / folder,
+                load_cohort=self._load_cohort,
+                report=self._progress.report,
+            )
+            context.cache.mkdir(parents=True, exist_ok=True)
+            self._context = context
+        context.study, context.consent = agreement.study, agreement.envelope
+        return context
+
+    def _explain_unexpected(self, error: Exception) -> str:
+        """Return a sentence with the error's type; its place goes to the log, its text nowhere."""
+        frames = traceback.extract_tb(error.__traceback__)
+        places = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
+        logger.error("unexpected %s in %s", type(error).__name__, places)
+        return VitraelError(
+            f"the task failed at site {self._settings.name}",
+            why=f"an unexpected {type(error).__name__}",
+            fix=f"read {self._settings.log.name} at the site",
+        ).sentence()

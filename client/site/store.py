@@ -1,0 +1,265 @@
+"""The site's store: consents, nonces and finished Updates; one SQLite file and one folder.
+
+An Update counts as finished from the moment its row is committed. Its tensors lie beside the
+database, named by their digests and written before the row, so that a process killed between any
+two steps loses nothing finished and never leaves half an Update behind that counts.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+from sqlalchemy import JSON, Connection, Engine, String, create_engine, event, select
+from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from vitrael.core.digest import Digest, canonical_json, digest_bytes, write_atomically
+from vitrael.core.errors import StorageError
+from vitrael.core.messages import Task
+from vitrael.core.weights import Tensors, pack_tensors, unpack_tensors
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+"""Alembic's folder for this store."""
+
+_DIGEST = String(71)
+_UTC = String(40)
+_NAME = String(48)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Base(DeclarativeBase):
+    """Parent of the store's tables."""
+
+    type_annotation_map = {Digest: _DIGEST, dict[str, Any]: JSON}  # noqa: RUF012 - SQLAlchemy's way
+
+
+class ConsentRow(Base):
+    """A yes of this site to one protocol with one roster; a later one takes its place."""
+
+    __tablename__ = "consents"
+
+    protocol: Mapped[Digest] = mapped_column(primary_key=True)
+    roster: Mapped[Digest] = mapped_column(primary_key=True)
+    envelope: Mapped[bytes]
+    """The consent as this site signed it."""
+    study: Mapped[dict[str, Any]]
+    """The study document that was read when the consent was given."""
+    given_utc: Mapped[str] = mapped_column(_UTC)
+
+
+class NonceRow(Base):
+    """A nonce that was seen, and the one task that it belongs to."""
+
+    __tablename__ = "nonces"
+
+    nonce: Mapped[str] = mapped_column(String(32), primary_key=True)
+    task: Mapped[Digest]
+    seen_utc: Mapped[str] = mapped_column(_UTC)
+
+
+class FinishedRow(Base):
+    """A finished Update: never computed twice."""
+
+    __tablename__ = "finished"
+
+    protocol: Mapped[Digest] = mapped_column(primary_key=True)
+    stage: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True)
+    input_digest: Mapped[Digest] = mapped_column(primary_key=True)
+    num_examples: Mapped[int]
+    body: Mapped[dict[str, Any]]
+    outputs: Mapped[dict[str, Any]]
+    """Digest of each attachment."""
+    finished_utc: Mapped[str] = mapped_column(_UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredConsent:
+    """A consent as it lies in the store; who uses it checks the signature."""
+
+    envelope: bytes
+    study: Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a task produced."""
+
+    body: Mapping[str, JsonValue]
+    tensors: Mapping[str, Tensors]
+    num_examples: int
+
+
+class Store:
+    """All that a site must not forget."""
+
+    def __init__(self, path: Path, *, updates: Path) -> None:
+        """Open the store and bring its tables up to date; StorageError when that cannot be."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._updates = updates
+        self._engine = create_engine(f"sqlite:///{path}", json_serializer=_to_json)
+        event.listen(self._engine, "connect", _prepare)
+        event.listen(self._engine, "begin", _begin)
+        with explain_storage("the site's store"):
+            _migrate(self._engine)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    def save_consent(
+        self, consent: StoredConsent, *, protocol: Digest, roster: Digest, given_utc: str
+    ) -> None:
+        """Keep a consent in the place of an earlier one to the same protocol and roster."""
+        with self._transaction() as session:
+            session.merge(
+                ConsentRow(
+                    protocol=protocol,
+                    roster=roster,
+                    envelope=consent.envelope,
+                    study=dict(consent.study),
+                    given_utc=given_utc,
+                )
+            )
+
+    def find_consents(self, protocol: Digest) -> dict[Digest, StoredConsent]:
+        """Return the consents to a protocol by their rosters."""
+        with self._transaction() as session:
+            rows = session.scalars(select(ConsentRow).where(ConsentRow.protocol == protocol))
+            return {row.roster: StoredConsent(row.envelope, row.study) for row in rows}
+
+    def claim_nonce(self, task: Task, *, now: datetime) -> bool:
+        """Return whether the nonce is new or belongs to this very task."""
+        with self._transaction() as session:
+            row = session.get(NonceRow, task.nonce)
+            if row is None:
+                utc = now.isoformat(timespec="milliseconds")
+                session.add(NonceRow(nonce=task.nonce, task=task.digest, seen_utc=utc))
+                return True
+            return row.task == task.digest
+
+    def finish(self, task: Task, result: Finished, *, now: datetime) -> None:
+        """Keep a result: first its tensors, then the row that makes them count."""
+        with explain_storage("a finished update"):
+            outputs = {}
+            for name, tensors in result.tensors.items():
+                data = pack_tensors(tensors)
+                outputs[name] = digest_bytes(data)
+                write_atomically(self._tensor_path(outputs[name]), data)
+        with self._transaction() as session:
+            session.merge(
+                FinishedRow(
+                    protocol=task.protocol,
+                    stage=task.stage,
+                    round=task.round,
+                    input_digest=task.input_digest,
+                    num_examples=result.num_examples,
+                    body=dict(result.body),
+                    outputs=outputs,
+                    finished_utc=now.isoformat(timespec="milliseconds"),
+                )
+            )
+
+    def find_finished(self, task: Task) -> Finished | None:
+        """Return what the same work gave before, bit for bit, or None.
+
+        Raises StorageError when its tensors are damaged: they are never silently made anew.
+        """
+        with self._transaction() as session:
+            key = (task.protocol, task.stage, task.round, task.input_digest)
+            row = session.get(FinishedRow, key)
+            if row is None:
+                return None
+            body, outputs, num_examples = row.body, row.outputs, row.num_examples
+        with explain_storage("a finished update"):
+            tensors = {name: self._read(Digest(digest)) for name, digest in outputs.items()}
+        return Finished(body, tensors, num_examples)
+
+    def _read(self, digest: Digest) -> Tensors:
+        path = self._tensor_path(digest)
+        data = path.read_bytes() if path.exists() else b""
+        if digest_bytes(data) != digest:
+            raise StorageError(
+                "a finished update is damaged",
+                why="its tensors on disk have another digest than when they were written",
+                fix=f"restore {path.name} in {path.parent} from a backup",
+            )
+        return unpack_tensors(data)
+
+    def _tensor_path(self, digest: Digest) -> Path:
+        return self._updates / f"{digest.removeprefix('sha256:')}.safetensors"
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Session]:
+        with explain_storage("the site's store"), Session(self._engine) as session, session.begin():
+            yield session
+
+
+@contextmanager
+def explain_storage(what: str) -> Iterator[None]:
+    """Turn what the disk and the database say into a StorageError with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(what, error) from error
+    except OperationalError as error:
+        raise StorageError(
+            f"{what} cannot be read or written",
+            why=str(error.orig),
+            fix="make room on the disk, end other programs that hold the file, and try again",
+        ) from error
+    except DatabaseError as error:
+        raise StorageError(
+            f"{what} is damaged", why=str(error.orig), fix="restore the file from a backup"
+        ) from error
+
+
+def storage_error(what: str, error: OSError) -> StorageError:
+    """Return the StorageError for what the disk said."""
+    full = error.errno in _DISK_FULL
+    return StorageError(
+        f"{what} cannot be written" if full else f"{what} cannot be read or written",
+        why="there is no disk space left" if full else error.strerror or type(error).__name__,
+        fix="make room on the disk and run the study again; what was finished is kept",
+    )
+
+
+def _to_json(value: object) -> str:
+    return canonical_json(value).decode()
+
+
+def _prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's object
+    connection.isolation_level = None  # transactions begin in _begin, also those of a migration
+    for pragma in ("busy_timeout = 10000", "journal_mode = WAL", "synchronous = FULL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _migrate(engine: Engine) -> None:
+    from alembic import command  # noqa: PLC0415 - read when a store is opened
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise StorageError(
+                "the site's store is of a newer version",
+                why="this version of Vitrael does not know its tables",
+                fix="install the version that wrote it",
+            ) from error

@@ -1,0 +1,145 @@
+"""What a site does for a study: one module a stage, one literal table, loaded when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from vitrael.client.site.settings import SiteSettings
+from vitrael.core.messages import StageName, Task
+from vitrael.core.study import Study
+from vitrael.core.weights import Tensors
+from vitrael.privacy.keys import KeyPair, PublicKeys
+
+if TYPE_CHECKING:
+    from vitrael.core.data.cohort import Cohort
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """What a task wants to send; the outbox decides whether it leaves."""
+
+    body: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values; the outbox names the fields that a stage may have."""
+    tensors: Mapping[str, Tensors] = field(default_factory=dict)
+    """Attachments of the reply by name."""
+    num_examples: int = 0
+
+
+@dataclass(slots=True, repr=False)
+class SiteContext:
+    """What a task may use at a site; lives as long as the steward serves one protocol."""
+
+    settings: SiteSettings
+    study: Study
+    """As it was read when the site consented."""
+    consent: bytes
+    """The signed envelope of the consent that covers the task."""
+    keys: KeyPair
+    coordinator: PublicKeys
+    cache: Path
+    """Folder for what can be computed again, one for each protocol."""
+    load_cohort: Callable[[SiteSettings, Study], Cohort]
+    report: Callable[[int, int], None]
+    """Called with what is done and what there is to do; counts only."""
+    warm: dict[str, Any] = field(default_factory=dict)
+    """Models, latents and thresholds that a later task of the same study uses again."""
+    _cohort: Cohort | None = None
+
+    def __repr__(self) -> str:
+        """Show nothing that is private."""
+        return f"SiteContext({self.settings.name})"
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return self.settings.name
+
+    @property
+    def cohort(self) -> Cohort:
+        """The site's private scans, read once."""
+        if self._cohort is None:
+            self._cohort = self.load_cohort(self.settings, self.study)
+        return self._cohort
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``: the site's own choice before the study's."""
+        return (self.settings.document.performance or self.study.performance).device
+
+    @property
+    def threads(self) -> int:
+        """How many torch threads a task may use."""
+        return (self.settings.document.performance or self.study.performance).threads
+
+    @property
+    def bf16(self) -> str:
+        """``auto`` or ``off``."""
+        return (self.settings.document.performance or self.study.performance).bf16
+
+
+TaskRunner = Callable[[Task, Mapping[str, Tensors], SiteContext], TaskResult]
+
+
+def _consent(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.consent import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
+def _codec(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.train_codec import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
+def _latents(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.latents import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
+def _calibration(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.calibrate import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
+def _teacher(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.train_teacher import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
+def _screening(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.screen import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
+def _audit(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.audit import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
+def _signing(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.sign_release import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
+# Each entry imports its module when it is called: the steward starts without torch.
+TASKS: Final[Mapping[StageName, TaskRunner]] = {
+    "consent": _consent,
+    "codec": _codec,
+    "latents": _latents,
+    "calibration": _calibration,
+    "teacher": _teacher,
+    "screening": _screening,
+    "audit": _audit,
+    "signing": _signing,
+}
+"""What this site can be asked for; nothing else can be ordered."""

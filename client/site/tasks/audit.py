@@ -1,0 +1,171 @@
+"""Audit the released samples against the site's own patients, and the filter with planted copies.
+
+Only counts, areas and shares over many patients leave. The audit is made once for a set of
+samples: its answers are part of what is told of the patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from vitrael.client.site.tasks import SiteContext, TaskResult
+from vitrael.client.site.tasks.filtering import study_round_trip
+from vitrael.client.site.tasks.networks import site_compute
+from vitrael.client.site.tasks.screen import choose_filter, read_images
+from vitrael.core.data.splits import Split
+from vitrael.core.messages import Task
+from vitrael.core.records import PatientImages
+from vitrael.core.rng import stream
+from vitrael.core.weights import Tensors
+from vitrael.privacy.audit.closeness import (
+    Closeness,
+    common_visits,
+    measure_closeness,
+    patient_distances,
+)
+from vitrael.privacy.audit.copies import Copies, count_copies, strict_point
+from vitrael.privacy.audit.membership import Membership, attack_scores, measure_membership
+from vitrael.privacy.audit.plants import NOISE_FRAC, draw_plants
+from vitrael.privacy.audit.pooling import write_audit
+from vitrael.privacy.audit.power import Tally, show_to_filter
+from vitrael.privacy.evidence import PLANT_CLASSES
+from vitrael.privacy.reid.calibrate import first_visits
+from vitrael.privacy.reid.gallery import with_round_trips
+from vitrael.privacy.reid.roles import RoundTrip
+from vitrael.privacy.reid.similarity import (
+    add_scans,
+    build_reference,
+    fit_template,
+    registered_similarity,
+)
+
+_REFERENCE = (Split.FILTER, Split.CALIBRATION, Split.UTILITY)
+"""Real patients that are neither attacked nor sealed: they say what is usual."""
+_PARTS = 4
+
+
+def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:  # noqa: ARG001 - every task is called alike
+    """Return the site's tally of ``released``; ``codec`` gives the autoencoder of the plants.
+
+    Raises DataError for samples of another shape than the study's.
+    """
+    device = site_compute(context).device
+    released = read_images(inputs["released"], context)
+    round_trip = study_round_trip(context, inputs.get("codec"))
+    audit = SiteAudit(context, released, round_trip, device=device)
+    plants, fresh = audit.show_plants()
+    context.report(1, _PARTS)
+    copies = audit.count_copies()
+    context.report(2, _PARTS)
+    closeness = audit.measure_closeness()
+    context.report(3, _PARTS)
+    membership = audit.measure_membership()
+    context.report(_PARTS, _PARTS)
+    body = write_audit(
+        plants=plants, fresh=fresh, copies=copies, closeness=closeness, membership=membership
+    )
+    return TaskResult(body=body, num_examples=len(released))
+
+
+class SiteAudit:
+    """The parts of one audit, over the same private splits."""
+
+    def __init__(
+        self,
+        context: SiteContext,
+        released_BCDHW: np.ndarray,
+        round_trip: RoundTrip | None,
+        *,
+        device: str,
+    ) -> None:
+        """Take the samples; every part draws from a stream of its own."""
+        self.context = context
+        self.released = released_BCDHW
+        self.round_trip = round_trip
+        self.device = device
+        self.training = context.cohort.images(Split.TRAINING)
+        self.held_out = context.cohort.images(Split.AUDIT)
+        self.reference = np.concatenate([_firsts(context.cohort.images(s)) for s in _REFERENCE])
+        self.visits = common_visits(self.training, self.held_out)
+
+    def show_plants(self) -> tuple[dict[str, Tally], Tally]:
+        """Return tallies of planted copies and of fresh patients, by the filter as configured.
+
+        A filter that should be on and could not be calibrated is shown nothing: its power is not
+        known to be zero, it is not known. One that is off catches nothing.
+        """
+        study = self.context.study
+        keep, why = choose_filter(self.context)
+        if why and study.protocol.screening.enabled:
+            return dict.fromkeys(PLANT_CLASSES, Tally(0, 0)), Tally(0, 0)
+        share = -(-study.protocol.audit.plants_per_class // len(study.roster.sites))
+        rng = self._rng("plants")
+        plants = draw_plants(self.training, share, rng=rng, round_trip=self.round_trip)
+        fresh = show_to_filter({"fresh": _firsts(self.held_out)}, keep)["fresh"]
+        return show_to_filter(plants, keep), fresh
+
+    def count_copies(self) -> Copies | None:
+        """Return the counts of copies, or None with too few strangers for an operating point."""
+        if not len(self.training) or not len(self.held_out):
+            return None
+        training, held_out = (
+            with_round_trips(part, self.round_trip).image_BCDHW
+            for part in (self.training, self.held_out)
+        )
+        template = fit_template(training, device=self.device)
+        gallery = build_reference(training, template)
+        null = registered_similarity(self.reference, gallery)
+        if self.round_trip is not None and len(self.reference):
+            smooth = registered_similarity(self.round_trip(self.reference), gallery)
+            null = np.maximum(null, smooth)
+        point = strict_point(null)
+        if point is None:
+            return None
+        similarity = registered_similarity(self.released, add_scans(gallery, held_out))
+        scans = len(training)
+        return count_copies(similarity[:, :scans], similarity[:, scans:], point)
+
+    def measure_closeness(self) -> Closeness | None:
+        """Return the share of samples nearer to training patients."""
+        if not self.visits:
+            return None
+        training, held_out = (
+            patient_distances(self.released, part, visits=self.visits)
+            for part in (self.training, self.held_out)
+        )
+        return measure_closeness(training, held_out, rng=self._rng("closeness"))
+
+    def measure_membership(self) -> Membership | None:
+        """Return the areas of the attack, its placebo and its control."""
+        if not self.visits or not len(self.reference):
+            return None
+        rng = self._rng("membership")
+        planted = np.concatenate([self.released, self._noisy_half(rng)])
+        members, others, found = (
+            attack_scores(
+                patient_distances(samples, part, visits=self.visits),
+                patient_distances(self.reference, part, visits=self.visits),
+            )
+            for samples, part in (
+                (self.released, self.training),
+                (self.released, self.held_out),
+                (planted, self.training),
+            )
+        )
+        return measure_membership(members, others, found, rng=rng)
+
+    def _noisy_half(self, rng: np.random.Generator) -> np.ndarray:
+        scans = _firsts(self.training)
+        chosen = scans[rng.permutation(len(scans))[: len(scans) // 2]]
+        noisy = np.clip(chosen + rng.normal(0, NOISE_FRAC, chosen.shape), 0, 1)
+        return np.asarray(noisy, dtype=np.float32)
+
+    def _rng(self, part: str) -> np.random.Generator:
+        return stream(self.context.study.protocol.seed, "audit", part, self.context.name)
+
+
+def _firsts(images: PatientImages) -> np.ndarray:
+    """Return the first scan of each patient."""
+    return np.asarray(images.image_BCDHW[first_visits(images)])

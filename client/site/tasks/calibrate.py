@@ -1,0 +1,128 @@
+"""Train the re-identification encoder on F and freeze the filter's operating point.
+
+No candidate exists yet when this runs. The thresholds stay at the site; their salted digest
+leaves, so that it can be shown later that they were not moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from vitrael.client.site.tasks import SiteContext, TaskResult
+from vitrael.client.site.tasks.filtering import (
+    forget_filter,
+    new_salt,
+    save_filter,
+    study_round_trip,
+)
+from vitrael.client.site.tasks.networks import site_compute
+from vitrael.core.data.splits import Split
+from vitrael.core.messages import Task
+from vitrael.core.models.reid import ReidEncoder, build_reid_encoder
+from vitrael.core.records import PatientImages
+from vitrael.core.rng import torch_stream
+from vitrael.core.training.contrastive import ContrastiveObjective, VisitPairs
+from vitrael.core.training.loop import fit
+from vitrael.core.weights import Tensors
+from vitrael.privacy.reid.calibrate import (
+    OperatingPoint,
+    Verification,
+    freeze,
+    least_null_patients,
+    null_scores,
+    verify_encoder,
+)
+from vitrael.privacy.reid.gallery import build_gallery, with_round_trips
+
+LEAST_TO_LEARN: Final = 2
+"""Patients of F without whom there is nobody to tell apart."""
+
+
+def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:  # noqa: ARG001 - every task is called alike
+    """Return counts and the encoder's verification; ``estimable`` says whether there is a filter.
+
+    Too few patients to learn from, or for the asked rate, leave no operating point; the reason
+    says so, and candidates will be marked unscreened. Otherwise the reason holds the commitment.
+    With ``codec`` among the inputs the filter also knows scans after the autoencoder's round trip.
+    """
+    protocol, device = context.study.protocol, site_compute(context).device
+    training, learning, calibration = (
+        context.cohort.images(split) for split in (Split.TRAINING, Split.FILTER, Split.CALIBRATION)
+    )
+    forget_filter(context)
+    counts = {
+        "patients.training": _patients(training),
+        "patients.filter": _patients(learning),
+        "patients.calibration": _patients(calibration),
+    }
+    if counts["patients.filter"] < LEAST_TO_LEARN or not len(training):
+        why = "too few patients in the splits for training and filter"
+        return TaskResult(body={"estimable": False, "reason": why, "metrics": {}, "counts": counts})
+    codec = inputs.get("codec")
+    round_trip = study_round_trip(context, codec)
+    encoder = _train(with_round_trips(learning, round_trip), context, device=device)
+    verification = verify_encoder(calibration, encoder, device=device)
+    forms = with_round_trips(training, round_trip)
+    gallery = build_gallery(forms, encoder, device=device)
+    null = null_scores(
+        training, calibration, gallery, encoder, round_trip=round_trip, device=device
+    )
+    point = freeze(
+        null,
+        false_match_rate=protocol.screening.false_match_rate,
+        gallery_patients=gallery.patients,
+        salt=new_salt(),
+    )
+    if point is not None:
+        save_filter(context, encoder, gallery, point, codec=codec)
+    return TaskResult(
+        body=_body(point, verification, len(null), protocol.screening.false_match_rate, counts),
+        num_examples=counts["patients.filter"],
+    )
+
+
+def _train(learning: PatientImages, context: SiteContext, *, device: str) -> ReidEncoder:
+    protocol = context.study.protocol
+    config = protocol.reid
+    encoder = build_reid_encoder(config, seed=protocol.seed).to(device)
+    fit(
+        encoder,
+        ContrastiveObjective(config.temperature),
+        VisitPairs(learning, device=device),
+        config.training,
+        length_images=config.training.length_images,
+        rng=torch_stream(protocol.seed, "reid", context.name, device=device),
+        progress=context.report,
+    )
+    return encoder
+
+
+def _body(
+    point: OperatingPoint | None,
+    verification: Verification,
+    null_patients: int,
+    rate: float,
+    counts: Mapping[str, int],
+) -> dict[str, object]:
+    if point is None:
+        least = least_null_patients(rate)
+        reason = f"{null_patients} patients are too few for a rate of {rate:g}, it takes {least}"
+    else:
+        reason = f"operating point frozen as {point.commitment}"
+    return {
+        "estimable": point is not None,
+        "reason": reason,
+        "metrics": {"verification.wins": round(verification.wins, 6)},
+        "counts": {
+            **counts,
+            "null.patients": null_patients,
+            "verification.patients": verification.patients,
+        },
+    }
+
+
+def _patients(images: PatientImages) -> int:
+    return len(np.unique(images.patient_B))

@@ -1,0 +1,104 @@
+"""The site's filter between two tasks: what is kept in the cache folder, and how it comes back.
+
+Encoder and operating point are private and stay in the site's cache; both are written once, by
+the calibration, before any candidate has arrived.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import numpy as np
+
+from vitrael.client.site.tasks import SiteContext
+from vitrael.client.site.tasks.networks import load_codec, reconstruct_images, site_compute
+from vitrael.core.data.splits import Split
+from vitrael.core.digest import write_atomically
+from vitrael.core.models.reid import ReidEncoder, build_reid_encoder
+from vitrael.core.weights import (
+    Tensors,
+    load_weights,
+    module_tensors,
+    pack_tensors,
+    unpack_tensors,
+)
+from vitrael.privacy.reid.calibrate import OperatingPoint
+from vitrael.privacy.reid.gallery import Gallery, build_gallery, with_round_trips
+from vitrael.privacy.reid.roles import RoundTrip
+from vitrael.privacy.reid.screen import Screener
+
+_WARM = "reid.screener"
+
+
+def new_salt() -> str:
+    """Return the secret that keeps thresholds from being guessed from their commitment."""
+    return secrets.token_hex(16)
+
+
+def save_filter(
+    context: SiteContext,
+    encoder: ReidEncoder,
+    gallery: Gallery,
+    point: OperatingPoint,
+    *,
+    codec: Tensors | None,
+) -> None:
+    """Write encoder, codec and operating point, the point last, and keep the screener warm."""
+    folder = _folder(context)
+    if codec is not None:
+        write_atomically(folder / "codec.safetensors", pack_tensors(codec))
+    write_atomically(folder / "encoder.safetensors", pack_tensors(module_tensors(encoder)))
+    write_atomically(folder / "operating_point.json", point.model_dump_json().encode())
+    compute = site_compute(context)
+    context.warm[_WARM] = Screener(gallery, encoder, point, device=compute.device)
+
+
+def forget_filter(context: SiteContext) -> None:
+    """Remove an operating point that an earlier calibration has left."""
+    for name in ("operating_point.json", "codec.safetensors", "encoder.safetensors"):
+        (_folder(context) / name).unlink(missing_ok=True)
+    context.warm.pop(_WARM, None)
+
+
+def study_round_trip(context: SiteContext, codec: Tensors | None) -> RoundTrip | None:
+    """Return the autoencoder's round trip over images, or None without its weights."""
+    if codec is None:
+        return None
+    device = site_compute(context).device
+    network = load_codec(context, codec, device)
+
+    def round_trip(image_BCDHW: np.ndarray) -> np.ndarray:
+        if len(image_BCDHW) == 0:
+            return image_BCDHW
+        return reconstruct_images(network, np.ascontiguousarray(image_BCDHW), device)
+
+    return round_trip
+
+
+def load_screener(context: SiteContext) -> Screener | None:
+    """Return the calibrated filter, or None when the site has no operating point."""
+    warm = context.warm.get(_WARM)
+    if isinstance(warm, Screener):
+        return warm
+    path = _folder(context) / "operating_point.json"
+    if not path.is_file():
+        return None
+    compute = site_compute(context)
+    point = OperatingPoint.model_validate_json(path.read_bytes())
+    protocol = context.study.protocol
+    encoder = build_reid_encoder(protocol.reid, seed=protocol.seed)
+    load_weights(encoder, unpack_tensors((_folder(context) / "encoder.safetensors").read_bytes()))
+    encoder = encoder.to(compute.device)
+    training = context.cohort.images(Split.TRAINING)
+    codec_path = _folder(context) / "codec.safetensors"
+    codec = unpack_tensors(codec_path.read_bytes()) if codec_path.is_file() else None
+    forms = with_round_trips(training, study_round_trip(context, codec))
+    gallery = build_gallery(forms, encoder, device=compute.device)
+    screener = Screener(gallery, encoder, point, device=compute.device)
+    context.warm[_WARM] = screener
+    return screener
+
+
+def _folder(context: SiteContext) -> Path:
+    return context.cache / "reid"

@@ -1,0 +1,70 @@
+"""What the training tasks share: the site's compute, networks from tensors, private batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from vitrael.core.data.splits import Split
+from vitrael.core.models.brain_ldm import build_codec
+from vitrael.core.training.compute import Compute, prepare_compute
+from vitrael.core.weights import Tensors, load_weights
+
+if TYPE_CHECKING:
+    from vitrael.client.site.tasks import SiteContext
+    from vitrael.core.models.nets.autoencoder import KLCodec
+
+_ENCODE_BATCH = 32
+
+
+def site_compute(context: SiteContext) -> Compute:
+    """Return the device that the site's settings, or else the study, ask for."""
+    return prepare_compute(device=context.device, threads=context.threads, bf16=context.bf16)
+
+
+def load_codec(context: SiteContext, tensors: Tensors, device: str) -> KLCodec:
+    """Return the study's codec with these weights."""
+    protocol = context.study.protocol
+    codec = build_codec(protocol.generator, seed=protocol.seed)
+    load_weights(codec, tensors)
+    return codec.to(device)
+
+
+def split_images(context: SiteContext, split: Split) -> torch.Tensor:
+    """Return a split's images ``[B, 1, D, H, W]`` as a tensor over the cohort's own memory."""
+    return torch.from_numpy(context.cohort.images(split).image_BCDHW)
+
+
+def draw_images(
+    images: torch.Tensor, device: str
+) -> Callable[[int, torch.Generator], torch.Tensor]:
+    """Return a function that draws images with replacement, half of them mirrored sideways."""
+
+    def draw(count: int, rng: torch.Generator) -> torch.Tensor:
+        rows = torch.randint(len(images), (count,), generator=rng)
+        batch = images[rows]
+        mirrored = torch.rand(count, generator=rng) < 0.5  # noqa: PLR2004 - a fair coin
+        batch[mirrored] = batch[mirrored].flip(2)
+        return batch.to(device)
+
+    return draw
+
+
+@torch.no_grad()
+def encode_images(codec: KLCodec, images: torch.Tensor, device: str) -> torch.Tensor:
+    """Return the posterior means ``[B, C, d, h, w]``, not scaled, on the CPU."""
+    parts = [
+        codec.posterior(part.to(device))[0].float().cpu() for part in images.split(_ENCODE_BATCH)
+    ]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def reconstruct_images(codec: KLCodec, image_BCDHW: np.ndarray, device: str) -> np.ndarray:
+    """Return images after the codec's round trip, float32 in [0, 1]."""
+    parts = torch.from_numpy(image_BCDHW).split(_ENCODE_BATCH)
+    decoded = [codec.decode(codec.encode(part.to(device))).float().cpu() for part in parts]
+    return torch.cat(decoded).numpy()

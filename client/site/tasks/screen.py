@@ -1,0 +1,64 @@
+"""Vote on candidates against the site's own scans; the candidates are not kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from vitrael.client.site.tasks import SiteContext, TaskResult
+from vitrael.client.site.tasks.filtering import load_screener
+from vitrael.core.errors import DataError
+from vitrael.core.messages import Task
+from vitrael.core.weights import Tensors
+from vitrael.privacy.reid.roles import Keep, keep_all
+
+_CHUNK = 32
+_IMAGE_AXES = 5
+
+
+def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:  # noqa: ARG001 - every task is called alike
+    """Return ``votes``: ``keep`` uint8 ``[B]``, one for each row of ``candidates``.
+
+    ``estimable`` is false, and every vote a yes, when screening is off in the study or no
+    operating point could be calibrated: the candidates count as unscreened. No score leaves.
+    Raises DataError for candidates of another shape than the study's.
+    """
+    image = read_images(inputs["candidates"], context)
+    keep, why = choose_filter(context)
+    rows = []
+    for at in range(0, len(image), _CHUNK):
+        rows.append(keep(image[at : at + _CHUNK]))
+        context.report(min(at + _CHUNK, len(image)), len(image))
+    votes = np.concatenate(rows).astype(np.uint8)
+    return TaskResult(
+        body={
+            "estimable": not why,
+            "reason": why,
+            "metrics": {},
+            "counts": {"candidates": len(votes), "kept": int(votes.sum())},
+        },
+        tensors={"votes": {"keep": votes}},
+        num_examples=len(votes),
+    )
+
+
+def choose_filter(context: SiteContext) -> tuple[Keep, str]:
+    """Return the filter as it is configured, and why it is none (empty when it is one)."""
+    if not context.study.protocol.screening.enabled:
+        return keep_all, "screening is off in the study"
+    screener = load_screener(context)
+    if screener is None:
+        return keep_all, "unscreened: no operating point could be calibrated"
+    return screener, ""
+
+
+def read_images(tensors: Tensors, context: SiteContext) -> np.ndarray:
+    """Return float32 images ``[B, 1, D, H, W]``; raise DataError for anything else."""
+    image = np.asarray(tensors["image"])
+    grid = (1, *context.study.protocol.data.grid_vox)
+    if image.ndim != _IMAGE_AXES or image.shape[1:] != grid or not len(image):
+        raise DataError("the images to judge are not on the study's grid", why=f"not [B, {grid}]")
+    if not np.isfinite(image).all():
+        raise DataError("the images to judge hold values that are not finite")
+    return image.astype(np.float32)

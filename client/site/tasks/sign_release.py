@@ -1,0 +1,94 @@
+"""The last stage: a site signs a release whose verdict it has recomputed itself.
+
+The attachment ``manifest`` holds the bytes of three files of the release, each a uint8 array under
+its file name: ``manifest.json``, ``evidence.json`` and ``verdict.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from vitrael.client.site.tasks import SiteContext, TaskResult
+from vitrael.core.digest import digest_bytes
+from vitrael.core.errors import DataError, VerificationError
+from vitrael.core.messages import Task
+from vitrael.core.weights import Tensors
+from vitrael.privacy.evidence import Evidence
+from vitrael.privacy.gates import POLICIES, Verdict, decide
+from vitrael.privacy.release.manifest import Manifest, parse_manifest
+from vitrael.privacy.release.sign import sign_manifest
+
+ATTACHMENT = "manifest"
+FILES = ("manifest.json", "evidence.json", "verdict.json")
+
+_FIX = "ask the coordinator which release this is; nothing was signed"
+
+
+def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    """Return this site's signature on the manifest.
+
+    Raises VerificationError, and signs nothing, when the manifest belongs to another protocol,
+    roster or policy, when evidence or verdict are not the files that it names, when the verdict is
+    not what the study's gates say of the evidence, or when it refuses.
+    """
+    files = _read_files(inputs)
+    manifest = parse_manifest(files["manifest.json"])
+    _check_belongs(manifest, task, policy=context.study.protocol.policy)
+    for name in FILES[1:]:
+        if digest_bytes(files[name]) != manifest.files[name].digest:
+            raise VerificationError(
+                f"{name} is not the file that the manifest names", why="digests differ", fix=_FIX
+            )
+    _check_verdict(files, manifest, task)
+    signature = sign_manifest(files["manifest.json"], context.keys.signing, site=context.name)
+    return TaskResult(body={"signature": signature.decode()})
+
+
+def _read_files(inputs: Mapping[str, Tensors]) -> dict[str, bytes]:
+    arrays = inputs.get(ATTACHMENT, {})
+    if set(arrays) != set(FILES) or any(str(a.dtype) != "uint8" for a in arrays.values()):
+        raise DataError(
+            "the task does not bring what is to be signed",
+            why=f"its attachment must hold the bytes of {', '.join(FILES)}",
+        )
+    return {name: arrays[name].tobytes() for name in FILES}
+
+
+def _check_belongs(manifest: Manifest, task: Task, *, policy: str) -> None:
+    pairs = (
+        ("protocol", manifest.protocol, task.protocol),
+        ("roster", manifest.roster, task.roster),
+        ("policy", manifest.policy, policy),
+    )
+    for name, said, agreed in pairs:
+        if said != agreed:
+            raise VerificationError(
+                f"the manifest names another {name} than this site consented to",
+                why=f"{said} instead of {agreed}",
+                fix=_FIX,
+            )
+
+
+def _check_verdict(files: Mapping[str, bytes], manifest: Manifest, task: Task) -> None:
+    try:
+        evidence = Evidence.model_validate_json(files["evidence.json"])
+        claimed = Verdict.model_validate_json(files["verdict.json"])
+    except ValidationError as error:
+        raise VerificationError(
+            "evidence or verdict are not well formed", why="fields are wrong", fix=_FIX
+        ) from error
+    if evidence.protocol != task.protocol:
+        raise VerificationError("the evidence is of another protocol", fix=_FIX)
+    verdict = decide(evidence, POLICIES[manifest.policy])
+    if claimed != verdict or manifest.publishable != verdict.publishable:
+        raise VerificationError(
+            "the verdict is not what the gates say of the evidence",
+            why="this site judged the evidence itself",
+            fix=_FIX,
+        )
+    if not verdict.passed:
+        raise VerificationError(
+            "a refused release is not signed", why=verdict.reason, fix="publish nothing"
+        )

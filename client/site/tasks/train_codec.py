@@ -1,0 +1,42 @@
+"""One federated round of the codec on the site's training scans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vitrael.client.site.tasks import SiteContext, TaskResult
+from vitrael.client.site.tasks.networks import draw_images, load_codec, site_compute, split_images
+from vitrael.core.data.splits import Split
+from vitrael.core.errors import CohortError
+from vitrael.core.messages import Task
+from vitrael.core.rng import torch_stream
+from vitrael.core.training.loop import fit
+from vitrael.core.training.objectives import AutoencoderObjective
+from vitrael.core.weights import Tensors, module_tensors
+
+
+def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    """Return the ``codec`` tensors after this round, and the loss curve."""
+    compute = site_compute(context)
+    config = context.study.protocol.generator.codec
+    images = split_images(context, Split.TRAINING)
+    if len(images) == 0:
+        raise CohortError("no patient of this site falls into the training split")
+    codec = load_codec(context, inputs["codec"], compute.device)
+    length = -(-config.training.length_images // config.training.rounds)
+    curve = fit(
+        codec,
+        AutoencoderObjective(kl_weight=config.kl_weight, square_weight=config.square_weight),
+        draw_images(images, compute.device),
+        config.training,
+        length_images=length,
+        start_images=task.round * length,
+        rng=torch_stream(context.study.protocol.seed, "codec", task.round, context.name),
+        progress=context.report,
+        bf16=compute.bf16,
+    )
+    return TaskResult(
+        body={"curve_images": curve.images, "curve_loss": curve.losses["l1"]},
+        tensors={"codec": module_tensors(codec)},
+        num_examples=len(images),
+    )

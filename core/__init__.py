@@ -1,0 +1,1 @@
+"""What everything else stands on: nouns, numbers and networks. Knows no network, no database."""

@@ -1,0 +1,85 @@
+"""Every system's Config on one page that needs no torch: all knobs, with units, in one place."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A frozen part of a document; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainingConfig(Section):
+    """How long and how one network is trained; lengths count images, not epochs or steps."""
+
+    rounds: int = Field(default=1, ge=1, description="federated rounds; 1 in one place")
+    length_images: int = Field(gt=0, description="images drawn per site over all rounds")
+    batch_images: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup_images: int = Field(default=0, ge=0)
+    ema_halflife_images: int = Field(default=0, ge=0, description="0: no moving average")
+
+
+class AutoencoderConfig(Section):
+    """A KL autoencoder (MONAI ``AutoencoderKL``) over patches, halving each axis between levels."""
+
+    patch_vox: int = Field(default=2, ge=1, description="edge of the cubes that become channels")
+    channels: tuple[int, ...] = (24, 48)
+    latent_channels: int = Field(default=4, ge=1)
+    res_blocks: int = Field(default=1, ge=1)
+    norm_groups: int = Field(default=8, ge=1)
+    square_weight: float = Field(default=4.0, ge=0, description="of the squared error beside L1")
+    kl_weight: float = Field(default=1e-6, ge=0)
+    training: TrainingConfig
+
+    @property
+    def downsampling(self) -> int:
+        """Voxels of the image along an axis for one of the latent."""
+        return self.patch_vox << (len(self.channels) - 1)
+
+
+class DiffusionConfig(Section):
+    """A latent diffusion U-Net with hybrid conditioning (Pinaya et al. 2022, section 2.2)."""
+
+    channels: tuple[int, ...] = (32, 64)
+    attention_levels: tuple[bool, ...] = (False, True)
+    res_blocks: int = Field(default=1, ge=1)
+    norm_groups: int = Field(default=8, ge=1)
+    timesteps: int = Field(default=1000, ge=2, description="T of the forward process")
+    beta_start: float = Field(default=0.0015, gt=0)
+    beta_end: float = Field(default=0.0205, gt=0, lt=1)
+    sampling_steps: int = Field(default=50, ge=1, description="DDIM evaluations a sample")
+    training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> DiffusionConfig:
+        if len(self.channels) != len(self.attention_levels):
+            msg = "channels and attention_levels must have the same length"
+            raise ValueError(msg)
+        return self
+
+
+class BrainLDMConfig(Section):
+    """The brain latent diffusion model: codec, teacher and the student distilled from it."""
+
+    kind: Literal["brain_ldm"]
+    codec: AutoencoderConfig
+    teacher: DiffusionConfig
+    student: DiffusionConfig
+
+
+class ReidEncoderConfig(Section):
+    """The network that recognizes a patient on another visit; trained at each site on F."""
+
+    kind: Literal["reid_encoder"]
+    channels: tuple[int, ...] = (16, 32, 64)
+    embedding: int = Field(default=64, ge=2)
+    temperature: float = Field(default=0.1, gt=0)
+    training: TrainingConfig
+
+
+SystemConfig = Annotated[BrainLDMConfig | ReidEncoderConfig, Field(discriminator="kind")]

@@ -1,0 +1,117 @@
+"""Every error that Vitrael raises on purpose, each with what, why, and what to do.
+
+::
+
+    VitraelError                 exit 1
+    ├── UsageError               exit 2   the command was called wrongly
+    ├── ConfigError              exit 3   a document is wrong: file, key, remedy
+    │   └── StudyError
+    ├── AuthError                exit 4   a key, signature or consent does not hold
+    │   ├── EnvelopeError                 a task that this site must not obey
+    │   ├── ConsentError
+    │   └── VerificationError             a release that does not verify
+    ├── NetworkError             exit 5   try again
+    ├── DataError                exit 1   a scan, cohort or tensor that cannot be used
+    │   ├── ScanError
+    │   ├── CohortError
+    │   └── WeightsError
+    ├── StorageError             exit 1   disk space, locked or damaged state
+    ├── ProcessError             exit 1   one of our processes ended or did not answer
+    └── QuorumError              exit 1   a round with too few sites
+
+A gate that refuses is no error: it is a Verdict, and the command ends with exit code 6.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_REFUSED = 6
+EXIT_PARTIAL = 7
+EXIT_INTERRUPTED = 130
+
+
+class VitraelError(Exception):
+    """A broken promise, told in one sentence: what happened, why, and what to do."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        """Keep the three parts apart, so that ``--json`` can show them as fields."""
+        self.what = what
+        self.why = why
+        self.fix = fix
+        super().__init__(self.sentence())
+
+    def sentence(self) -> str:
+        """Return ``what: why. To do: fix.`` with the empty parts left out."""
+        text = f"{self.what}: {self.why}" if self.why else self.what
+        text = text.rstrip(".") + "."
+        return f"{text} To do: {self.fix.rstrip('.')}." if self.fix else text
+
+
+class UsageError(VitraelError):
+    """The command was called with arguments that do not go together."""
+
+    exit_code = 2
+
+
+class ConfigError(VitraelError):
+    """A configuration document cannot be used."""
+
+    exit_code = 3
+
+
+class StudyError(ConfigError):
+    """A study document is wrong."""
+
+
+class AuthError(VitraelError):
+    """A key, a signature or a consent does not hold."""
+
+    exit_code = 4
+
+
+class EnvelopeError(AuthError):
+    """A task envelope that a site must not obey."""
+
+
+class ConsentError(AuthError):
+    """A task that no consent of this site covers."""
+
+
+class VerificationError(AuthError):
+    """A release that does not verify."""
+
+
+class NetworkError(VitraelError):
+    """The other side could not be reached; trying again may help."""
+
+    exit_code = 5
+
+
+class DataError(VitraelError):
+    """Data that cannot be used."""
+
+
+class ScanError(DataError):
+    """One scan that cannot be used; the message never names a patient."""
+
+
+class CohortError(DataError):
+    """A cohort that cannot be used."""
+
+
+class WeightsError(DataError):
+    """Tensors whose names, shapes, dtypes or values are not the expected ones."""
+
+
+class StorageError(VitraelError):
+    """Disk space is missing, or stored state is locked or damaged."""
+
+
+class ProcessError(VitraelError):
+    """One of the processes of a study ended or did not answer in time."""
+
+
+class QuorumError(VitraelError):
+    """Fewer sites answered than the study demands."""

@@ -1,0 +1,39 @@
+"""Sums that several sites can add up: counts, first and second moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+Moments = Mapping[str, np.ndarray]
+"""``count`` [1], ``sum`` [K], ``square`` [K, K], float64."""
+
+
+def moments_of(value_BK: np.ndarray) -> dict[str, np.ndarray]:
+    """Return count, sum and sum of outer products of rows; of no rows, zeros."""
+    value = value_BK.astype(np.float64)
+    return {
+        "count": np.array([len(value)], np.float64),
+        "sum": value.sum(axis=0),
+        "square": value.T @ value,
+    }
+
+
+def add_moments(parts: Sequence[Moments]) -> dict[str, np.ndarray]:
+    """Return the moments of all rows together; equal to those of the rows concatenated."""
+    return {name: np.sum([part[name] for part in parts], axis=0) for name in parts[0]}
+
+
+def mean_and_covariance(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean ``[K]`` and covariance ``[K, K]`` (divided by the count)."""
+    count = float(moments["count"][0])
+    mean = moments["sum"] / count
+    return mean, moments["square"] / count - np.outer(mean, mean)
+
+
+def correlation(moments: Moments) -> float:
+    """Return Pearson's r of the first two columns; NaN when one of them is constant."""
+    _, covariance = mean_and_covariance(moments)
+    scale = np.sqrt(covariance[0, 0] * covariance[1, 1])
+    return float(covariance[0, 1] / scale) if scale > 0 else float("nan")

@@ -1,0 +1,1 @@
+"""Thin adapters over MONAI's networks."""

@@ -1,0 +1,56 @@
+"""The re-identification encoder: an Embedder that knows a patient again on another visit.
+
+A small 3D convolutional network, trained at each site on the patients of split F alone and never
+on those it will judge. Images are standardized one by one, so that gain and offset of a scanner
+do not matter and the embedding of an image does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vitrael.core.configs import ReidEncoderConfig
+from vitrael.core.rng import seeded_initialization
+
+
+class ReidEncoder(nn.Module):
+    """Maps ``[B, 1, D, H, W]`` images to unit vectors ``[B, E]``."""
+
+    def __init__(self, config: ReidEncoderConfig) -> None:
+        """Build the network with fresh weights; each level halves the axes."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = 1
+        for channels in config.channels:
+            layers += [
+                nn.Conv3d(width, channels, kernel_size=3, stride=2, padding=1),
+                nn.GroupNorm(_groups(channels), channels),
+                nn.SiLU(),
+            ]
+            width = channels
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool3d(3), nn.Flatten())
+        self.head = nn.Linear(width * 27, config.embedding)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the embedding, unit length."""
+        spread, mean = torch.std_mean(x, dim=(1, 2, 3, 4), keepdim=True)
+        features = self.features((x - mean) / spread.clamp_min(1e-4))
+        return functional.normalize(self.head(features).float(), dim=1)
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """Return unit vectors; an image and its left-right mirror image have the same one."""
+        both = self.forward(x) + self.forward(x.flip(2))
+        return functional.normalize(both, dim=1)
+
+
+def build_reid_encoder(config: ReidEncoderConfig, *, seed: int) -> ReidEncoder:
+    """Return an encoder with weights drawn from the stream ``(seed, "reid")``."""
+    with seeded_initialization(seed, "reid"):
+        return ReidEncoder(config).eval()
+
+
+def _groups(channels: int) -> int:
+    """Return the largest of 8, 4, 2, 1 groups that divides the channels."""
+    return next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)

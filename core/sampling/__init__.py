@@ -1,0 +1,1 @@
+"""Diffusion processes as functions: schedules, denoisers, samplers."""

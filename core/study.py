@@ -1,0 +1,240 @@
+"""A Study: one frozen TOML document, a protocol and a roster, each named by its digest.
+
+The protocol says what is done, the roster who takes part, and ``[performance]`` how fast: only
+the last may differ between sites, and it enters no digest. A site that joins later changes the
+roster alone, so nobody's consent to the protocol is voided.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from vitrael.core.configs import BrainLDMConfig, ReidEncoderConfig, Section, SystemConfig
+from vitrael.core.digest import Digest, digest_json
+from vitrael.core.errors import StudyError
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,47}$")]
+"""Lower-case letters, digits and hyphens; names of studies and sites."""
+
+COVARIATES = ("age_years", "sex", "ventricle_ml", "brain_ml")
+"""What the brain generator is asked for, in the order of its condition vector."""
+
+
+class CovariateRange(Section):
+    """The closed range that is mapped to [0, 1] for the condition vector."""
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high:
+            msg = "low must be below high"
+            raise ValueError(msg)
+        return self
+
+
+class Splits(Section):
+    """Fractions of a site's patients: T training, F filter, C calibration, A audit, U utility."""
+
+    training_frac: float = Field(gt=0, lt=1)
+    filter_frac: float = Field(gt=0, lt=1)
+    calibration_frac: float = Field(gt=0, lt=1)
+    audit_frac: float = Field(gt=0, lt=1)
+    utility_frac: float = Field(gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Self:
+        total = sum(getattr(self, name) for name in type(self).model_fields)
+        if abs(total - 1) > 1e-9:  # noqa: PLR2004 - rounding of decimal fractions
+            msg = f"the five fractions add up to {total:.4g}, not 1"
+            raise ValueError(msg)
+        return self
+
+
+class Data(Section):
+    """What every site brings its scans to before anything else."""
+
+    recipe: Literal["brain-t1"]
+    grid_vox: tuple[int, int, int] = Field(description="D, H, W after the recipe")
+    spacing_mm: float = Field(gt=0, description="isotropic")
+    covariates: dict[Literal["age_years", "sex", "ventricle_ml", "brain_ml"], CovariateRange]
+    splits: Splits
+
+    @model_validator(mode="after")
+    def _all_covariates(self) -> Self:
+        if missing := set(COVARIATES) - set(self.covariates):
+            msg = f"ranges are missing for {', '.join(sorted(missing))}"
+            raise ValueError(msg)
+        return self
+
+
+class Federation(Section):
+    """Who must answer, and for how long the coordinator waits."""
+
+    quorum: int = Field(ge=1)
+    deadline_s: float = Field(default=600, gt=0, description="for one exchange with all sites")
+
+
+class Distillation(Section):
+    """Generate, screen, retrain: how many candidates go down and how many samples come out."""
+
+    candidates: int = Field(ge=8, description="teacher samples sent to the sites")
+    released: int = Field(ge=1, description="student samples in the synthetic set")
+
+
+class Screening(Section):
+    """How a site judges candidates; the operating point is frozen before any is seen."""
+
+    enabled: bool = True
+    false_match_rate: float = Field(
+        default=0.05, gt=0, lt=0.5, description="share of held-out patients that would be dropped"
+    )
+
+
+class Audit(Section):
+    """How much evidence is gathered on the student's samples."""
+
+    plants_per_class: int = Field(default=60, ge=1, description="over all sites together")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+
+
+class Protocol(Section):
+    """What is done: everything that a site consents to, except who else takes part."""
+
+    name: Name
+    version: int = Field(default=1, ge=1)
+    purpose: str = Field(min_length=1)
+    path: Literal["dp", "empirical"]
+    policy: Literal["rehearsal", "public"]
+    seed: int = Field(ge=0)
+    data: Data
+    systems: tuple[SystemConfig, ...]
+    federation: Federation
+    distillation: Distillation
+    screening: Screening = Screening()
+    audit: Audit = Audit()
+
+    @model_validator(mode="after")
+    def _systems_complete(self) -> Self:
+        kinds = [system.kind for system in self.systems]
+        for kind in ("brain_ldm", "reid_encoder"):
+            if kinds.count(kind) != 1:
+                msg = f"systems must hold exactly one of kind {kind}"
+                raise ValueError(msg)
+        codec, teacher = self.generator.codec, self.generator.teacher
+        divisor = codec.downsampling << (len(teacher.channels) - 1)
+        if any(size % divisor for size in self.data.grid_vox):
+            msg = f"every axis of data.grid_vox must be a multiple of {divisor}"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def generator(self) -> BrainLDMConfig:
+        """The generative system."""
+        return next(s for s in self.systems if isinstance(s, BrainLDMConfig))
+
+    @property
+    def reid(self) -> ReidEncoderConfig:
+        """The re-identification encoder."""
+        return next(s for s in self.systems if isinstance(s, ReidEncoderConfig))
+
+    @property
+    def digest(self) -> Digest:
+        """Name of the protocol by its content."""
+        return digest_json(self.model_dump(mode="json"))
+
+
+class Roster(Section):
+    """Who takes part, by name; keys are bound to the names when the study opens."""
+
+    sites: tuple[Name, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        twice = sorted({site for site in self.sites if self.sites.count(site) > 1})
+        if twice:
+            msg = f"two sites have the name {twice[0]}"
+            raise ValueError(msg)
+        return self
+
+
+class Performance(Section):
+    """Knobs that cannot change what is computed beyond rounding; a site may set its own."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = Field(default=1, ge=1, description="torch threads of a site")
+    coordinator_threads: int = Field(default=2, ge=1, description="torch threads of the server")
+    bf16: Literal["auto", "off"] = Field(
+        default="auto", description="bfloat16 autocast where the processor has it"
+    )
+
+
+class Study(Section):
+    """The whole document."""
+
+    protocol: Protocol
+    roster: Roster
+    performance: Performance = Performance()
+
+    @model_validator(mode="after")
+    def _quorum_reachable(self) -> Self:
+        if self.protocol.federation.quorum > len(self.roster.sites):
+            msg = "protocol.federation.quorum is larger than the number of sites"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def digest(self) -> Digest:
+        """Name of the study: of its protocol and the names on its roster."""
+        return digest_json([self.protocol.digest, list(self.roster.sites)])
+
+
+def load_study(path: Path) -> Study:
+    """Return the study of a TOML file.
+
+    Raises StudyError that names file, key and remedy. The ``dp`` path is refused until it exists.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(
+            f"study {path} cannot be read", why=error.strerror or "", fix="check the path"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StudyError(
+            f"study {path} is not TOML", why=str(error), fix="mend the line that is named"
+        ) from error
+    try:
+        study = Study.model_validate(document)
+    except ValidationError as error:
+        raise _explain(path, error) from error
+    if study.protocol.path == "dp":
+        raise StudyError(
+            f'study {path}: protocol.path "dp" is not built yet',
+            why="no differentially private training exists in this version",
+            fix='set protocol.path = "empirical"',
+        )
+    return study
+
+
+def _explain(path: Path, error: ValidationError) -> StudyError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the document"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        why, fix = "the key is unknown", f"remove {key} or correct its spelling"
+    elif kind == "missing":
+        why, fix = "the key is missing", f"add {key}"
+    elif kind == "union_tag_invalid":
+        expected = first.get("ctx", {}).get("expected_tags", "")
+        why, fix = "the kind is unknown", f"use one of {expected}"
+    else:
+        why, fix = re.sub(r"^Value error, ", "", first["msg"]), f"correct {key}"
+    return StudyError(f"study {path}: {key}{more}", why=why, fix=fix)

@@ -1,0 +1,36 @@
+"""Where the arithmetic happens: device, threads, and whether bfloat16 pays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vitrael.core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """A device that is there, and the precision of its autocast."""
+
+    device: str
+    bf16: bool
+
+
+def prepare_compute(*, device: str, threads: int, bf16: str) -> Compute:
+    """Set torch's threads and return the device; bfloat16 only where the processor computes in it.
+
+    Raises ConfigError when ``cuda`` is asked for and absent.
+    """
+    torch.set_num_threads(threads)
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                'performance.device is "cuda"',
+                why="torch finds no CUDA device here",
+                fix='set performance.device = "cpu" or install a CUDA build of torch',
+            )
+        return Compute("cuda", bf16=bf16 == "auto" and torch.cuda.is_bf16_supported())
+    features = torch.cpu.get_capabilities()
+    native = bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
+    return Compute("cpu", bf16=bf16 == "auto" and native)

@@ -1,0 +1,1 @@
+"""Studies that run as they are; `vitrael demo` takes the first of them."""

@@ -1,0 +1,1 @@
+"""Measuring, deciding and signing: re-identification, audit, gates, releases."""

@@ -1,0 +1,133 @@
+"""Membership inference from the released samples alone, with its placebo and its control.
+
+The attack scores every patient by how near a released sample comes, relative to how near other
+real patients come: a density ratio in the manner of DOMIAS (van Breugel et al. 2023,
+arXiv 2302.12580) with nearest-neighbour densities. Scored are training patients against sealed
+held-out ones. The placebo scores random halves of one group against each other: it must find
+nothing. The control plants copies of half the training patients among the samples: it must find
+something, or the attack is too weak to acquit anybody.
+
+Axes: R released samples, P patients, Q reference patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from vitrael.core.digest import Digest
+from vitrael.core.errors import DataError
+from vitrael.core.metrics.intervals import (
+    CONFIDENCE,
+    Estimate,
+    auc,
+    normal_interval,
+    stratified,
+)
+from vitrael.privacy.evidence import Measurement, not_estimable
+
+LEAST_PATIENTS: Final = 10
+"""On each side, for a site's areas to be told."""
+_NEIGHBOURS = 5
+_METHOD = "nearest-neighbour density ratio on the released samples; areas by site, DeLong errors"
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """One site's areas under the curve: the attack, its placebo, its control."""
+
+    attack: Estimate
+    placebo: Estimate
+    control: Estimate
+    members: int
+    others: int
+
+
+def attack_scores(released_RP: np.ndarray, reference_QP: np.ndarray) -> np.ndarray:
+    """Return ``[P]``, higher for more likely members.
+
+    Both arguments hold distances of each patient to samples and to other real patients; infinity
+    stands for a patient's own scans. Raises DataError when there is nothing to compare with.
+    """
+    if not len(released_RP) or not len(reference_QP):
+        raise DataError("the membership attack needs samples and reference patients")
+    near = np.sort(reference_QP, axis=0)[:_NEIGHBOURS]
+    near = np.where(np.isfinite(near), near, np.nan)
+    return np.asarray(np.log(np.nanmean(near, axis=0)) - np.log(released_RP.min(0) + 1e-9))
+
+
+def measure_membership(
+    members_P: np.ndarray,
+    others_P: np.ndarray,
+    members_with_plants_P: np.ndarray,
+    *,
+    rng: np.random.Generator,
+) -> Membership | None:
+    """Return a site's areas from attack scores, or None with too few patients on a side."""
+    if min(len(members_P), len(others_P)) < LEAST_PATIENTS:
+        return None
+    halves = [_halves(scores, rng) for scores in (members_P, others_P)]
+    return Membership(
+        attack=auc(members_P, others_P),
+        placebo=stratified([auc(*half) for half in halves], [len(members_P), len(others_P)]),
+        control=auc(members_with_plants_P, others_P),
+        members=len(members_P),
+        others=len(others_P),
+    )
+
+
+def pool_membership(
+    parts: Sequence[Membership | None],
+    *,
+    confidence: float = CONFIDENCE,
+    inputs: tuple[Digest, ...] = (),
+) -> tuple[Measurement, Measurement, Measurement]:
+    """Return attack, placebo and control, each a mean over sites weighted by their patients.
+
+    A site that could not measure (None) makes all three not estimable.
+    """
+    names = ("membership.auc", "membership.placebo_gap", "membership.control_auc")
+    told = [part for part in parts if part is not None]
+    if not parts or len(told) < len(parts):
+        why = f"a site has fewer than {LEAST_PATIENTS} training or held-out patients"
+        first, second, third = (
+            not_estimable(name, why, method=_METHOD, unit="patients", confidence=confidence)
+            for name in names
+        )
+        return first, second, third
+    weights = [part.members * part.others / (part.members + part.others) for part in told]
+    attack = stratified([part.attack for part in told], weights)
+    placebo = stratified([part.placebo for part in told], weights)
+    control = stratified([part.control for part in told], weights)
+    gap = Estimate(abs(placebo.value - 0.5), placebo.error)
+    others = sum(part.others for part in told)
+    first, second, third = (
+        _measurement(name, estimate, n=others, confidence=confidence, inputs=inputs)
+        for name, estimate in zip(names, (attack, gap, control), strict=True)
+    )
+    return first, second, third
+
+
+def _measurement(
+    name: str, estimate: Estimate, *, n: int, confidence: float, inputs: tuple[Digest, ...]
+) -> Measurement:
+    low, high = normal_interval(estimate, confidence=confidence)
+    return Measurement(
+        name=name,
+        value=estimate.value,
+        low=low,
+        high=high,
+        n=n,
+        unit="held-out patients",
+        confidence=confidence,
+        method=_METHOD,
+        inputs=inputs,
+    )
+
+
+def _halves(scores: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    mixed = rng.permutation(scores)
+    return mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]

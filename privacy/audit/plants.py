@@ -1,0 +1,92 @@
+"""Planted copies: real scans of the gallery, disguised, that a filter with power must catch.
+
+Plants come from training patients (they are in the gallery) whom the filter's encoder never saw
+and whose scans set no threshold of their own class; each source patient is used once a class.
+They exist only at the site, for the length of one audit, and are never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
+from scipy import ndimage
+
+from vitrael.core.records import PatientImages
+from vitrael.privacy.evidence import PLANT_CLASSES
+from vitrael.privacy.reid.roles import RoundTrip
+
+NOISE_FRAC: Final = 0.02
+"""Standard deviation, of the intensity range."""
+TURN_DEG: Final = 5.0
+STRETCH_FRAC: Final = 0.05
+SHIFT_VOX: Final = 1.0
+BLEND_SHARE: Final = 0.8
+"""Weight of the copied patient; the rest is another one."""
+
+
+def draw_plants(
+    images: PatientImages,
+    count: int,
+    *,
+    rng: np.random.Generator,
+    round_trip: RoundTrip | None = None,
+) -> dict[str, np.ndarray]:
+    """Return up to ``count`` plants of every class, ``[P, 1, D, H, W]``, distinct source patients.
+
+    A cohort of fewer patients gives fewer plants. A class that cannot be made (a blend of one
+    patient, a round trip without autoencoder) is empty.
+    """
+    return {
+        kind: _plant(kind, images, count, rng=rng, round_trip=round_trip) for kind in PLANT_CLASSES
+    }
+
+
+def bend_affinely(volume_DHW: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
+    """Return the volume turned by up to 5 degrees, stretched by 5 % and moved by one voxel."""
+    x, y, z = np.deg2rad(rng.uniform(-TURN_DEG, TURN_DEG, 3))
+    skew = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    # The Cayley transform turns a skew matrix into a rotation, exact for every angle.
+    matrix = np.linalg.solve(np.identity(3) - skew / 2, np.identity(3) + skew / 2)
+    matrix = matrix * (1 + rng.uniform(-STRETCH_FRAC, STRETCH_FRAC, 3))
+    centre = (np.array(volume_DHW.shape) - 1) / 2
+    offset = centre - matrix @ centre + rng.uniform(-SHIFT_VOX, SHIFT_VOX, 3)
+    moved: np.ndarray = ndimage.affine_transform(volume_DHW, matrix, offset, order=1)
+    return moved
+
+
+def _plant(
+    kind: str,
+    images: PatientImages,
+    count: int,
+    *,
+    rng: np.random.Generator,
+    round_trip: RoundTrip | None,
+) -> np.ndarray:
+    source, other = _sources(images, count, rng=rng)
+    make: Mapping[str, Callable[[], np.ndarray]] = {
+        "exact": source.copy,
+        "noise": lambda: np.clip(source + rng.normal(0, NOISE_FRAC, source.shape), 0, 1),
+        "flip": lambda: source[:, :, ::-1],
+        "affine": lambda: np.array([[bend_affinely(x[0], rng=rng)] for x in source]),
+        "blend": lambda: BLEND_SHARE * source[: len(other)] + (1 - BLEND_SHARE) * other,
+        "autoencoder": lambda: source[:0] if round_trip is None else round_trip(source),
+    }
+    plants = make[kind]() if len(source) else source
+    return np.ascontiguousarray(plants.reshape(-1, *source.shape[1:]), dtype=np.float32)
+
+
+def _sources(
+    images: PatientImages, count: int, *, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return one scan of each chosen patient, and one of another patient for each of them."""
+    patients = rng.permutation(np.unique(images.patient_B))[:count]
+    rows = [rng.choice(np.flatnonzero(images.patient_B == patient)) for patient in patients]
+    source = images.image_BCDHW[np.array(rows, dtype=np.int64)]
+    strangers = [
+        rng.choice(others)
+        for patient in patients
+        if len(others := np.flatnonzero(images.patient_B != patient))
+    ]
+    return source, images.image_BCDHW[np.array(strangers, dtype=np.int64)]

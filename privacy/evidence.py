@@ -1,0 +1,144 @@
+"""Evidence: measured numbers with interval, n, method and the digests of what they are about.
+
+A number that could not be measured is evidence too: its value is None and its reason says why.
+``NAMES`` lists every measurement that a study of the ``empirical`` path produces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, Self
+
+from pydantic import Field, model_validator
+
+from vitrael.core.configs import Section
+from vitrael.core.digest import Digest, digest_json
+
+PLANT_CLASSES: Final = ("exact", "noise", "flip", "affine", "blend", "autoencoder")
+"""Kinds of planted copies, each with its own certificate of the filter's power."""
+
+NAMES: Final[Mapping[str, str]] = {
+    "participation.complete": "share of the roster's sites that took part to the end",
+    "screening.done": "share of the candidates that every site judged against its own scans",
+    "filter.verification_auc": "how well the encoder tells a patient's other visit from strangers",
+    **{f"filter.power.{kind}": f"share of planted copies caught: {kind}" for kind in PLANT_CLASSES},
+    "filter.false_positive_rate": "share of fresh patients' scans that the filter would drop",
+    "copies.excess_share": "released samples that copy a training scan, beyond the control",
+    "closeness.training_share": "released samples nearer to training than to held-out patients",
+    "membership.auc": "attack that tells training from held-out patients by the released samples",
+    "membership.placebo_gap": "the same attack between random halves: distance of its AUC from 0.5",
+    "membership.control_auc": "the same attack when copies are planted among the released samples",
+    "conditioning.ventricle_r": "correlation of asked and measured ventricle volume",
+    "conditioning.permuted_r": "the same correlation, absolute, after shuffling what was asked",
+}
+"""Every name of a measurement, and what it says."""
+
+
+class Measurement(Section):
+    """One measured number. ``value`` None means "not estimable", and ``reason`` says why."""
+
+    name: str = Field(min_length=1)
+    value: float | None
+    low: float | None = None
+    """Lower confidence bound; None where none was made."""
+    high: float | None = None
+    """Upper confidence bound; None where none was made."""
+    n: int = Field(ge=0)
+    unit: str = ""
+    """What ``n`` counts: patients, samples, plants, sites."""
+    confidence: float = Field(gt=0, le=1)
+    """Of each bound taken alone; 1 for a number that is counted and not estimated."""
+    method: str = Field(min_length=1)
+    inputs: tuple[Digest, ...] = ()
+    reason: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_finite_is_not_estimable(cls, document: Any) -> Any:  # noqa: ANN401 - before validation
+        if not isinstance(document, dict):
+            return document
+        numbers = [document.get(key) for key in ("value", "low", "high")]
+        if all(math.isfinite(x) for x in numbers if isinstance(x, int | float)):
+            return document
+        why = "the number came out as NaN or infinite"
+        return {**document, "value": None, "low": None, "high": None, "reason": why}
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.value is None:
+            if not self.reason:
+                msg = f"{self.name} has neither a value nor a reason"
+                raise ValueError(msg)
+            if self.low is not None or self.high is not None:
+                msg = f"{self.name} has bounds but no value"
+                raise ValueError(msg)
+            return self
+        if self.low is not None and self.low > self.value:
+            msg = f"the lower bound of {self.name} is above its value"
+            raise ValueError(msg)
+        if self.high is not None and self.high < self.value:
+            msg = f"the upper bound of {self.name} is below its value"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def estimable(self) -> bool:
+        """Whether there is a number at all."""
+        return self.value is not None
+
+
+def not_estimable(
+    name: str, reason: str, *, method: str, n: int = 0, unit: str = "", confidence: float = 0.95
+) -> Measurement:
+    """Return a measurement without a value; every gate on it refuses."""
+    return Measurement(
+        name=name, value=None, n=n, unit=unit, confidence=confidence, method=method, reason=reason
+    )
+
+
+def counted(
+    name: str, *, part: int, whole: int, unit: str, method: str, inputs: tuple[Digest, ...] = ()
+) -> Measurement:
+    """Return a share that is counted and not estimated: its bounds are its value.
+
+    An empty whole is not estimable.
+    """
+    if whole < 1:
+        return not_estimable(name, f"there are no {unit} to count", method=method, unit=unit)
+    share = part / whole
+    return Measurement(
+        name=name,
+        value=share,
+        low=share,
+        high=share,
+        n=whole,
+        unit=unit,
+        confidence=1.0,
+        method=method,
+        inputs=inputs,
+    )
+
+
+class Evidence(Section):
+    """All measurements of one study, each name once."""
+
+    protocol: Digest
+    measurements: tuple[Measurement, ...]
+
+    @model_validator(mode="after")
+    def _each_name_once(self) -> Self:
+        names = [measurement.name for measurement in self.measurements]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            msg = f"{twice[0]} was measured twice"
+            raise ValueError(msg)
+        return self
+
+    def find(self, name: str) -> Measurement | None:
+        """Return the measurement of that name, or None."""
+        return next((m for m in self.measurements if m.name == name), None)
+
+    @property
+    def digest(self) -> Digest:
+        """Name of the evidence by its content."""
+        return digest_json(self.model_dump(mode="json"))

@@ -1,0 +1,235 @@
+"""Gates: Evidence in, a Verdict out. Refusal is the default.
+
+An empty list of gates refuses; a missing, not estimable or not finite measurement refuses; so does
+one with fewer patients, or weaker bounds, than the gate demands. The thresholds of ``rehearsal``
+are justified by simulation (``tests/attacks/test_thresholds.py``): an ideal generator passes at
+least 90 % of the time, one that copies a quarter of its samples is refused at least 90 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+from pydantic import Field
+
+from vitrael.core.configs import Section
+from vitrael.core.digest import Digest, digest_json
+from vitrael.privacy.evidence import PLANT_CLASSES, Evidence, Measurement
+
+Bound = Literal["upper_at_most", "lower_at_least", "value_at_most", "value_at_least"]
+Outcome = Literal["passed", "refused", "not estimable"]
+
+
+class Gate(Section):
+    """One condition on one measurement."""
+
+    name: str = Field(min_length=1)
+    measurement: str = Field(min_length=1)
+    bound: Bound
+    threshold: float = Field(allow_inf_nan=False)
+    least_n: int = Field(default=1, ge=0)
+    """Below this n the measurement counts as not estimable."""
+    least_confidence: float = Field(default=0.95, gt=0.5, le=1)
+    """For the two bounds that are confidence bounds."""
+
+
+class Finding(Section):
+    """What one gate says about one measurement."""
+
+    gate: Gate
+    outcome: Outcome
+    measurement: Measurement | None
+    proven: bool = False
+    """A refusal whose interval lies beyond the threshold as a whole: bad, not only uncertain."""
+    sentence: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether this gate is open."""
+        return self.outcome == "passed"
+
+
+class Verdict(Section):
+    """Pass or refuse, with one finding for each gate."""
+
+    outcome: Literal["pass", "refuse"]
+    policy: str
+    publishable: bool
+    """True only for a pass under a policy that allows publication."""
+    findings: tuple[Finding, ...]
+    evidence: Digest
+    gates: Digest
+    reason: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate is open."""
+        return self.outcome == "pass"
+
+
+class Policy(Section):
+    """A named list of gates, and whether what passes them may be published."""
+
+    name: str
+    title: str
+    publishable: bool
+    gates: tuple[Gate, ...]
+
+
+def judge(
+    evidence: Evidence, gates: Sequence[Gate], *, policy: str = "", publishable: bool = False
+) -> Verdict:
+    """Return "pass" only when there is at least one gate and every gate is open."""
+    findings = tuple(_find(gate, evidence.find(gate.measurement)) for gate in gates)
+    closed = [finding for finding in findings if not finding.passed]
+    passed = bool(findings) and not closed
+    if not findings:
+        reason = "there is no gate, and nothing passes without one"
+    elif closed:
+        reason = "; ".join(finding.sentence for finding in closed)
+    else:
+        reason = f"all {len(findings)} gates are open"
+    return Verdict(
+        outcome="pass" if passed else "refuse",
+        policy=policy,
+        publishable=passed and publishable,
+        findings=findings,
+        evidence=evidence.digest,
+        gates=digest_json([gate.model_dump(mode="json") for gate in gates]),
+        reason=reason,
+    )
+
+
+def decide(evidence: Evidence, policy: Policy) -> Verdict:
+    """Return the verdict of a policy."""
+    return judge(evidence, policy.gates, policy=policy.name, publishable=policy.publishable)
+
+
+def _find(gate: Gate, measurement: Measurement | None) -> Finding:
+    if why := _missing(gate, measurement):
+        return Finding(
+            gate=gate,
+            outcome="not estimable",
+            measurement=measurement,
+            sentence=f"{gate.name}: not estimable, {why}",
+        )
+    assert measurement is not None  # noqa: S101 - _missing has refused None
+    number = _number(gate, measurement)
+    above = gate.bound.endswith("at_least")
+    passed = number >= gate.threshold if above else number <= gate.threshold
+    best = _best(gate, measurement)
+    proven = not passed and (best < gate.threshold if above else best > gate.threshold)
+    sign = "at least" if above else "at most"
+    side = gate.bound.split("_", maxsplit=1)[0]
+    of = "value" if side == "value" else f"{side} bound"
+    beyond = ", and the whole interval lies beyond it" if proven and side != "value" else ""
+    return Finding(
+        gate=gate,
+        outcome="passed" if passed else "refused",
+        measurement=measurement,
+        proven=proven,
+        sentence=f"{gate.name}: {of} {number:.4g}, demanded {sign} {gate.threshold:g}{beyond}",
+    )
+
+
+def _missing(gate: Gate, measurement: Measurement | None) -> str:
+    if measurement is None:
+        return "it was not measured"
+    if measurement.value is None:
+        return measurement.reason
+    number = _number(gate, measurement)
+    if not math.isfinite(number):
+        return "it has no such bound"
+    if measurement.n < gate.least_n:
+        unit = measurement.unit or "observations"
+        return f"{measurement.n} {unit} of at least {gate.least_n}"
+    if not gate.bound.startswith("value") and measurement.confidence < gate.least_confidence:
+        return f"the bounds hold at {measurement.confidence:g}, not {gate.least_confidence:g}"
+    return ""
+
+
+def _number(gate: Gate, measurement: Measurement) -> float:
+    side = {"upper": measurement.high, "lower": measurement.low, "value": measurement.value}
+    number = side[gate.bound.split("_", maxsplit=1)[0]]
+    return math.nan if number is None else number
+
+
+def _best(gate: Gate, measurement: Measurement) -> float:
+    """Return the end of the interval that speaks for passing."""
+    end = measurement.high if gate.bound.endswith("at_least") else measurement.low
+    return _number(gate, measurement) if end is None else end
+
+
+def _at_most(measurement: str, threshold: float, *, least_n: int = 1) -> Gate:
+    return Gate(
+        name=f"{measurement} at most",
+        measurement=measurement,
+        bound="upper_at_most",
+        threshold=threshold,
+        least_n=least_n,
+    )
+
+
+def _at_least(measurement: str, threshold: float, *, least_n: int = 1) -> Gate:
+    return Gate(
+        name=f"{measurement} at least",
+        measurement=measurement,
+        bound="lower_at_least",
+        threshold=threshold,
+        least_n=least_n,
+    )
+
+
+def _value(measurement: str, bound: Bound, threshold: float) -> Gate:
+    return Gate(
+        name=f"{measurement} value", measurement=measurement, bound=bound, threshold=threshold
+    )
+
+
+_COMMON: Final = (
+    _at_least("participation.complete", 1.0),
+    _at_least("screening.done", 1.0),
+    _value("membership.placebo_gap", "value_at_most", 0.15),
+    _at_least("membership.control_auc", 0.6),
+    _at_least("conditioning.ventricle_r", 0.5),
+    _value("conditioning.ventricle_r", "value_at_least", 0.7),
+    _value("conditioning.permuted_r", "value_at_most", 0.25),
+)
+
+_REHEARSAL: Final = Policy(
+    name="rehearsal",
+    title="Rehearsal: shows that the machinery works; NOT FOR PUBLICATION",
+    publishable=False,
+    gates=(
+        *_COMMON,
+        *(_at_least(f"filter.power.{kind}", 0.8, least_n=30) for kind in PLANT_CLASSES),
+        _at_least("filter.verification_auc", 0.8, least_n=10),
+        _at_most("filter.false_positive_rate", 0.25, least_n=10),
+        _at_most("copies.excess_share", 0.10, least_n=30),
+        _at_most("closeness.training_share", 0.70, least_n=30),
+        _at_most("membership.auc", 0.70, least_n=30),
+    ),
+)
+
+_PUBLIC: Final = Policy(
+    name="public",
+    title="Public: anyone may download what passes",
+    publishable=True,
+    gates=(
+        *_COMMON,
+        *(
+            _at_least(f"filter.power.{kind}", 0.95 if kind == "blend" else 0.98, least_n=300)
+            for kind in PLANT_CLASSES
+        ),
+        _at_least("filter.verification_auc", 0.98, least_n=200),
+        _at_most("filter.false_positive_rate", 0.10, least_n=1_000),
+        _at_most("copies.excess_share", 0.001, least_n=2_995),
+        _at_most("closeness.training_share", 0.52, least_n=1_000),
+        _at_most("membership.auc", 0.55, least_n=1_000),
+    ),
+)
+
+POLICIES: Final[Mapping[str, Policy]] = {"rehearsal": _REHEARSAL, "public": _PUBLIC}
+"""The named policies; a study chooses one before any candidate exists."""

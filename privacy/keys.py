@@ -1,0 +1,174 @@
+"""Keys of a party: Ed25519 to sign (RFC 8032) and X25519 to receive sealed tensors (RFC 7748).
+
+Private keys live as PEM PKCS#8 files of mode 0600 in one folder, ``signing.pem`` and
+``sealing.pem``, and never leave their machine. Public keys travel as hexadecimal digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self, TypeVar
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from pydantic import StringConstraints, TypeAdapter, ValidationError
+
+from vitrael.core.configs import Section
+from vitrael.core.digest import Digest, digest_json, write_atomically
+from vitrael.core.errors import AuthError
+from vitrael.core.study import Name
+
+T = TypeVar("T")
+
+PublicKeyHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""The 32 raw bytes of an Ed25519 or X25519 public key."""
+
+
+class PublicKeys(Section):
+    """What others need to know of a party: how to check its word and how to seal for it."""
+
+    signing: PublicKeyHex
+    sealing: PublicKeyHex
+
+    def verifier(self) -> Ed25519PublicKey:
+        """Return the key that checks signatures."""
+        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.signing))
+
+    def recipient(self) -> X25519PublicKey:
+        """Return the key that tensors are sealed for."""
+        return X25519PublicKey.from_public_bytes(bytes.fromhex(self.sealing))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class KeyPair:
+    """The two private keys of one party."""
+
+    signing: Ed25519PrivateKey
+    sealing: X25519PrivateKey
+
+    def __repr__(self) -> str:
+        """Show the public half only."""
+        return f"KeyPair({self.public.signing[:16]}…)"
+
+    @classmethod
+    def create(cls) -> Self:
+        """Return fresh keys from the operating system's generator."""
+        return cls(Ed25519PrivateKey.generate(), X25519PrivateKey.generate())
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Return the keys of a folder.
+
+        Raises AuthError when a file is missing, damaged, of another kind, or open to other users.
+        """
+        signing = _load_private(folder / "signing.pem")
+        sealing = _load_private(folder / "sealing.pem")
+        if not isinstance(signing, Ed25519PrivateKey) or not isinstance(sealing, X25519PrivateKey):
+            raise AuthError(
+                f"the keys in {folder} are of another kind",
+                why="signing.pem must be Ed25519 and sealing.pem X25519",
+                fix="restore the keys that were made at enrolment",
+            )
+        return cls(signing, sealing)
+
+    def save(self, folder: Path) -> None:
+        """Write both keys, mode 0600; raise AuthError rather than replace a key."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name, key in (("signing", self.signing), ("sealing", self.sealing)):
+            path = folder / f"{name}.pem"
+            if path.exists():
+                raise AuthError(
+                    f"{path} exists already",
+                    why="a key that is replaced cannot be had back",
+                    fix="choose an empty folder",
+                )
+            pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            write_atomically(path, pem)
+            path.chmod(0o600)
+
+    @property
+    def public(self) -> PublicKeys:
+        """The half that others may have."""
+        return PublicKeys(
+            signing=self.signing.public_key().public_bytes_raw().hex(),
+            sealing=self.sealing.public_key().public_bytes_raw().hex(),
+        )
+
+
+def _load_private(path: Path) -> object:
+    fix = "restore the keys that were made at enrolment"
+    try:
+        mode = path.stat().st_mode
+        data = path.read_bytes()
+    except OSError as error:
+        raise AuthError(f"key {path} cannot be read", why=error.strerror or "", fix=fix) from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise AuthError(
+            f"key {path} is open to other users",
+            why=f"its mode is {stat.S_IMODE(mode):o}",
+            fix=f"chmod 600 {path}",
+        )
+    try:
+        return load_pem_private_key(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise AuthError(f"key {path} is no private key in PEM", fix=fix) from error
+
+
+def fingerprint(public: str) -> str:
+    """Return SHA-256 of a public key, in 16 groups of four digits, for reading aloud."""
+    digits = hashlib.sha256(bytes.fromhex(public)).hexdigest()
+    return " ".join(digits[start : start + 4] for start in range(0, len(digits), 4))
+
+
+def save_public_keys(keys: PublicKeys, path: Path) -> None:
+    """Write public keys as JSON."""
+    write_atomically(path, keys.model_dump_json(indent=2).encode() + b"\n")
+
+
+def load_public_keys(path: Path) -> PublicKeys:
+    """Return the public keys of a JSON file; raise AuthError when it holds none."""
+    return _load_json(path, TypeAdapter(PublicKeys))
+
+
+def roster_digest(members: Mapping[str, PublicKeys]) -> Digest:
+    """Return the name of a roster: of its members' names and keys, whatever their order."""
+    return digest_json({name: keys.model_dump() for name, keys in members.items()})
+
+
+def save_roster(members: Mapping[str, PublicKeys], path: Path) -> None:
+    """Write a roster as JSON: each member's name and public keys."""
+    data = TypeAdapter(dict[Name, PublicKeys]).dump_json(dict(members), indent=2)
+    write_atomically(path, data + b"\n")
+
+
+def load_roster(path: Path) -> dict[str, PublicKeys]:
+    """Return the members of a roster file; raise AuthError when it is none."""
+    return _load_json(path, TypeAdapter(dict[Name, PublicKeys]))
+
+
+def _load_json(path: Path, adapter: TypeAdapter[T]) -> T:
+    try:
+        return adapter.validate_json(path.read_bytes())
+    except OSError as error:
+        raise AuthError(
+            f"{path} cannot be read",
+            why=error.strerror or "",
+            fix="ask the coordinator for the enrolment file",
+        ) from error
+    except ValidationError as error:
+        raise AuthError(
+            f"{path} does not hold public keys",
+            why="each party needs signing and sealing, 64 hexadecimal digits each",
+            fix="ask the coordinator for the enrolment file",
+        ) from error

@@ -1,0 +1,176 @@
+"""``vitrael demo``, ``study`` and ``release``: this file only translates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from vitrael.core.study import Study
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_STUDY = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command(
+    epilog="Examples: 'vitrael demo', 'vitrael demo --scans DIR --policy public', "
+    "'vitrael demo --resume'."
+)
+@click.option(
+    "--study", "study_file", type=_STUDY, help="A study to run. [default: the brain demo]"
+)
+@click.option(
+    "--scans",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Take NIfTI files of real brains, parted by patient, instead of phantoms.",
+)
+@click.option("--policy", type=click.Choice(["rehearsal", "public"]), help="Overrules the study.")
+@click.option(
+    "--patients", type=click.IntRange(min=12), help="Phantom patients a site. [default: 120]"
+)
+@click.option("--home", type=click.Path(path_type=Path), metavar="DIR", help="Where it all lies.")
+@click.option("--port", type=click.IntRange(1024, 65_000), help="First port. [default: free ones]")
+@click.option("--resume", is_flag=True, help="Go on with the last run where it stopped.")
+@_JSON
+def demo(
+    *,
+    study_file: Path | None,
+    scans: Path | None,
+    policy: Literal["rehearsal", "public"] | None,
+    patients: int | None,
+    home: Path | None,
+    port: int | None,
+    resume: bool,
+    as_json: bool,
+) -> int:
+    """Run a whole study on this machine: three sites, one signed release.
+
+    Exit code 0: released, or a rehearsal with too few patients to tell; 6: refused by a gate.
+    """
+    from vitrael.server.demo import (  # noqa: PLC0415
+        PHANTOM_PATIENTS,
+        DemoPlan,
+        choose_home,
+        demand_prepared,
+        prepare_demo,
+    )
+    from vitrael.server.demo_run import run_demo  # noqa: PLC0415
+
+    place = home.absolute() if home else choose_home(Path("demo-home"), resume=resume)
+    if resume:
+        study = demand_prepared(place)
+    else:
+        plan = DemoPlan(
+            home=place,
+            study=study_file or _bundled_study("brain-demo.toml"),
+            scans=scans,
+            policy=policy,
+            patients=patients or PHANTOM_PATIENTS,
+        )
+        study = prepare_demo(plan, tell=lambda text: click.echo(text, err=True))
+    outcome, code = run_demo(place, study, port=port)
+    click.echo(json.dumps(outcome.document) if as_json else outcome.text)
+    return code
+
+
+def _bundled_study(name: str) -> Path:
+    from importlib.resources import files  # noqa: PLC0415
+
+    return Path(str(files("vitrael.deploy.studies") / name))
+
+
+@click.group()
+def study() -> None:
+    """Check and explain studies."""
+
+
+@study.command(epilog="Example: 'vitrael study check deploy/studies/brain-demo.toml'.")
+@click.argument("file", type=_STUDY)
+@_JSON
+def check(file: Path, *, as_json: bool) -> None:
+    """Explain a study, or say what is wrong with file, key and remedy."""
+    from vitrael.core.study import load_study  # noqa: PLC0415
+
+    loaded = load_study(file)
+    if as_json:
+        names = {"study": loaded.digest, "protocol": loaded.protocol.digest}
+        click.echo(json.dumps({**names, "document": loaded.model_dump(mode="json")}))
+    else:
+        click.echo(_explain(loaded))
+
+
+def _explain(loaded: Study) -> str:
+    protocol, generator = loaded.protocol, loaded.protocol.generator
+    grid = "x".join(map(str, protocol.data.grid_vox))
+    screening = (
+        f"each site drops what comes closer to its patients than "
+        f"{protocol.screening.false_match_rate:.0%} of strangers do"
+        if protocol.screening.enabled
+        else "OFF: no candidate is judged, and the gates will refuse"
+    )
+    rows = {
+        "study": f"{protocol.name} {protocol.version}, {loaded.digest}",
+        "purpose": protocol.purpose,
+        "sites": f"{', '.join(loaded.roster.sites)} (quorum {protocol.federation.quorum})",
+        "path": f"{protocol.path}, judged by the policy {protocol.policy}",
+        "scans": f"recipe {protocol.data.recipe}, {grid} voxels of {protocol.data.spacing_mm:g} mm",
+        "codec": _training(generator.codec.training.rounds, generator.codec.training.length_images),
+        "teacher": _training(
+            generator.teacher.training.rounds, generator.teacher.training.length_images
+        ),
+        "leaves a site": "weights, sums over its patients, one vote a candidate, counted evidence",
+        "comes down": "weights of codec and teacher, unscreened candidates, samples to audit",
+        "screening": screening,
+        "released": f"{protocol.distillation.released} samples of a student that learned from "
+        f"what is kept of {protocol.distillation.candidates} candidates",
+    }
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+
+def _training(rounds: int, length_images: int) -> str:
+    return f"{length_images:,} images a site in {rounds} round{'s' if rounds > 1 else ''}"
+
+
+@click.group()
+def release() -> None:
+    """Recall what should no longer be used."""
+
+
+@release.command(epilog="Example: 'vitrael release recall brain-demo@1 --home DIR --reason TEXT'.")
+@click.argument("name", metavar="NAME@VERSION")
+@click.option("--home", type=click.Path(path_type=Path), required=True, help="Coordinator's home.")
+@click.option("--reason", required=True, help="One sentence that everybody will read.")
+@click.option("--dry-run", is_flag=True, help="Show the recall; publish nothing.")
+@click.option("--yes", is_flag=True, help="Recall without asking.")
+@_JSON
+def recall(*, name: str, home: Path, reason: str, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Recall a published release: from now on pull and verify refuse it."""
+    from vitrael.privacy.keys import KeyPair  # noqa: PLC0415
+    from vitrael.privacy.release.catalogue import publish_recall  # noqa: PLC0415
+    from vitrael.privacy.release.manifest import MANIFEST, parse_reference  # noqa: PLC0415
+    from vitrael.privacy.release.recall import sign_recall  # noqa: PLC0415
+    from vitrael.privacy.release.trust import load_trust  # noqa: PLC0415
+    from vitrael.server.settings import utc_now  # noqa: PLC0415
+
+    reference = parse_reference(name)
+    catalogue = home / "catalogue"
+    manifest = catalogue / reference.name / str(reference.version) / MANIFEST
+    if not manifest.is_file():
+        from vitrael.core.errors import UsageError  # noqa: PLC0415
+
+        raise UsageError(
+            f"{name} is not in {catalogue}", fix="name a release that this coordinator published"
+        )
+    facts: dict[str, Any] = {"release": name, "reason": reason, "published": not dry_run}
+    if not dry_run:
+        if not yes:
+            click.confirm(f"Recall {name} for good?", abort=True, err=True)
+        key = KeyPair.load(home / "keys").signing
+        notice = sign_recall(manifest.read_bytes(), key, reason=reason, now=utc_now())
+        publish_recall(catalogue, reference, recall=notice, trust=load_trust(home / "trust.json"))
+    click.echo(json.dumps(facts) if as_json else f"{name} is recalled: {reason}")

@@ -1,0 +1,1 @@
+"""The coordinator's database: SQLite by default, PostgreSQL in production."""

@@ -1,0 +1,214 @@
+"""``vitrael demo``: make three hospitals on this machine and run a study over them.
+
+Everything a hospital or the coordinator would do by hand is done here: keys and enrolment, the
+scans (phantoms, or NIfTI files parted by patient), the consents by the site's own command. What
+follows is the production layout on loopback (``server.rehearsal``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from vitrael.core.data.partition import find_scans, partition_by_subject, write_site_scans
+from vitrael.core.data.phantoms.cohorts import write_phantom_scans
+from vitrael.core.digest import write_atomically
+from vitrael.core.errors import CohortError, ProcessError, StorageError, UsageError
+from vitrael.core.study import Study, load_study
+from vitrael.privacy.keys import KeyPair, save_public_keys, save_roster
+from vitrael.privacy.release.trust import save_trust, trust_roster
+
+PHANTOM_PATIENTS = 120
+PHANTOM_VISITS = 2
+_FREE_BYTES = 1 << 30
+_CONSENT_S = 120
+_READY = "prepared.json"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPlan:
+    """What the demo was asked for."""
+
+    home: Path
+    study: Path
+    scans: Path | None = None
+    policy: Literal["rehearsal", "public"] | None = None
+    patients: int = PHANTOM_PATIENTS
+
+
+def choose_home(folder: Path, *, resume: bool) -> Path:
+    """Return ``folder/N``: the last run's when resuming, else a new one."""
+    runs = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+    if resume:
+        if not runs:
+            raise UsageError(
+                f"there is nothing to resume in {folder}", fix="run vitrael demo without --resume"
+            )
+        return folder.absolute() / str(runs[-1])
+    return folder.absolute() / str(runs[-1] + 1 if runs else 1)
+
+
+def prepare_demo(plan: DemoPlan, *, tell: Callable[[str], None]) -> Study:
+    """Make the homes of the coordinator and of every site; return the study.
+
+    A home that is prepared already is left as it is. Raises StorageError without enough disk,
+    CohortError for scans that cannot be used, UsageError for a home of something else.
+    """
+    if (plan.home / _READY).exists():
+        return load_study(plan.home / "study.toml")
+    _demand_space(plan.home)
+    document = tomllib.loads(plan.study.read_text(encoding="utf-8")) if plan.study.is_file() else {}
+    load_study(plan.study)
+    if plan.policy is not None:
+        document["protocol"]["policy"] = plan.policy
+    plan.home.mkdir(parents=True, exist_ok=True)
+    write_atomically(plan.home / "study.toml", tomli_w.dumps(document).encode())
+    study = load_study(plan.home / "study.toml")
+    _enroll(plan.home, study, phantoms=plan.scans is None)
+    counts = _write_scans(plan, study, tell=tell)
+    _consent(plan.home, study)
+    write_atomically(plan.home / _READY, json.dumps({"scans": counts}).encode())
+    return study
+
+
+def demand_prepared(home: Path) -> Study:
+    """Return the study of a home that a demo has prepared; raise UsageError for any other."""
+    if not (home / _READY).exists():
+        raise UsageError(f"{home} holds no prepared demo", fix="run vitrael demo without --resume")
+    return load_study(home / "study.toml")
+
+
+def site_home(home: Path, site: str) -> Path:
+    """Return a site's home below the coordinator's, as ``RehearsalLayout`` has it."""
+    return home / "sites" / site
+
+
+def _demand_space(home: Path) -> None:
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < _FREE_BYTES:
+        raise StorageError(
+            f"{existing} has {free >> 20} MiB free",
+            why=f"a demo needs {_FREE_BYTES >> 20} MiB",
+            fix="free some space or choose another --home",
+        )
+
+
+def _enroll(home: Path, study: Study, *, phantoms: bool) -> None:
+    """Make everybody's keys and tell each party the others' public ones."""
+    coordinator = _keys(home / "keys")
+    sites = {site: _keys(site_home(home, site) / "keys") for site in study.roster.sites}
+    members = {site: keys.public for site, keys in sites.items()}
+    save_roster(members, home / "roster.json")
+    trust = trust_roster(members, coordinator=coordinator.public, threshold=len(members))
+    save_trust(trust, home / "trust.json")
+    for site in sites:
+        folder = site_home(home, site)
+        save_public_keys(coordinator.public, folder / "coordinator.json")
+        save_roster(members, folder / "roster.json")
+        write_atomically(folder / "site.toml", tomli_w.dumps({"name": site}).encode())
+        key = folder / "keys" / "split.key"
+        if not key.exists():
+            write_atomically(key, _split_key(study, site, phantoms=phantoms))
+            key.chmod(0o600)
+
+
+def _keys(folder: Path) -> KeyPair:
+    if (folder / "sealing.pem").exists():
+        return KeyPair.load(folder)
+    keys = KeyPair.create()
+    keys.save(folder)
+    return keys
+
+
+def _split_key(study: Study, site: str, *, phantoms: bool) -> bytes:
+    """Return a random key; for phantoms one that follows from the study, so that runs compare."""
+    if not phantoms:
+        return secrets.token_bytes(32)
+    return hashlib.sha256(f"phantom split {study.protocol.seed} {site}".encode()).digest()
+
+
+def _write_scans(
+    plan: DemoPlan, study: Study, *, tell: Callable[[str], None]
+) -> Mapping[str, dict[str, Any]]:
+    folders = {site: site_home(plan.home, site) / "scans" for site in study.roster.sites}
+    if plan.scans is None:
+        tell(f"drawing {plan.patients} phantom patients for each of {len(folders)} sites")
+        data = study.protocol.data
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+            drawn = [
+                pool.submit(
+                    write_phantom_scans,
+                    folder,
+                    seed=study.protocol.seed,
+                    site=site,
+                    patients=plan.patients,
+                    visits=PHANTOM_VISITS,
+                    grid_vox=data.grid_vox,
+                    spacing_mm=data.spacing_mm,
+                )
+                for site, folder in folders.items()
+            ]
+            for future in drawn:
+                future.result()
+        return {site: {"patients": plan.patients, "unreadable": 0} for site in folders}
+    return _take_in(plan.scans, study, folders, tell=tell)
+
+
+def _take_in(
+    scans: Path, study: Study, folders: Mapping[str, Path], *, tell: Callable[[str], None]
+) -> Mapping[str, dict[str, Any]]:
+    found = find_scans(scans)
+    key = hashlib.sha256(f"partition {study.protocol.seed}".encode()).digest()
+    parted = partition_by_subject(found, study.roster.sites, key=key)
+    counts: dict[str, dict[str, Any]] = {}
+    for site, folder in folders.items():
+        split_key = (folder.parent / "keys" / "split.key").read_bytes()
+        taken = write_site_scans(parted[site], folder, study.protocol.data, key=split_key)
+        patients = len({item.subject for item in taken.manifest.items})
+        counts[site] = {"patients": patients, "unreadable": len(taken.unreadable)}
+        tell(f"site {site}: {patients} patients, {len(taken.manifest.items)} scans taken in")
+        for left in taken.left_out:
+            tell(f"site {site}: scan {left.number} left out: {left.reason}")
+    if not any(count["patients"] for count in counts.values()):
+        raise CohortError(f"no scan of {scans} could be used", fix="see the reasons above")
+    return counts
+
+
+def _consent(home: Path, study: Study) -> None:
+    """Have every site's operator say yes, by the command that a hospital would use."""
+    program = str(Path(sys.executable).parent / "vitrael")
+    asked = {
+        site: subprocess.Popen(  # noqa: S603 - our own command
+            [
+                *(program, "site", "consent", str(home / "study.toml"), "--yes", "--json"),
+                *("--home", str(site_home(home, site))),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for site in study.roster.sites
+    }
+    for site, process in asked.items():
+        try:
+            _, said = process.communicate(timeout=_CONSENT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise ProcessError(f"site {site} did not consent within {_CONSENT_S} s") from None
+        if process.returncode:
+            raise ProcessError(f"site {site} did not consent", why=said.strip())

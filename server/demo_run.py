@@ -1,0 +1,77 @@
+"""The running part of ``vitrael demo``: rehearse, record in MLflow, say what came of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitrael.core.study import Study
+from vitrael.server.federation.layout import RehearsalLayout
+from vitrael.server.progress import Progress
+from vitrael.server.registry import ui_command
+from vitrael.server.rehearsal import rehearse
+from vitrael.server.studies.recording import recording
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOutcome:
+    """What came of a demo, for people and for programs."""
+
+    document: dict[str, Any]
+    text: str
+
+
+def run_demo(home: Path, study: Study, *, port: int | None) -> tuple[DemoOutcome, int]:
+    """Run what is left of a prepared home's study; return its outcome and the exit code."""
+    layout = RehearsalLayout(
+        home=home, sites=study.roster.sites, port=port, threads=study.performance.threads
+    )
+    progress = Progress(sites=len(study.roster.sites))
+    with recording(home):
+        result = rehearse(layout, on_event=progress.follow)
+    document = json.loads((home / "outcome.json").read_bytes())
+    commands = _commands(home, document)
+    outcome = {**document, "home": str(home), "seconds": round(result.seconds), **commands}
+    return DemoOutcome(outcome, _tell(outcome, study)), result.exit_code
+
+
+def _commands(home: Path, document: dict[str, Any]) -> dict[str, str]:
+    commands = {"mlflow": ui_command(home)}
+    if document["outcome"] == "pass":
+        name, _, version = document["release"].partition("@")
+        trust = f"--trust {home / 'trust.json'}"
+        target = home / f"pulled-{name}-{version}"
+        source = home / "catalogue"
+        commands["pull"] = (
+            f"vitrael pull {document['release']} --from {source} {trust} --to {target}"
+        )
+        commands["verify"] = f"vitrael verify {target} {trust}"
+    return commands
+
+
+def _tell(outcome: dict[str, Any], study: Study) -> str:
+    lines = [""]
+    if outcome["outcome"] == "pass":
+        volumes = study.protocol.distillation.released
+        sites = len(study.roster.sites)
+        mark = "" if outcome["publishable"] else " A rehearsal: not for publication."
+        lines.append(
+            f"Released {outcome['release']}: {volumes} synthetic volumes, "
+            f"signed by {sites} of {sites} sites.{mark}"
+        )
+    else:
+        lines.append(f"Refused under the policy {outcome['policy']}. Nothing may be published.")
+        if outcome["unscreened"]:
+            lines.append(f"The {outcome['unscreened']} candidates are unscreened.")
+        marks = {"refused": "refused", "not estimable": "could not be estimated"}
+        lines += [
+            f"  {marks[kind]}: {sentence}"
+            for kind, sentence in outcome["findings"]
+            if kind in marks
+        ]
+    lines += ["", f"Report:   {outcome['report']}", f"MLflow:   {outcome['mlflow']}"]
+    if "pull" in outcome:
+        lines += [f"Download: {outcome['pull']}", f"Verify:   {outcome['verify']}"]
+    return "\n".join(lines)

@@ -1,0 +1,131 @@
+"""The Flower ServerApp: it opens the coordinator's home, runs the study and says how it ended.
+
+``run.json`` in the home is the one word on the state of a run: ``running``, ``finished`` or
+``failed``, with a sentence and the exit code that a command must end with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from vitrael.core.configs import Section
+from vitrael.core.digest import write_atomically
+from vitrael.core.errors import EXIT_INTERRUPTED, ConfigError, VitraelError
+from vitrael.server.federation.exchange import Exchange, FlowerExchange
+from vitrael.server.federation.guards import explained_storage
+
+StudyRunner = Callable[[Path, Exchange], int | None]
+"""Runs the study of a home; None means exit code 0."""
+
+
+RunStatus = Literal["running", "finished", "failed"]
+
+
+class RunState(Section):
+    """What ``run.json`` says."""
+
+    status: RunStatus
+    run_id: str
+    """Flower's number of the run, as text: JSON readers round integers of 64 bits."""
+    pid: int
+    utc: str
+    sentence: str = ""
+    exit_code: int = 0
+
+
+def make_app(run: StudyRunner) -> ServerApp:
+    """Return a ServerApp whose main runs ``run`` on the home that the run's config names."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        home = Path(str(context.run_config["home"]))
+        serve(run, home=home, grid=grid, run_id=str(context.run_id))
+
+    return app
+
+
+def serve(
+    run: StudyRunner, *, home: Path, grid: Grid, run_id: str, utc: Callable[[], str] | None = None
+) -> None:
+    """Run a study and keep ``run.json`` true, however it ends; what it raises goes on."""
+    now = utc or utc_now
+
+    def note(status: RunStatus, text: str = "", code: int = 0) -> None:
+        state = RunState(
+            status=status, run_id=run_id, pid=os.getpid(), utc=now(), sentence=text, exit_code=code
+        )
+        write_atomically(home / "run.json", state.model_dump_json(indent=1).encode())
+
+    note("running")
+    try:
+        with explained_storage(home):
+            code = run(home, FlowerExchange(grid, read_nodes(home)))
+    except VitraelError as error:
+        _log(home)
+        note("failed", error.sentence(), error.exit_code)
+        raise
+    except Exception as error:
+        _log(home)
+        note("failed", f"the ServerApp failed: {type(error).__name__}; logs/serverapp.log tells", 1)
+        raise
+    except BaseException:
+        note("failed", "the ServerApp was stopped", EXIT_INTERRUPTED)
+        raise
+    note("finished", code=code or 0)
+
+
+def read_run(home: Path) -> RunState | None:
+    """Return what ``run.json`` says, None when no run has started."""
+    try:
+        return RunState.model_validate_json((home / "run.json").read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def read_nodes(home: Path) -> dict[str, int]:
+    """Return site name -> Flower node id from ``sites.json`` (``{name: {"node_id": …}}``).
+
+    Raises ConfigError when the file is missing or a site has no node id.
+    """
+    path = home / "sites.json"
+    try:
+        sites = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): int(entry["node_id"]) for name, entry in sites.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} does not name the sites with their node ids", fix="enrol the sites again"
+        ) from error
+
+
+def utc_now() -> str:
+    """Return the present moment, ISO 8601, UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _log(home: Path) -> None:
+    """Append the exception at hand to a log: Flower discards what a ServerApp prints."""
+    path = home / "logs" / "serverapp.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{utc_now()} {sys.argv[0]}\n{traceback.format_exc()}\n")
+
+
+def _run_study(home: Path, exchange: Exchange) -> int | None:
+    from vitrael.server.studies.pipeline import run_study  # noqa: PLC0415 - it needs torch
+
+    result: int | None = run_study(home, exchange)
+    return result
+
+
+app = make_app(_run_study)

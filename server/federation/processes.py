@@ -1,0 +1,272 @@
+"""Child processes: their environment, how they start, are watched and are all ended.
+
+Each child leads a session of its own, so that the terminal's Ctrl-C reaches the parent alone and
+one signal reaches a child with all that it started. Whatever a child starts carries the home's
+path in its environment or on its command line, by which a later start finds what a killed parent
+left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from vitrael.core.digest import write_atomically
+from vitrael.core.errors import NetworkError, ProcessError
+
+HOME_MARK = "VITRAEL_REHEARSAL_HOME"
+"""The variable by which a process is known to belong to a home."""
+
+_GRACE_S = 5.0
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def child_environment(
+    base: Mapping[str, str], *, home: Path, flower_home: Path, threads: int = 1
+) -> dict[str, str]:
+    """Return the environment of a child: nobody is called, nothing is installed.
+
+    Flower's telemetry, update check and runtime installation are off, as are MLflow's telemetry
+    and any proxy on the way to this machine; what Flower writes stays in ``flower_home``. The
+    programs of this Python's environment come first on the path, because Flower starts its own
+    by name.
+    """
+    path = os.pathsep.join((str(Path(sys.executable).parent), base.get("PATH", os.defpath)))
+    return dict(base) | {
+        "PATH": path,
+        "FLWR_HOME": str(flower_home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # sites share the processor; a spinning thread stops others
+        "PYTHONUNBUFFERED": "1",
+        HOME_MARK: str(home),
+    }
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """Return distinct ports of 127.0.0.1 on which nothing listens now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return tuple(int(one.getsockname()[1]) for one in sockets)
+
+
+def check_ports(ports: Iterable[int]) -> None:
+    """Raise NetworkError that names the first port on which something listens."""
+    for port in ports:
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise NetworkError(
+                    f"port {port} of 127.0.0.1 is in use",
+                    why=error.strerror or "",
+                    fix="end the program that listens there, or choose another port",
+                ) from error
+
+
+@dataclass(slots=True)
+class Child:
+    """One process that we started and answer for."""
+
+    name: str
+    """In words: ``site north: steward``."""
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    log: Path
+    process: subprocess.Popen[bytes]
+    restarts: int = 0
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.process.pid
+
+    def ended(self) -> str | None:
+        """Return how it ended, in words, or None while it runs."""
+        code = self.process.poll()
+        if code is None:
+            return None
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def last_words(self, *, lines: int = 1) -> str:
+        """Return the last lines of its log that say something."""
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        said = [line.strip() for line in _COLOR.sub("", text).splitlines() if line.strip()]
+        return "\n".join(line[:300] for line in said[-lines:])
+
+
+@dataclass(slots=True)
+class ProcessGroup:
+    """All children of one home."""
+
+    home: Path
+    children: dict[str, Child] = field(default_factory=dict)
+
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        log: Path,
+    ) -> Child:
+        """Start a process, its output appended to ``log``; a name that has ended is replaced.
+
+        Raises ProcessError when the program cannot be started.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            process = _spawn(name, command, environment=environment, output=output)
+        previous = self.children.get(name)
+        child = Child(name, tuple(command), environment, log, process)
+        child.restarts = previous.restarts + 1 if previous else 0
+        self.children[name] = child
+        self._record()
+        return child
+
+    def restart(self, child: Child) -> Child:
+        """Start an ended child again with the same command."""
+        _signal_session(child.pid, signal.SIGKILL)
+        return self.start(child.name, child.command, environment=child.environment, log=child.log)
+
+    def check(self) -> None:
+        """Raise ProcessError that names the first child that has ended, and how."""
+        for child in self.children.values():
+            if how := child.ended():
+                raise ProcessError(
+                    f"{child.name} ended ({how})",
+                    why="" if how.startswith("signal") else child.last_words(),
+                    fix=f"read {child.log}, then resume",
+                )
+
+    def end(self, *, first: Sequence[str] = ()) -> None:
+        """End every child and all that they started: SIGTERM, then SIGKILL; never raises.
+
+        The children named in ``first`` get their SIGTERM, and a moment to obey, before the rest.
+        """
+        early = [child for name, child in self.children.items() if name in first]
+        for group in (early, list(self.children.values())):
+            for child in group:
+                _signal_session(child.pid, signal.SIGTERM)
+            _wait_for(group, seconds=_GRACE_S)
+        for child in self.children.values():
+            _signal_session(child.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(timeout=_GRACE_S)
+        self.children.clear()
+        end_leftovers(self.home)
+
+    def _record(self) -> None:
+        entries = {
+            child.name: {"pid": child.pid, "command": list(child.command)}
+            for child in self.children.values()
+        }
+        write_atomically(_pid_file(self.home), json.dumps(entries, indent=1).encode())
+
+
+def end_leftovers(home: Path) -> list[int]:
+    """End the processes of a home that an earlier parent left behind; return their ids.
+
+    A process counts when its environment carries the home's mark, or when it is one that
+    ``processes.json`` names or a Flower program and its command line names the home.
+    """
+    pid_file = _pid_file(home)
+    try:
+        recorded = {int(entry["pid"]) for entry in json.loads(pid_file.read_bytes()).values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        recorded = set()
+    found = [p for p in psutil.process_iter() if _belongs(p, home=home, recorded=recorded)]
+    for send in (psutil.Process.terminate, psutil.Process.kill):
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                send(process)
+        _, found_alive = psutil.wait_procs(found, timeout=2)
+        if not found_alive:
+            break
+    with contextlib.suppress(OSError):
+        pid_file.unlink()
+    return [process.pid for process in found]
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process runs; one that ended and was not yet reaped does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def _pid_file(home: Path) -> Path:
+    return home / "processes.json"
+
+
+def _spawn(
+    name: str, command: Sequence[str], *, environment: Mapping[str, str], output: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(  # noqa: S603 - commands are ours, arguments a list
+            list(command),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ProcessError(
+            f"{name} cannot be started", why=error.strerror or "", fix=f"install {command[0]}"
+        ) from error
+
+
+def _signal_session(pid: int, number: signal.Signals) -> None:
+    """Send a signal to every process of the session that ``pid`` leads or led."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _wait_for(children: Sequence[Child], *, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.process.wait(timeout=max(until - time.monotonic(), 0.0))
+
+
+def _belongs(process: psutil.Process, *, home: Path, recorded: set[int]) -> bool:
+    if process.pid == os.getpid():
+        return False
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        command = process.cmdline()
+        flower = any("flower-" in part or "courier" in part for part in command[:4])
+        if (process.pid in recorded or flower) and any(str(home) in part for part in command):
+            return True
+        return bool(process.environ().get(HOME_MARK) == str(home))
+    except (psutil.Error, OSError):
+        return False

@@ -1,0 +1,425 @@
+"""The production layout on one machine: SuperLink, SuperNodes and stewards on loopback.
+
+This is no simulation. A SuperLink with TLS, node authentication and a database; for each site a
+SuperNode with its own key and TLS authority, a SuperExec that starts the courier, and a steward
+in the site's home, without a network where the system allows it. A rehearsal starts them all,
+watches them and ends them all whatever happens. What a study has finished lies in the homes, and
+a later rehearsal of the same home goes on from there.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from vitrael.core.digest import write_atomically
+from vitrael.core.errors import ConfigError, ProcessError, VitraelError
+from vitrael.server.federation.app import RunState, read_run
+from vitrael.server.federation.control import SuperLink
+from vitrael.server.federation.guards import (
+    explained_storage,
+    locked,
+    terminable,
+    uninterrupted,
+)
+from vitrael.server.federation.layout import (
+    LOOPBACK,
+    RehearsalLayout,
+    executor_command,
+    network_guard,
+    prepare,
+    steward_command,
+    superexec_command,
+    superlink_command,
+    supernode_command,
+)
+from vitrael.server.federation.pki import create_node_key
+from vitrael.server.federation.processes import (
+    ProcessGroup,
+    check_ports,
+    child_environment,
+    end_leftovers,
+    free_ports,
+    is_alive,
+)
+from vitrael.server.federation.progress import Tail
+
+_START_S = 120.0
+_REFUSED_S = 90.0
+_WATCH_S = 0.2
+_MOST_RESTARTS = 3
+_ACTIVATION_REFUSED = "2004"
+
+EventKind = Literal["starting", "running", "ready", "restarted", "progress"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something to show: who, what, and for ``progress`` a line of a ``progress.jsonl``."""
+
+    kind: EventKind
+    who: str
+    """``coordinator``, a site's name, or a process such as ``site north: steward``."""
+    text: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """How a run ended, in the words of its ServerApp."""
+
+    exit_code: int
+    sentence: str
+    seconds: float
+    restarts: int
+
+
+def rehearse(
+    layout: RehearsalLayout,
+    *,
+    on_event: Callable[[Event], None] = lambda _: None,
+    restart: bool = False,
+) -> RunOutcome:
+    """Start the federation, run the study to its end, end every process, return the outcome.
+
+    With ``restart`` a lost courier, steward or ServerApp is started again, each a few times;
+    without, and for the SuperLink always, a lost process ends the rehearsal with a ProcessError
+    that names it. A failed study is raised as VitraelError with the ServerApp's sentence and exit
+    code. Ctrl-C, SIGTERM and every exception end all processes before they go on.
+    """
+    with Rehearsal(layout, on_event=on_event, restart=restart) as rehearsal:
+        rehearsal.start()
+        return rehearsal.watch()
+
+
+class Rehearsal:
+    """A federation on loopback; as a context manager it ends whatever happens."""
+
+    def __init__(
+        self,
+        layout: RehearsalLayout,
+        *,
+        on_event: Callable[[Event], None] = lambda _: None,
+        restart: bool = False,
+    ) -> None:
+        self.layout = layout
+        self.group = ProcessGroup(layout.home)
+        self.run_id = 0
+        self.guard: tuple[str, ...] = ()
+        """What takes the network from the stewards; empty when this machine allows nothing."""
+        self._tell = on_event
+        self._restart = restart
+        self._restarts: dict[str, int] = {}
+        self._ask_again = 0.0
+        self._ports: dict[str, int] = {}
+        self._tails: dict[str, Tail] = {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Take the home's lock and see to it that the end comes in every case."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(self.layout.home))
+            stack.enter_context(terminable())
+            self._stack = stack.pop_all()
+        atexit.register(self.end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End every process."""
+        self.end()
+
+    @property
+    def superlink(self) -> SuperLink:
+        """The control side of the SuperLink."""
+        address = f"{LOOPBACK}:{self._ports['coordinator']}"
+        return SuperLink(address, self.layout.tls().authority)
+
+    # From start to end --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start every process and the run; return when all sites are connected.
+
+        Raises NetworkError for a port in use, ProcessError for a process that does not come up.
+        """
+        layout = self.layout
+        with explained_storage(layout.home):
+            prepare(layout)
+        if left := end_leftovers(layout.home):
+            text = f"ended {len(left)} processes of an earlier run"
+            self._tell(Event("starting", "coordinator", text))
+        (layout.home / "run.json").unlink(missing_ok=True)
+        self._choose_ports()
+        homes = {"coordinator": layout.home} | {s: layout.site_home(s) for s in layout.sites}
+        self._tails = {who: Tail.at_end(home / "progress.jsonl") for who, home in homes.items()}
+        self._start_superlink()
+        self._start_stewards()
+        self._wait("the SuperLink does not answer", self.superlink.is_up)
+        nodes = self._enrol()
+        self._start_run()
+        for site in layout.sites:
+            self._start_courier(site)
+        self._connect(nodes)
+        self._wait("a steward does not listen", self._stewards_listen)
+        self._tell(Event("ready", "coordinator", f"{len(layout.sites)} sites are connected"))
+
+    def watch(self, *, timeout_s: float | None = None) -> RunOutcome:
+        """Return how the run ended; raise ProcessError when a process is lost meanwhile.
+
+        Raises VitraelError with the ServerApp's sentence and exit code when the study failed.
+        """
+        began = time.monotonic()
+        while True:
+            state = self.state()
+            for event in self._progress():
+                self._tell(event)
+            if state is not None and state.status != "running":
+                return self._outcome(state, seconds=time.monotonic() - began)
+            self._tend()
+            if timeout_s is not None and time.monotonic() - began >= timeout_s:
+                raise ProcessError(f"the run did not end within {timeout_s:g} s", fix="resume")
+            time.sleep(_WATCH_S)
+
+    def end(self) -> None:
+        """End every process of the home; a second call does nothing."""
+        atexit.unregister(self.end)
+        with self._stack, uninterrupted():
+            if self._ports:
+                others = [name for name in self.group.children if name != "SuperLink"]
+                self.group.end(first=others)
+
+    def state(self) -> RunState | None:
+        """Return what the ServerApp of the present run said last."""
+        state = read_run(self.layout.home)
+        return state if state is not None and state.run_id == str(self.run_id) else None
+
+    # What a test may do -------------------------------------------------------------------------
+
+    def kill(self, who: str) -> None:
+        """Kill a process as a crash would, by its name: ``site north: steward``."""
+        child = self.group.children[who]
+        os.kill(child.pid, signal.SIGKILL)
+        child.process.wait(timeout=10)
+
+    def kill_courier(self, site: str) -> None:
+        """Kill a site's SuperNode as a crash would."""
+        self.kill(_courier(site))
+
+    def kill_server_app(self) -> None:
+        """Kill the ServerApp as a crash would; raise ProcessError when none runs."""
+        state = self.state()
+        if state is None or state.status != "running":
+            raise ProcessError("no ServerApp is running")
+        os.kill(state.pid, signal.SIGKILL)
+
+    # Starting -----------------------------------------------------------------------------------
+
+    def _choose_ports(self) -> None:
+        names = ("coordinator", *self.layout.sites)
+        first = self.layout.port
+        ports = free_ports(len(names)) if first is None else range(first, first + len(names))
+        check_ports(ports)
+        self._ports = dict(zip(names, ports, strict=True))
+        data = json.dumps(self._ports, indent=1).encode()
+        write_atomically(self.layout.home / "ports.json", data)
+
+    def _spawn(self, name: str, command: tuple[str, ...], *, flower_home: Path) -> None:
+        log = name.removeprefix("site ").replace(": ", "-").lower()
+        environment = child_environment(
+            self.layout.environment,
+            home=self.layout.home,
+            flower_home=flower_home,
+            threads=self.layout.threads,
+        )
+        path = self.layout.home / "logs" / f"{log}.log"
+        self.group.start(name, command, environment=environment, log=path)
+
+    def _start_superlink(self) -> None:
+        port, home = self._ports["coordinator"], self.layout.flower
+        self._tell(Event("starting", "coordinator", f"SuperLink on port {port}"))
+        self._spawn("SuperLink", superlink_command(self.layout, port=port), flower_home=home)
+        self._spawn("SuperExec", superexec_command(self.layout, port=port), flower_home=home)
+
+    def _start_stewards(self) -> None:
+        self.guard = network_guard()
+        for site in self.layout.sites:
+            how = f"without a network ({self.guard[-1]})" if self.guard else "WITH a network"
+            self._tell(Event("starting", site, f"steward {how}"))
+            home = self.layout.site_home(site)
+            _forget_socket(home)
+            command = steward_command(self.layout, site, guard=self.guard)
+            self._spawn(_steward(site), command, flower_home=home / "flower")
+
+    def _start_courier(self, site: str) -> None:
+        port, link = self._ports[site], self._ports["coordinator"]
+        home = self.layout.site_home(site) / "flower"
+        node = supernode_command(self.layout, site, port=port, superlink_port=link)
+        self._spawn(_courier(site), node, flower_home=home)
+        executor = executor_command(self.layout, site, port=port)
+        self._spawn(f"site {site}: executor", executor, flower_home=home)
+
+    def _enrol(self) -> dict[str, int]:
+        """Return site -> node id: keys registered, ids in ``sites.json``, dead nodes signed off."""
+        online = {node.node_id for node in self.superlink.nodes() if node.online}
+        path = self.layout.home / "sites.json"
+        entries = _read_sites(path)
+        nodes: dict[str, int] = {}
+        for site in self.layout.sites:
+            key = self.layout.node_key(site)
+            nodes[site] = self.superlink.register(site, public_key=create_node_key(key))
+            if nodes[site] in online:
+                self.superlink.sign_off(nodes[site], key=key)
+            entries[site] = {**entries.get(site, {}), "node_id": nodes[site]}
+        write_atomically(path, json.dumps(entries, indent=1).encode())
+        return nodes
+
+    def _start_run(self) -> None:
+        self.superlink.stop_runs()
+        self.run_id = self.superlink.start_run(
+            self.layout.flower / "bundle", config={"home": str(self.layout.home)}
+        )
+        self._ask_again = time.monotonic() + 5.0
+        self._tell(Event("running", "coordinator", f"run {self.run_id}"))
+
+    def _connect(self, nodes: Mapping[str, int]) -> None:
+        """Wait until every node is online; one whose key is refused starts again, for 90 s."""
+        until = time.monotonic() + _REFUSED_S
+        missing = dict(nodes)
+        while missing:
+            online = {node.node_id for node in self.superlink.nodes() if node.online}
+            missing = {site: node for site, node in missing.items() if node not in online}
+            if missing and time.monotonic() >= until:
+                names = ", ".join(sorted(missing))
+                raise ProcessError(
+                    f"site {names} did not connect within {_REFUSED_S:.0f} s",
+                    fix="read the courier's log, then resume",
+                )
+            for site in missing:
+                self._again_if_refused(site)
+            self.group.check()
+            if missing:
+                time.sleep(_WATCH_S)
+
+    def _again_if_refused(self, site: str) -> bool:
+        child = self.group.children[_courier(site)]
+        if not child.ended() or _ACTIVATION_REFUSED not in child.last_words(lines=40):
+            return False
+        self._tell(Event("restarted", child.name, "the SuperLink still holds its key as in use"))
+        time.sleep(2)
+        self.group.restart(child)
+        return True
+
+    def _stewards_listen(self) -> bool:
+        return all(_listens(self.layout.site_home(site)) for site in self.layout.sites)
+
+    def _wait(self, failure: str, ready: Callable[[], bool]) -> None:
+        until = time.monotonic() + _START_S
+        while not ready():
+            self.group.check()
+            if time.monotonic() >= until:
+                raise ProcessError(f"{failure}, waited {_START_S:.0f} s", fix="read the logs")
+            time.sleep(_WATCH_S / 2)
+
+    # Watching -----------------------------------------------------------------------------------
+
+    def _progress(self) -> Iterator[Event]:
+        for who, tail in self._tails.items():
+            for line in tail.new_lines():
+                yield Event("progress", who, data=line)
+
+    def _tend(self) -> None:
+        """Restart what may be restarted; raise ProcessError for any other loss."""
+        if self._restart:
+            for child in list(self.group.children.values()):
+                how = child.ended()
+                if how and child.name.startswith("site ") and self._may_restart(child.name):
+                    self._tell(Event("restarted", child.name, f"it had ended ({how})"))
+                    self._revive(child.name)
+        self.group.check()
+        self._tend_server_app()
+
+    def _revive(self, name: str) -> None:
+        site = name.removeprefix("site ").partition(":")[0]
+        if name == _steward(site):
+            _forget_socket(self.layout.site_home(site))
+        if name != _courier(site):
+            self.group.restart(self.group.children[name])
+            return
+        nodes = {site: int(_read_sites(self.layout.home / "sites.json")[site]["node_id"])}
+        with contextlib.suppress(VitraelError):
+            self.superlink.sign_off(nodes[site], key=self.layout.node_key(site))
+        self.group.restart(self.group.children[name])
+        self._connect(nodes)
+
+    def _tend_server_app(self) -> None:
+        state = self.state()
+        if state is None:
+            if not self._failed_to_load():
+                return
+        elif is_alive(state.pid) or self.state() != state:
+            return
+        if not (self._restart and self._may_restart("ServerApp")):
+            raise ProcessError("the ServerApp ended without a word", fix="resume")
+        self._tell(Event("restarted", "ServerApp", "it had ended; a new run continues the study"))
+        self._start_run()
+
+    def _failed_to_load(self) -> bool:
+        """Say, at most every two seconds, whether the run ended before its ServerApp spoke."""
+        now = time.monotonic()
+        if now < self._ask_again:
+            return False
+        self._ask_again = now + 2.0
+        ended = self.superlink.run_status(self.run_id).startswith("finished")
+        return ended and self.state() is None
+
+    def _may_restart(self, name: str) -> bool:
+        self._restarts[name] = self._restarts.get(name, 0) + 1
+        return self._restarts[name] <= _MOST_RESTARTS
+
+    def _outcome(self, state: RunState, *, seconds: float) -> RunOutcome:
+        if state.status == "failed":
+            error = VitraelError(state.sentence.removesuffix("."))
+            error.exit_code = state.exit_code
+            raise error
+        restarts = sum(self._restarts.values())
+        return RunOutcome(state.exit_code, state.sentence, seconds, restarts)
+
+
+def _courier(site: str) -> str:
+    return f"site {site}: courier"
+
+
+def _steward(site: str) -> str:
+    return f"site {site}: steward"
+
+
+def _forget_socket(home: Path) -> None:
+    """Remove what a steward that was killed could not."""
+    for stale in ("steward.sock", "steward.json"):
+        (home / stale).unlink(missing_ok=True)
+
+
+def _listens(home: Path) -> bool:
+    """Say whether a steward's socket is there; ``steward.json`` may name a shorter path."""
+    try:
+        note = json.loads((home / "steward.json").read_bytes())
+        return Path(str(note["socket"])).exists()
+    except (OSError, ValueError, KeyError, TypeError):
+        return (home / "steward.sock").exists()
+
+
+def _read_sites(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        entries = json.loads(path.read_bytes())
+        return {str(name): dict(entry) for name, entry in entries.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged", fix="enrol the sites again") from error

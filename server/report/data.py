@@ -1,0 +1,190 @@
+"""What a report says, as one frozen document: every number that the page shows stands here.
+
+Nothing in it is about one patient. Counts of patients are buckets, and fewer than 11 are never
+told more exactly (``SMALL``).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final, Literal, Self
+
+from pydantic import AwareDatetime, Field, model_validator
+
+from vitrael.core.configs import Section
+from vitrael.core.digest import Digest
+from vitrael.core.study import Name, Study
+from vitrael.privacy.evidence import Evidence, Measurement
+from vitrael.privacy.gates import POLICIES, Verdict
+
+SCHEMA: Final = "vitrael.report/1"
+
+SMALL: Final = 11
+"""Counts of patients below this are suppressed."""
+
+Bucket = Literal[
+    "none", "fewer than 11", "11 to 49", "50 to 99", "100 to 199", "200 to 499", "500 to 999",
+    "1,000 or more",
+]  # fmt: skip
+_BUCKETS: Final[tuple[tuple[int, Bucket], ...]] = (
+    (1_000, "1,000 or more"),
+    (500, "500 to 999"),
+    (200, "200 to 499"),
+    (100, "100 to 199"),
+    (50, "50 to 99"),
+    (SMALL, "11 to 49"),
+    (1, "fewer than 11"),
+)
+
+
+def bucket_count(patients: int) -> Bucket:
+    """Return the bucket of a count of patients; a small one is not told exactly."""
+    return next((name for least, name in _BUCKETS if patients >= least), "none")
+
+
+class StudySummary(Section):
+    """The frozen study in the words of its document."""
+
+    name: str
+    version: int
+    purpose: str
+    study: Digest
+    protocol: Digest
+    path: Literal["dp", "empirical"]
+    policy: str
+    policy_title: str
+    recipe: str
+    grid_vox: tuple[int, int, int]
+    spacing_mm: float
+    rounds: dict[str, int]
+    """Stage to its number of federated rounds."""
+    candidates: int
+    released: int
+    seed: int
+
+
+class SiteSummary(Section):
+    """One site of the roster."""
+
+    name: Name
+    status: str
+    """Such as "took part to the end", or why not."""
+    training_patients: Bucket
+    consented_utc: AwareDatetime | None = None
+
+
+class StageSummary(Section):
+    """One attempt at a stage."""
+
+    stage: str
+    round: int
+    status: Literal["running", "finished", "failed"]
+    started_utc: AwareDatetime
+    seconds: float | None = Field(default=None, ge=0)
+    participants: tuple[str, ...] = ()
+    output: Digest | None = None
+    reason: str = ""
+
+
+class Curve(Section):
+    """One diagram: named lines over a common axis."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: dict[str, tuple[tuple[float, float], ...]]
+    """Line name to (x, y) in the order of x."""
+
+
+class Conditioning(Section):
+    """Whether the samples have the ventricle volume that was asked for."""
+
+    ceiling: Measurement
+    """The same correlation for phantoms or scans that only passed through the autoencoder."""
+    asked_measured: Measurement
+    permuted: Measurement
+    asked_ml: tuple[float, ...]
+    measured_ml: tuple[float, ...]
+    """Of the same released samples, in the same order."""
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if len(self.asked_ml) != len(self.measured_ml):
+            msg = "asked and measured volumes are not pairs"
+            raise ValueError(msg)
+        return self
+
+
+class Event(Section):
+    """One line of the participation record."""
+
+    utc: AwareDatetime
+    site: str
+    event: str
+
+
+class ReportData(Section):
+    """The whole report, without its pictures."""
+
+    title: str
+    created_utc: AwareDatetime
+    release: str
+    """``name@version``."""
+    volumes: int = Field(ge=0)
+    """Released synthetic volumes."""
+    unscreened: bool = False
+    """Whether the candidates could not be judged against the sites' own scans."""
+    study: StudySummary
+    sites: tuple[SiteSummary, ...]
+    verdict: Verdict
+    evidence: Evidence
+    conditioning: Conditioning | None = None
+    curves: tuple[Curve, ...] = ()
+    stages: tuple[StageSummary, ...] = ()
+    events: tuple[Event, ...] = ()
+    limits: tuple[str, ...] = ()
+    """Residual risks of this study, one sentence each, beside those of every report."""
+
+    @property
+    def is_rehearsal(self) -> bool:
+        """Whether the policy allows no publication; an unknown policy allows none."""
+        policy = POLICIES.get(self.verdict.policy)
+        return policy is None or not policy.publishable
+
+
+def summarize_study(study: Study) -> StudySummary:
+    """Return what the report tells of a study."""
+    protocol, generator = study.protocol, study.protocol.generator
+    policy = POLICIES.get(protocol.policy)
+    return StudySummary(
+        name=protocol.name,
+        version=protocol.version,
+        purpose=protocol.purpose,
+        study=study.digest,
+        protocol=protocol.digest,
+        path=protocol.path,
+        policy=protocol.policy,
+        policy_title=policy.title if policy else protocol.policy,
+        recipe=protocol.data.recipe,
+        grid_vox=protocol.data.grid_vox,
+        spacing_mm=protocol.data.spacing_mm,
+        rounds={
+            "codec": generator.codec.training.rounds,
+            "teacher": generator.teacher.training.rounds,
+        },
+        candidates=protocol.distillation.candidates,
+        released=protocol.distillation.released,
+        seed=protocol.seed,
+    )
+
+
+def summarize_site(
+    name: str, *, training_patients: int, status: str, consented_utc: datetime | None = None
+) -> SiteSummary:
+    """Return what the report tells of a site; the count of patients becomes a bucket here."""
+    return SiteSummary(
+        name=name,
+        status=status,
+        training_patients=bucket_count(training_patients),
+        consented_utc=consented_utc,
+    )

@@ -1,0 +1,148 @@
+"""A verdict in plain language: what it says, what it does not claim, and the filter's power."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from vitrael.core.configs import Section
+from vitrael.privacy.evidence import PLANT_CLASSES
+from vitrael.server.report.data import ReportData
+
+PLANTS: Final = {
+    "exact": "the scan itself",
+    "noise": "with 2 % noise",
+    "flip": "mirrored left to right",
+    "affine": "slightly turned and stretched",
+    "blend": "blended, 80 % of one patient",
+    "autoencoder": "after a round trip through the autoencoder",
+}
+"""What each class of planted copies is."""
+
+
+class PlantPower(Section):
+    """What the filter caught of one class of planted copies."""
+
+    kind: str
+    what: str
+    planted: int
+    caught: int | None
+    low: float | None
+    """Lower confidence bound of the share that is caught."""
+    confidence: float
+    demanded: float | None
+    """Threshold of the policy for that bound; None when no gate asks for this class."""
+    outcome: Literal["passed", "refused", "not estimable", "not asked"]
+    reason: str
+
+
+class Reading(Section):
+    """The verdict for people."""
+
+    banner: Literal["passed", "rehearsal", "refused"]
+    headline: str
+    mark: str
+    """Stands over everything when nothing here may be published; else empty."""
+    sentences: tuple[str, ...]
+    not_claimed: tuple[str, ...]
+    power: tuple[PlantPower, ...]
+
+
+def read_verdict(data: ReportData) -> Reading:
+    """Return the verdict in plain language; everything else than a publishable pass warns."""
+    verdict = data.verdict
+    banner: Literal["passed", "rehearsal", "refused"]
+    if not verdict.passed:
+        banner, headline = "refused", "Refused. Nothing of this may be published."
+    elif verdict.publishable and not data.is_rehearsal:
+        banner, headline = "passed", "Passed. This release may be published once it is signed."
+    else:
+        banner, headline = "rehearsal", "Every gate is open, in a rehearsal."
+    return Reading(
+        banner=banner,
+        headline=headline,
+        mark="Rehearsal: not for publication" if data.is_rehearsal else "",
+        sentences=_sentences(data),
+        not_claimed=_not_claimed(data),
+        power=_power(data),
+    )
+
+
+def _sentences(data: ReportData) -> tuple[str, ...]:
+    findings = data.verdict.findings
+    count = {
+        outcome: sum(finding.outcome == outcome for finding in findings)
+        for outcome in ("passed", "refused", "not estimable")
+    }
+    if not findings:
+        return ("There is no gate, and nothing passes without one.",)
+    lines = [f"{count['passed']} of {len(findings)} gates are open."]
+    if count["refused"]:
+        lines.append(f"Refused: {_names(data, 'refused')}.")
+    if count["not estimable"]:
+        names = _names(data, "not estimable")
+        lines.append(f"Could not be measured, which counts as refused: {names}.")
+    if proven := list(dict.fromkeys(f.gate.measurement for f in findings if f.proven)):
+        lines.append(
+            f"Beyond the threshold with the whole interval, so not by chance: {', '.join(proven)}."
+        )
+    if data.unscreened:
+        lines.append(
+            "The candidates are unscreened: there were too few patients to calibrate the filter."
+        )
+    lines.append(
+        f"The set has {data.volumes} synthetic volumes, all drawn from the distilled generator. "
+        "No scan of a patient is in it, nor in this report."
+    )
+    return tuple(lines)
+
+
+def _names(data: ReportData, outcome: str) -> str:
+    found = [f.gate.measurement for f in data.verdict.findings if f.outcome == outcome]
+    return ", ".join(dict.fromkeys(found))
+
+
+def _not_claimed(data: ReportData) -> tuple[str, ...]:
+    recognized = (
+        "That nobody could ever be recognized. It says what the attacks listed here found, with "
+        "these numbers of patients; an attack that is not listed may find more."
+    )
+    lines = [
+        recognized,
+        "That the volumes are fit for a clinical question. No gate here measures that.",
+        "Anything about another release, another study or another site.",
+    ]
+    if data.study.path == "empirical":
+        lines.insert(
+            1,
+            "A differential privacy budget. This study took the empirical path: it filters and "
+            "audits, and no ε is stated.",
+        )
+    if data.is_rehearsal:
+        lines.append(
+            "That the thresholds suffice for publication. Those of a rehearsal are wide enough "
+            "for a small study to pass."
+        )
+    return tuple(lines)
+
+
+def _power(data: ReportData) -> tuple[PlantPower, ...]:
+    rows = []
+    for kind in PLANT_CLASSES:
+        name = f"filter.power.{kind}"
+        measured = data.evidence.find(name)
+        finding = next((f for f in data.verdict.findings if f.gate.measurement == name), None)
+        value = measured.value if measured else None
+        rows.append(
+            PlantPower(
+                kind=kind,
+                what=PLANTS[kind],
+                planted=measured.n if measured else 0,
+                caught=None if measured is None or value is None else round(value * measured.n),
+                low=measured.low if measured else None,
+                confidence=measured.confidence if measured else 0.95,
+                demanded=finding.gate.threshold if finding else None,
+                outcome=finding.outcome if finding else "not asked",
+                reason=measured.reason if measured else "it was not measured",
+            )
+        )
+    return tuple(rows)

@@ -1,0 +1,1 @@
+"""Studies as the coordinator runs them: their stages, persisted and resumable."""

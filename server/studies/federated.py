@@ -1,0 +1,179 @@
+"""The federated stages: consent, the codec, its scale, the filter's calibration, the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vitrael.core.configs import TrainingConfig
+from vitrael.core.digest import Digest
+from vitrael.core.errors import ConsentError, WeightsError
+from vitrael.core.messages import StageName
+from vitrael.core.metrics.moments import add_moments, correlation, mean_and_covariance
+from vitrael.core.weights import Tensors, check_like, module_tensors
+from vitrael.privacy.envelope import open_consent
+from vitrael.server.federation.aggregate import weighted_mean
+from vitrael.server.studies.correspondence import Answers, ask_sites
+from vitrael.server.studies.run import StageResult, StudyRun
+
+_MOMENTS = ("latent", "condition", "ceiling")
+
+
+def collect_consents(run: StudyRun) -> dict[str, Any]:
+    """Stage ``consent``: every site's signed yes to this protocol with this roster."""
+
+    def work() -> StageResult:
+        answers = ask_sites(run, "consent", {})
+        consents: dict[str, Any] = {}
+        for site, answer in answers.by_site.items():
+            envelope = str(answer.reply.body["consent"])
+            consent = open_consent(envelope.encode(), run.members[site])
+            if (consent.protocol, consent.roster) != (run.study.protocol.digest, run.roster):
+                raise ConsentError(
+                    f"the consent of {site} is for another study",
+                    why="its protocol or roster differs",
+                    fix="let the site consent to this study",
+                )
+            consents[site] = {"envelope": envelope, **consent.model_dump(mode="json")}
+        return StageResult({"consents": consents}, answers.details, tuple(consents))
+
+    return run.stage("consent", {}, work)
+
+
+def train_codec(run: StudyRun) -> Digest:
+    """Stage ``codec``: federated averaging of the autoencoder; return its weights' digest."""
+    from vitrael.core.models.brain_ldm import build_codec  # noqa: PLC0415 - torch
+
+    protocol = run.study.protocol
+    start = module_tensors(build_codec(protocol.generator, seed=protocol.seed))
+    config = protocol.generator.codec.training
+    return _train_rounds(run, "codec", "codec", run.objects.put_tensors(start), config)
+
+
+def scale_latents(run: StudyRun, codec: Digest) -> dict[str, Any]:
+    """Stage ``latents``: set the codec's latent scale; pool covariates and the codec's ceiling.
+
+    The document holds the scaled ``codec``, mean and covariance of the ``condition`` (None when
+    no site had enough patients to tell), and the ``ceiling``: r and n of ventricle volume before
+    and after the codec.
+    """
+
+    def work() -> StageResult:
+        answers = ask_sites(run, "latents", {"codec": run.objects.get_tensors(codec)})
+        sums = _pool(run, answers)
+        mean, covariance = mean_and_covariance(sums["latent"])
+        tensors = run.objects.get_tensors(codec)
+        tensors["latent_mean"] = mean.astype(np.float32)
+        tensors["latent_std"] = np.sqrt(np.diag(covariance)).astype(np.float32)
+        document = {
+            "codec": run.objects.put_tensors(tensors),
+            "condition": _condition(sums["condition"]),
+            "ceiling": {
+                "r": correlation(sums["ceiling"]) if sums["ceiling"]["count"][0] else None,
+                "n": int(sums["ceiling"]["count"][0]),
+            },
+        }
+        return StageResult(document, answers.details, tuple(answers.by_site))
+
+    return run.stage("latents", {"codec": codec}, work)
+
+
+def calibrate_filters(run: StudyRun) -> dict[str, Any]:
+    """Stage ``calibration``: each site trains its filter on F and freezes its operating point."""
+
+    def work() -> StageResult:
+        answers = ask_sites(run, "calibration", {})
+        bodies = {site: dict(answer.reply.body) for site, answer in answers.by_site.items()}
+        return StageResult({"sites": bodies}, answers.details, tuple(bodies))
+
+    return run.stage("calibration", {}, work)
+
+
+def train_teacher(run: StudyRun, codec: Digest) -> Digest:
+    """Stage ``teacher``: federated averaging of the denoiser; return its weights' digest."""
+    from vitrael.core.models.brain_ldm import build_denoiser  # noqa: PLC0415 - torch
+
+    protocol = run.study.protocol
+    part = protocol.generator.teacher
+    start = module_tensors(build_denoiser(protocol.generator, part, seed=protocol.seed))
+    return _train_rounds(
+        run,
+        "teacher",
+        "denoiser",
+        run.objects.put_tensors(start),
+        part.training,
+        beside={"codec": run.objects.get_tensors(codec)},
+    )
+
+
+def _train_rounds(
+    run: StudyRun,
+    stage: StageName,
+    part: str,
+    weights: Digest,
+    config: TrainingConfig,
+    *,
+    beside: Mapping[str, Tensors] | None = None,
+) -> Digest:
+    for round_index in range(config.rounds):
+        before = weights
+
+        def work(before: Digest = before, round_index: int = round_index) -> StageResult:
+            tensors = run.objects.get_tensors(before)
+            attachments = {part: tensors, **(beside or {})}
+            answers = ask_sites(run, stage, attachments, round_index=round_index)
+            mean = weighted_mean(_updates(run, answers, part, tensors))
+            document = {part: run.objects.put_tensors(mean)}
+            return StageResult(
+                document, {**answers.details, "curves": _curves(answers)}, tuple(answers.by_site)
+            )
+
+        inputs = {"weights": before, "beside": sorted(beside or {})}
+        document = run.stage(stage, inputs, work, round_index=round_index)
+        weights = Digest(document[part])
+    return weights
+
+
+def _updates(
+    run: StudyRun, answers: Answers, part: str, expected: Tensors
+) -> list[tuple[Any, int]]:
+    """Return the updates on disk with their counts; a site whose tensors do not fit is refused."""
+    updates = []
+    for site, answer in answers.by_site.items():
+        try:
+            check_like(run.objects.get_tensors(answer.tensors[part]), expected)
+        except WeightsError as error:
+            raise WeightsError(f"the update of {site} is refused", why=error.sentence()) from error
+        updates.append((run.objects.path(answer.tensors[part]), answer.reply.num_examples))
+    return updates
+
+
+def _curves(answers: Answers) -> dict[str, Any]:
+    return {
+        site: {
+            "images": answer.reply.body.get("curve_images", []),
+            "loss": answer.reply.body.get("curve_loss", []),
+        }
+        for site, answer in answers.by_site.items()
+    }
+
+
+def _pool(run: StudyRun, answers: Answers) -> dict[str, dict[str, np.ndarray]]:
+    parts: Sequence[Tensors] = [
+        run.objects.get_tensors(answer.tensors["moments"]) for answer in answers.by_site.values()
+    ]
+    return {
+        name: add_moments(
+            [{key: part[f"{name}.{key}"] for key in ("count", "sum", "square")} for part in parts]
+        )
+        for name in _MOMENTS
+    }
+
+
+def _condition(moments: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+    if not moments["count"][0]:
+        return None
+    mean, covariance = mean_and_covariance(moments)
+    return {"mean": mean.tolist(), "covariance": covariance.tolist()}

@@ -1,0 +1,89 @@
+"""The natural way, stage after stage; every one is persisted and found again on resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrael.core.digest import Digest, write_atomically
+from vitrael.core.errors import EXIT_OK, EXIT_REFUSED
+from vitrael.privacy.gates import Verdict
+from vitrael.server.studies.distillation import (
+    sample_candidates,
+    screen_candidates,
+    synthesize,
+    train_student,
+)
+from vitrael.server.studies.federated import (
+    calibrate_filters,
+    collect_consents,
+    scale_latents,
+    train_codec,
+    train_teacher,
+)
+from vitrael.server.studies.releasing import (
+    audit_samples,
+    is_rehearsal,
+    judge_release,
+    publish_release,
+    sign_release,
+)
+from vitrael.server.studies.reporting import write_study_report
+from vitrael.server.studies.run import StudyRun, open_run
+
+if TYPE_CHECKING:
+    from vitrael.server.federation.exchange import Exchange
+
+
+def run_study(home: Path, exchange: Exchange) -> int:
+    """Run what is left of a home's study and return the exit code.
+
+    0: released, or a rehearsal in which nothing but "not estimable" stood against it. 6: refused.
+    ``outcome.json`` and the report say which and why. What was finished before is not done again.
+    """
+    run = open_run(home, exchange)
+    collect_consents(run)
+    codec = train_codec(run)
+    calibration = calibrate_filters(run)
+    scale = scale_latents(run, codec)
+    codec = Digest(scale["codec"])
+    teacher = train_teacher(run, codec)
+    candidates = sample_candidates(run, codec=codec, teacher=teacher, condition=scale["condition"])
+    screening = screen_candidates(run, candidates=candidates, calibration=calibration)
+    student = train_student(run, codec=codec, candidates=candidates, screening=screening)
+    samples = synthesize(run, codec=codec, student=student, condition=scale["condition"])
+    audit = audit_samples(run, codec=codec, samples=samples)
+    decision = judge_release(
+        run, calibration=calibration, screening=screening, samples=samples, audit=audit
+    )
+    verdict = Verdict.model_validate(decision["verdict"])
+    if verdict.passed:
+        signing = sign_release(run, student=student, samples=samples, decision=decision)
+        publish_release(run, signing=signing)
+    page = write_study_report(run, samples=samples, decision=decision)
+    _write_outcome(run, verdict, page=page, screening=screening)
+    return _exit_code(run, verdict)
+
+
+def _exit_code(run: StudyRun, verdict: Verdict) -> int:
+    measured = any(finding.outcome == "refused" for finding in verdict.findings)
+    if verdict.passed or (is_rehearsal(run.study) and not measured):
+        return EXIT_OK
+    return EXIT_REFUSED
+
+
+def _write_outcome(
+    run: StudyRun, verdict: Verdict, *, page: Path, screening: dict[str, Any]
+) -> None:
+    outcome = {
+        "outcome": verdict.outcome,
+        "reason": verdict.reason,
+        "policy": verdict.policy,
+        "publishable": verdict.publishable,
+        "findings": [[f.outcome, f.sentence] for f in verdict.findings],
+        "unscreened": screening["unscreened"],
+        "release": f"{run.study.protocol.name}@{run.study.protocol.version}",
+        "report": str(page),
+    }
+    write_atomically(run.home / "outcome.json", json.dumps(outcome, indent=1).encode() + b"\n")

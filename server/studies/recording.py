@@ -1,0 +1,135 @@
+"""Carries the ledger over to MLflow: one run a finished stage, the student, the release.
+
+It reads what the stages left and may run beside them or after them: a stage that is recorded
+already is not recorded twice.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vitrael.core.digest import Digest, canonical_json
+from vitrael.core.study import Study, load_study
+from vitrael.server.db.engine import open_database
+from vitrael.server.objects import ObjectStore
+from vitrael.server.registry import Registry, ReleaseRecord, RunRecord
+from vitrael.server.studies.ledger import Ledger, StageRecord
+
+_POLL_S = 3.0
+_LARGEST_ARTIFACT_BYTES = 4 << 20
+
+
+class Recorder:
+    """Writes finished stages of one home's study into its MLflow store."""
+
+    def __init__(self, home: Path) -> None:
+        """Open ledger, objects and MLflow of a coordinator's home."""
+        self.home = home
+        self.study: Study = load_study(home / "study.toml")
+        self.ledger = Ledger(open_database(home / "server.sqlite"))
+        self.objects = ObjectStore(home / "objects")
+        self.registry = Registry.open(home)
+        self.experiment = self.registry.experiment(self.study.protocol.name, self.study.digest)
+        self._recorded: set[int] = set()
+
+    @property
+    def model(self) -> str:
+        """Name under which the student is registered."""
+        return f"{self.study.protocol.name}-student"
+
+    def catch_up(self) -> None:
+        """Record every stage that finished since the last call."""
+        for record in self.ledger.history(self.study.protocol.digest):
+            if record.status == "finished" and record.id not in self._recorded:
+                self._record(record)
+                self._recorded.add(record.id)
+
+    def _record(self, record: StageRecord) -> None:
+        document = self._document(record)
+        run = self._run(record, document)
+        if record.key.stage == "student":
+            weights = self.objects.get_bytes(Digest(document["denoiser"]))
+            config = canonical_json(self.study.protocol.generator.model_dump(mode="json"))
+            self.registry.register_student(
+                self.experiment, run, model=self.model, weights=weights, config=config
+            )
+        elif record.key.stage == "publication":
+            self.registry.record_release(
+                self.experiment,
+                run,
+                ReleaseRecord(
+                    name=self.study.protocol.name,
+                    version=self.study.protocol.version,
+                    digest=Digest(document["manifest"]),
+                    location=str(self.home / "catalogue"),
+                    profile={"volumes": self.study.protocol.distillation.released},
+                ),
+            )
+            version = self.registry.aliases(self.model).get("candidate")
+            if version is not None:
+                self.registry.move_alias(self.model, version, to="released")
+        else:
+            self.registry.record(self.experiment, run)
+
+    def _document(self, record: StageRecord) -> dict[str, Any]:
+        return dict(self.objects.get_json(record.output)) if record.output else {}
+
+    def _run(self, record: StageRecord, document: Mapping[str, Any]) -> RunRecord:
+        body = json.dumps(document, indent=1).encode()
+        return RunRecord(
+            key=record.key.digest,
+            name=f"{record.key.stage} {record.key.round}",
+            started_utc=record.started_utc,
+            finished_utc=record.finished_utc or record.started_utc,
+            params={
+                "stage": record.key.stage,
+                "round": record.key.round,
+                "sites": ",".join(record.participants),
+                "output": record.output,
+                **_scalars(record.details),
+            },
+            curves={
+                f"loss.{who}": list(zip(curve["images"], curve["loss"], strict=True))
+                for who, curve in record.details.get("curves", {}).items()
+            },
+            artifacts={"document.json": body} if len(body) < _LARGEST_ARTIFACT_BYTES else {},
+        )
+
+
+def _scalars(details: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in details.items() if isinstance(value, int | float | str)}
+
+
+@contextmanager
+def recording(home: Path) -> Iterator[None]:
+    """Record the study of a home while the body runs, and what is left when it ends.
+
+    MLflow is opened in the thread, so that nothing waits for it. Its failure is raised when the
+    body has ended without one of its own.
+    """
+    ended = threading.Event()
+    failures: list[Exception] = []
+
+    def follow() -> None:
+        try:
+            recorder = Recorder(home)
+            while not ended.wait(_POLL_S):
+                recorder.catch_up()
+            recorder.catch_up()
+        except Exception as error:  # noqa: BLE001 - carried to the thread that waits
+            failures.append(error)
+
+    thread = threading.Thread(target=follow, name="recording", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=120)
+    if failures:
+        raise failures[0]

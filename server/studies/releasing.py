@@ -1,0 +1,220 @@
+"""From the student's samples to a release, or to a refusal: audit, gates, signatures, catalogue."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrael.core.data.synthetic import SyntheticSet, synthetic_set
+from vitrael.core.digest import Digest, digest_json
+from vitrael.core.errors import VerificationError
+from vitrael.core.geometry import centred_affine
+from vitrael.core.records import Samples
+from vitrael.core.rng import stream
+from vitrael.core.study import COVARIATES, Study
+from vitrael.core.version import package_version
+from vitrael.privacy.audit.pooling import (
+    audit_measurements,
+    conditioning_measurements,
+    participation_measurement,
+    screening_measurement,
+    verification_measurement,
+)
+from vitrael.privacy.evidence import Evidence
+from vitrael.privacy.gates import POLICIES, Verdict, decide
+from vitrael.privacy.release.bundle import Contents, write_bundle
+from vitrael.privacy.release.catalogue import publish
+from vitrael.privacy.release.manifest import MANIFEST, Reference
+from vitrael.privacy.release.sign import add_signature
+from vitrael.privacy.release.trust import Trust, trust_roster
+from vitrael.server.studies.correspondence import ask_sites
+from vitrael.server.studies.reporting import render_bundle_report
+from vitrael.server.studies.run import StageResult, StudyRun
+
+_VENTRICLE = COVARIATES.index("ventricle_ml")
+_SIGNED_FILES = (MANIFEST, "evidence.json", "verdict.json")
+
+
+def audit_samples(run: StudyRun, *, codec: Digest, samples: Mapping[str, Any]) -> dict[str, Any]:
+    """Stage ``audit``: each site tallies the samples, and its own filter, on sealed patients."""
+
+    def work() -> StageResult:
+        tensors = run.objects.get_tensors(Digest(samples["samples"]))
+        attachments = {
+            "released": {"image": tensors["image"].astype(np.float16)},
+            "codec": run.objects.get_tensors(codec),
+        }
+        answers = ask_sites(run, "audit", attachments)
+        tallies = {site: dict(answer.reply.body) for site, answer in answers.by_site.items()}
+        return StageResult({"sites": tallies}, answers.details, tuple(tallies))
+
+    return run.stage("audit", {"codec": codec, "samples": samples}, work)
+
+
+def judge_release(
+    run: StudyRun,
+    *,
+    calibration: Mapping[str, Any],
+    screening: Mapping[str, Any],
+    samples: Mapping[str, Any],
+    audit: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Stage ``gates``: pool the tallies into Evidence and let the policy decide."""
+    protocol = run.study.protocol
+
+    def work() -> StageResult:
+        tensors = run.objects.get_tensors(Digest(samples["samples"]))
+        confidence = protocol.audit.confidence
+        inputs = (Digest(samples["samples"]), digest_json(audit))
+        measurements = (
+            participation_measurement(took_part=_took_part(run), roster=len(run.members)),
+            screening_measurement(tuple(screening["sites"].values())),
+            verification_measurement(tuple(calibration["sites"].values()), confidence=confidence),
+            *audit_measurements(
+                tuple(audit["sites"].values()), confidence=confidence, inputs=inputs
+            ),
+            *conditioning_measurements(
+                tensors["covariate"][:, _VENTRICLE],
+                tensors["ventricle_ml"],
+                rng=stream(protocol.seed, "permuted conditions"),
+                confidence=confidence,
+                inputs=inputs[:1],
+            ),
+        )
+        evidence = Evidence(protocol=protocol.digest, measurements=measurements)
+        verdict = decide(evidence, POLICIES[protocol.policy])
+        document = {
+            "evidence": evidence.model_dump(mode="json"),
+            "verdict": verdict.model_dump(mode="json"),
+        }
+        return StageResult(document, {"outcome": verdict.outcome, "reason": verdict.reason})
+
+    inputs = {
+        "calibration": calibration,
+        "screening": screening,
+        "samples": samples,
+        "audit": audit,
+        "policy": POLICIES[protocol.policy].model_dump(mode="json"),
+    }
+    return run.stage("gates", inputs, work)
+
+
+def sign_release(
+    run: StudyRun, *, student: Digest, samples: Mapping[str, Any], decision: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Stage ``signing``: write the bundle and have every site sign its manifest.
+
+    The document names the bundle's folder below the home, the manifest and who signed.
+    """
+    reference = Reference(name=run.study.protocol.name, version=run.study.protocol.version)
+
+    def work() -> StageResult:
+        folder = bundle_folder(run.home, reference)
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not finish
+        manifest = write_bundle(_contents(run, reference, student, samples, decision), folder)
+        files = {
+            name: np.frombuffer((folder / name).read_bytes(), np.uint8) for name in _SIGNED_FILES
+        }
+        answers = ask_sites(run, "signing", {"manifest": files})
+        for site, answer in answers.by_site.items():
+            add_signature(folder, str(answer.reply.body["signature"]).encode(), site=site)
+        document = {"manifest": manifest.digest, "signed_by": list(answers.by_site)}
+        return StageResult(document, answers.details, tuple(answers.by_site))
+
+    return run.stage("signing", {"samples": samples, "decision": decision}, work)
+
+
+def publish_release(run: StudyRun, *, signing: Mapping[str, Any]) -> dict[str, Any]:
+    """Stage ``publication``: verify as a researcher would, then put the bundle in the catalogue."""
+    reference = Reference(name=run.study.protocol.name, version=run.study.protocol.version)
+
+    def work() -> StageResult:
+        verified = publish(
+            bundle_folder(run.home, reference), run.home / "catalogue", trust=release_trust(run)
+        )
+        if verified.manifest != signing["manifest"]:
+            raise VerificationError(
+                f"{reference} is not the release that was signed",
+                why="its manifest differs",
+                fix="resume the study in a fresh home",
+            )
+        return StageResult({"release": str(reference), "manifest": verified.manifest})
+
+    return run.stage("publication", {"signing": signing}, work)
+
+
+def release_trust(run: StudyRun) -> Trust:
+    """Return whom a researcher must trust: every site of the roster has to have signed."""
+    return trust_roster(run.members, coordinator=run.keys.public, threshold=len(run.members))
+
+
+def bundle_folder(home: Path, reference: Reference) -> Path:
+    """Return where the coordinator keeps a bundle before it is published."""
+    return home / "bundles" / reference.name / str(reference.version)
+
+
+def read_samples(run: StudyRun, *, student: Digest, samples: Mapping[str, Any]) -> SyntheticSet:
+    """Return the synthetic set of the ``synthesis`` stage with its provenance."""
+    tensors = run.objects.get_tensors(Digest(samples["samples"]))
+    data = run.study.protocol.data
+    affine = centred_affine(data.grid_vox, spacing=data.spacing_mm)
+    return synthetic_set(
+        Samples(tensors["image"], tensors["condition"], affine),
+        seed=int(samples["seed"]),
+        generator=student,
+        data=data,
+        measured={name: tensors[name] for name in ("ventricle_ml", "brain_ml")},
+    )
+
+
+def _contents(
+    run: StudyRun,
+    reference: Reference,
+    student: Digest,
+    samples: Mapping[str, Any],
+    decision: Mapping[str, Any],
+) -> Contents:
+    return Contents(
+        reference=reference,
+        samples=read_samples(run, student=student, samples=samples),
+        study=run.study,
+        study_toml=(run.home / "study.toml").read_bytes(),
+        roster=run.roster,
+        evidence=Evidence.model_validate(decision["evidence"]),
+        verdict=Verdict.model_validate(decision["verdict"]),
+        participation=_participation(run),
+        code_version=package_version(),
+        report_html=render_bundle_report(run, samples=samples, decision=decision),
+    )
+
+
+def _participation(run: StudyRun) -> dict[str, Any]:
+    """Return the participation record: who took part in each stage, who was absent and why."""
+    finished = [r for r in run.ledger.history(run.study.protocol.digest) if r.status == "finished"]
+    return {
+        "sites": list(run.members),
+        "stages": {
+            f"{record.key.stage} {record.key.round}": list(record.participants)
+            for record in finished
+            if record.participants
+        },
+        "absent": {
+            f"{record.key.stage} {record.key.round}": record.details["absent"]
+            for record in finished
+            if record.details.get("absent")
+        },
+    }
+
+
+def _took_part(run: StudyRun) -> int:
+    stages = _participation(run)["stages"].values()
+    return sum(all(site in present for present in stages) for site in run.members)
+
+
+def is_rehearsal(study: Study) -> bool:
+    """Return whether nothing of this study may be published, whatever its gates say."""
+    return not POLICIES[study.protocol.policy].publishable

@@ -1,0 +1,192 @@
+"""From the ledger and the documents of the stages to the report that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrael.core.data.phantoms.cohorts import draw_scan
+from vitrael.core.digest import Digest
+from vitrael.core.study import COVARIATES
+from vitrael.privacy.evidence import Evidence, Measurement
+from vitrael.privacy.gates import Verdict
+from vitrael.server.report.data import (
+    Conditioning,
+    Curve,
+    Event,
+    ReportData,
+    SiteSummary,
+    StageSummary,
+    summarize_site,
+    summarize_study,
+)
+from vitrael.server.report.html import ReportImages, render_report, write_report
+from vitrael.server.studies.ledger import StageRecord
+from vitrael.server.studies.run import StudyRun
+
+_VENTRICLE = COVARIATES.index("ventricle_ml")
+_REFERENCES = 5
+_REFERENCE_SITE = "report"
+"""No hospital has this name, so that no phantom of the report was anybody's patient."""
+
+
+def render_bundle_report(
+    run: StudyRun, *, samples: Mapping[str, Any], decision: Mapping[str, Any]
+) -> bytes:
+    """Return the page that goes into the bundle, as things stand before it is signed."""
+    data = build_report(run, samples=samples, decision=decision)
+    return render_report(data, images=_pictures(run, samples)).encode()
+
+
+def write_study_report(
+    run: StudyRun, *, samples: Mapping[str, Any], decision: Mapping[str, Any]
+) -> Path:
+    """Write the whole report, HTML and JSON, into the coordinator's home; return the page."""
+    data = build_report(run, samples=samples, decision=decision)
+    return write_report(run.home / "report", data, images=_pictures(run, samples))
+
+
+def build_report(
+    run: StudyRun, *, samples: Mapping[str, Any], decision: Mapping[str, Any]
+) -> ReportData:
+    """Return everything that the report says."""
+    protocol = run.study.protocol
+    history = run.ledger.history(protocol.digest)
+    tensors = run.objects.get_tensors(Digest(samples["samples"]))
+    evidence = Evidence.model_validate(decision["evidence"])
+    screening = _document(run, history, "screening")
+    return ReportData(
+        title=f"Synthetic brain scans: {protocol.name}",
+        created_utc=run.clock(),
+        release=f"{protocol.name}@{protocol.version}",
+        volumes=int(samples["count"]),
+        unscreened=bool(screening.get("unscreened")),
+        study=summarize_study(run.study),
+        sites=_sites(run, history),
+        verdict=Verdict.model_validate(decision["verdict"]),
+        evidence=evidence,
+        conditioning=_conditioning(run, history, tensors, evidence),
+        curves=_curves(history),
+        stages=tuple(_stage(record) for record in history),
+        events=_events(history),
+    )
+
+
+def _pictures(run: StudyRun, samples: Mapping[str, Any]) -> ReportImages:
+    data, seed = run.study.protocol.data, run.study.protocol.seed
+    drawn = [
+        draw_scan(
+            seed, _REFERENCE_SITE, number, 0, grid_vox=data.grid_vox, spacing_mm=data.spacing_mm
+        )[0].image_CDHW
+        for number in range(_REFERENCES)
+    ]
+    image = run.objects.get_tensors(Digest(samples["samples"]))["image"]
+    return ReportImages(samples=image, references=np.clip(np.stack(drawn), 0, 1))
+
+
+def _document(run: StudyRun, history: Sequence[StageRecord], stage: str) -> dict[str, Any]:
+    """Return the document of a stage's last finished record, empty when there is none."""
+    outputs = [r.output for r in history if r.key.stage == stage and r.status == "finished"]
+    return dict(run.objects.get_json(outputs[-1])) if outputs and outputs[-1] else {}
+
+
+def _sites(run: StudyRun, history: Sequence[StageRecord]) -> tuple[SiteSummary, ...]:
+    consents = _document(run, history, "consent").get("consents", {})
+    calibration = _document(run, history, "calibration").get("sites", {})
+    summaries = []
+    for site in run.members:
+        consent = consents.get(site)
+        absences = [
+            f"{record.key.stage}: {record.details['absent'][site]}"
+            for record in history
+            if record.status == "finished" and site in record.details.get("absent", {})
+        ]
+        counts = calibration.get(site, {}).get("counts", {})
+        summaries.append(
+            summarize_site(
+                site,
+                training_patients=int(counts.get("patients.training", 0)),
+                status="; ".join(absences) or "took part to the end",
+                consented_utc=(
+                    datetime.fromisoformat(consent["given_utc"]) if consent is not None else None
+                ),
+            )
+        )
+    return tuple(summaries)
+
+
+def _conditioning(
+    run: StudyRun,
+    history: Sequence[StageRecord],
+    tensors: Mapping[str, np.ndarray],
+    evidence: Evidence,
+) -> Conditioning | None:
+    asked = evidence.find("conditioning.ventricle_r")
+    permuted = evidence.find("conditioning.permuted_r")
+    ceiling = _document(run, history, "latents").get("ceiling", {"r": None, "n": 0})
+    if asked is None or permuted is None:
+        return None
+    return Conditioning(
+        ceiling=Measurement(
+            name="codec.ventricle_r",
+            value=ceiling["r"],
+            n=ceiling["n"],
+            unit="scans the codec has not learned from",
+            confidence=1.0,
+            method="Pearson of ventricle volume before and after the codec, pooled sums",
+            reason="" if ceiling["r"] is not None else "no site had enough patients to tell",
+        ),
+        asked_measured=asked,
+        permuted=permuted,
+        asked_ml=tuple(map(float, tensors["covariate"][:, _VENTRICLE])),
+        measured_ml=tuple(map(float, tensors["ventricle_ml"])),
+    )
+
+
+def _curves(history: Sequence[StageRecord]) -> tuple[Curve, ...]:
+    """Return one diagram for each trained network; a line for each site, rounds joined."""
+    lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for record in history:
+        if record.status != "finished":
+            continue
+        for who, curve in record.details.get("curves", {}).items():
+            points = list(zip(curve["images"], curve["loss"], strict=True))
+            lines.setdefault(record.key.stage, {}).setdefault(who, []).extend(points)
+    return tuple(
+        Curve(
+            title=f"Training of the {stage}",
+            x_label="images",
+            y_label="loss",
+            series={who: tuple(sorted(points)) for who, points in series.items()},
+        )
+        for stage, series in lines.items()
+    )
+
+
+def _stage(record: StageRecord) -> StageSummary:
+    return StageSummary(
+        stage=record.key.stage,
+        round=record.key.round,
+        status=record.status,
+        started_utc=record.started_utc,
+        seconds=record.seconds,
+        participants=record.participants,
+        output=record.output,
+        reason=record.reason,
+    )
+
+
+def _events(history: Sequence[StageRecord]) -> tuple[Event, ...]:
+    return tuple(
+        Event(
+            utc=record.finished_utc or record.started_utc,
+            site=site,
+            event=f"absent from {record.key.stage}, round {record.key.round}: {reason}",
+        )
+        for record in history
+        for site, reason in record.details.get("absent", {}).items()
+    )

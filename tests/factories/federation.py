@@ -1,0 +1,199 @@
+"""A whole federation in one process: real homes, real stewards, a study that takes seconds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fakes.federation import HandlerExchange, SiteHandler
+
+from vitrael.client.site.consent import give_consent
+from vitrael.client.site.settings import load_settings
+from vitrael.client.site.steward import Steward
+from vitrael.client.site.tasks import TaskRunner
+from vitrael.core.messages import ENVELOPE, Parcel, StageName, Task
+from vitrael.core.study import Study
+from vitrael.privacy.envelope import open_task
+from vitrael.privacy.keys import load_public_keys, load_roster
+from vitrael.server import demo
+from vitrael.server.studies.run import StudyRun, open_run
+
+SITES = ("north", "harbour", "valley")
+PATIENTS = 14
+
+STUDY = """
+[protocol]
+name = "tiny"
+purpose = "Run every stage in seconds; nothing in it is for publication."
+path = "empirical"
+policy = "rehearsal"
+seed = 177
+
+[protocol.data]
+recipe = "brain-t1"
+grid_vox = [16, 16, 16]
+spacing_mm = 12.0
+covariates.age_years = { low = 18.0, high = 95.0 }
+covariates.sex = { low = 0.0, high = 1.0 }
+covariates.ventricle_ml = { low = 0.0, high = 110.0 }
+covariates.brain_ml = { low = 800.0, high = 1800.0 }
+
+[protocol.data.splits]
+training_frac = 0.35
+filter_frac = 0.2
+calibration_frac = 0.2
+audit_frac = 0.2
+utility_frac = 0.05
+
+[[protocol.systems]]
+kind = "brain_ldm"
+
+[protocol.systems.codec]
+channels = [8, 16]
+latent_channels = 2
+training = { rounds = 2, length_images = 32, batch_images = 4, learning_rate = 2e-3 }
+
+[protocol.systems.teacher]
+channels = [8, 16]
+attention_levels = [false, true]
+timesteps = 50
+sampling_steps = 3
+training = { rounds = 2, length_images = 32, batch_images = 8, ema_halflife_images = 8 }
+
+[protocol.systems.student]
+channels = [8, 16]
+attention_levels = [false, true]
+timesteps = 50
+sampling_steps = 3
+training = { length_images = 32, batch_images = 8 }
+
+[[protocol.systems]]
+kind = "reid_encoder"
+channels = [4, 8]
+embedding = 8
+training = { length_images = 32, batch_images = 8 }
+
+[protocol.federation]
+quorum = 2
+
+[protocol.distillation]
+candidates = 16
+released = 8
+
+[protocol.screening]
+false_match_rate = 0.2
+
+[protocol.audit]
+plants_per_class = 6
+
+[roster]
+sites = ["north", "harbour", "valley"]
+
+[performance]
+threads = 1
+coordinator_threads = 1
+bf16 = "off"
+"""
+
+
+class Interruption(BaseException):
+    """Stands for a process that is killed: nothing of ours catches it."""
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def prepare_homes(folder: Path, document: str = STUDY) -> Path:
+    """Return a coordinator's home with its sites below, enrolled, with scans and consents.
+
+    It is ``prepare_demo`` in this process. The seed gives each site patients in every split that
+    a filter needs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    study_file = folder / "asked.toml"
+    study_file.write_text(document)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "_consent", consent_everywhere)
+        patch.setattr(demo, "ProcessPoolExecutor", lambda *_, **__: InProcess())
+        plan = demo.DemoPlan(home=folder / "home", study=study_file, patients=PATIENTS)
+        demo.prepare_demo(plan, tell=lambda _: None)
+    return folder / "home"
+
+
+class InProcess(Executor):
+    """Does at once what it is given: a process pool costs seconds of imports."""
+
+    def submit(self, work: Any, /, *args: Any, **keywords: Any) -> Any:
+        done: Future[Any] = Future()
+        done.set_result(work(*args, **keywords))
+        return done
+
+
+def consent_everywhere(home: Path, study: Study) -> None:
+    """Give every site's consent."""
+    for site in study.roster.sites:
+        settings = load_settings(demo.site_home(home, site))
+        give_consent(study, settings, members=load_roster(settings.roster), clock=utc_now)
+
+
+def copy_homes(home: Path, folder: Path) -> Path:
+    """Return a copy of a coordinator's home, its sites included."""
+    return Path(shutil.copytree(home, folder / "home"))
+
+
+@dataclass
+class Federation:
+    """An exchange over the stewards of a home, which writes down what it carries."""
+
+    home: Path
+    exchange: HandlerExchange
+    seen: list[Task] = field(default_factory=list)
+    """Every task that reached a steward, in order."""
+    spoil: dict[str, Callable[[Task, Parcel], Parcel | str]] = field(default_factory=dict)
+    """What is done to a site's replies on their way."""
+    interrupt: tuple[str, int, str] | None = None
+    """Stage, round and site at which the coordinator's process dies."""
+
+    def run(self) -> StudyRun:
+        """Return the study's run, to do single stages with."""
+        return open_run(self.home, self.exchange)
+
+    def stages(self) -> list[tuple[str, int]]:
+        """Return stage and round of what reached the stewards, each once."""
+        return list(dict.fromkeys((task.stage, task.round) for task in self.seen))
+
+
+@contextmanager
+def federation(
+    home: Path, *, tasks: Mapping[str, Mapping[StageName, TaskRunner]] | None = None
+) -> Iterator[Federation]:
+    """Open the stewards of a home; ``tasks`` replaces what a site does in a stage."""
+    from vitrael.client.site.tasks import TASKS
+
+    coordinator = load_public_keys(demo.site_home(home, SITES[0]) / "coordinator.json")
+    with ExitStack() as stack:
+        sites: dict[str, SiteHandler] = {}
+        told = Federation(home, HandlerExchange(sites))
+        for site in SITES:
+            settings = load_settings(demo.site_home(home, site))
+            own: Mapping[Any, TaskRunner] = {**TASKS, **(tasks or {}).get(site, {})}
+            steward = stack.enter_context(closing(Steward(settings, clock=utc_now, tasks=own)))
+
+            def handle(parcel: Parcel, site: str = site, steward: Steward = steward) -> Any:
+                task = open_task(parcel[ENVELOPE], coordinator)
+                if (task.stage, task.round, site) == told.interrupt:
+                    raise Interruption
+                told.seen.append(task)
+                reply = steward.answer(parcel)
+                return told.spoil[site](task, reply) if site in told.spoil else reply
+
+            sites[site] = handle
+        yield told

@@ -1,0 +1,43 @@
+"""A real steward whose codec task adds one to every weight: ``steward_process.py HOME MODE``.
+
+``hang``: the task says that it has begun and then waits until standard input closes.
+``full``: no file may grow beyond a limit, as on a full disk.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from vitrael.client.site.cli import utc_now
+from vitrael.client.site.listener import serve
+from vitrael.client.site.settings import load_settings
+from vitrael.client.site.steward import Steward
+from vitrael.client.site.tasks import SiteContext, TaskResult
+from vitrael.core.messages import Task
+from vitrael.core.weights import Tensors
+
+DISK_BYTES = 400_000
+
+
+def main(home: Path, mode: str) -> None:
+    """Serve until killed."""
+    if mode == "full":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (DISK_BYTES, DISK_BYTES))
+
+    def codec(_task: Task, inputs: Mapping[str, Tensors], _context: SiteContext) -> TaskResult:
+        sys.stderr.write("task begun\n")
+        if mode == "hang":
+            sys.stdin.read()
+        tensors = {name: array + 1 for name, array in inputs["codec"].items()}
+        return TaskResult(tensors={"codec": tensors}, num_examples=1)
+
+    settings = load_settings(home)
+    steward = Steward(settings, clock=utc_now, tasks={"codec": codec})
+    serve(settings, steward.answer, ready=lambda path: sys.stderr.write(f"listens at {path}\n"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,29 @@
+"""Rehearses in a home until it is stopped; the test that starts it stops it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from vitrael.server.federation.layout import RehearsalLayout
+from vitrael.server.rehearsal import Event, rehearse
+
+home, steward, server_app = (Path(word) for word in sys.argv[1:4])
+layout = RehearsalLayout(
+    home,
+    tuple(sys.argv[4:]),
+    steward=(sys.executable, str(steward)),
+    server_app=server_app.read_text(),
+)
+
+
+def show(event: Event) -> None:
+    sys.stdout.write(f"{event.kind} {event.who} {event.text}\n")
+    sys.stdout.flush()
+
+
+try:
+    rehearse(layout, on_event=show)
+except KeyboardInterrupt:
+    sys.stdout.write("interrupted\n")
+    sys.exit(130)

@@ -1,0 +1,242 @@
+"""A site's home folder with keys, a consent and a coordinator that signs for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vitrael.client.site.consent import draft_consent, keep_consent
+from vitrael.client.site.journal import Journal, Line, read_journal
+from vitrael.client.site.settings import SiteSettings, load_settings
+from vitrael.client.site.steward import Steward
+from vitrael.client.site.store import Store
+from vitrael.client.site.tasks import SiteContext, TaskResult, TaskRunner
+from vitrael.core.data.manifest import Item, Manifest, write_manifest
+from vitrael.core.digest import digest_bytes
+from vitrael.core.messages import Consent, Parcel, Reply, StageName, Task
+from vitrael.core.study import Study, load_study
+from vitrael.core.weights import Tensors
+from vitrael.privacy.envelope import attachment_digests, make_task_parcel, open_reply_parcel
+from vitrael.privacy.keys import KeyPair, roster_digest, save_public_keys, save_roster
+
+STUDY = """
+[protocol]
+name = "site-test"
+purpose = "Test a site."
+path = "empirical"
+policy = "rehearsal"
+seed = 1
+
+[protocol.data]
+recipe = "brain-t1"
+grid_vox = [32, 32, 32]
+spacing_mm = 8.0
+covariates.age_years = { low = 20.0, high = 90.0 }
+covariates.sex = { low = 0.0, high = 1.0 }
+covariates.ventricle_ml = { low = 5.0, high = 120.0 }
+covariates.brain_ml = { low = 800.0, high = 1800.0 }
+
+[protocol.data.splits]
+training_frac = 0.50
+filter_frac = 0.15
+calibration_frac = 0.10
+audit_frac = 0.20
+utility_frac = 0.05
+
+[[protocol.systems]]
+kind = "brain_ldm"
+codec = { training = { rounds = 2, length_images = 8 } }
+teacher = { training = { rounds = 2, length_images = 8 } }
+student = { training = { length_images = 8 } }
+
+[[protocol.systems]]
+kind = "reid_encoder"
+training = { length_images = 8 }
+
+[protocol.federation]
+quorum = 3
+
+[protocol.distillation]
+candidates = 8
+released = 1
+
+[roster]
+sites = ["north", "harbour", "valley"]
+"""
+
+START = datetime(2031, 5, 1, 12, tzinfo=UTC)
+
+
+@dataclass(slots=True)
+class FakeClock:
+    """Shows the time that it is set to."""
+
+    now: datetime = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, **parts: float) -> None:
+        self.now += timedelta(**parts)
+
+
+@dataclass(slots=True)
+class CountingTask:
+    """Adds one to every weight, counts its calls, and can be told to fail."""
+
+    calls: int = 0
+    error: BaseException | None = None
+
+    def __call__(
+        self, task: Task, inputs: Mapping[str, Tensors], context: SiteContext
+    ) -> TaskResult:
+        self.calls += 1
+        context.report(self.calls, 10)
+        if self.error is not None:
+            raise self.error
+        name = "codec" if task.stage == "codec" else "denoiser"
+        tensors = {key: array + 1 for key, array in inputs[name].items()}
+        return TaskResult(body={"curve_loss": [0.5]}, tensors={name: tensors}, num_examples=50)
+
+
+@dataclass(slots=True)
+class Home:
+    """One site and its coordinator, without any process."""
+
+    path: Path
+    study: Study
+    coordinator: KeyPair
+    keys: KeyPair
+    members: dict[str, KeyPair]
+    clock: FakeClock = field(default_factory=FakeClock)
+    nonces: int = 0
+
+    @property
+    def settings(self) -> SiteSettings:
+        return load_settings(self.path)
+
+    def consent(
+        self, study: Study | None = None, *, days: float = 90, max_rounds: int | None = None
+    ) -> Consent:
+        study = study or self.study
+        draft = draft_consent(
+            study,
+            site="north",
+            keys=self.keys.public,
+            members={name: keys.public for name, keys in self.members.items()},
+            cohort={"patients": 3, "scans": 4},
+            now=self.clock(),
+            days=days,
+            max_rounds=max_rounds,
+        )
+        store = Store(self.settings.store, updates=self.settings.updates)
+        journal = Journal(self.settings.journal, clock=self.clock)
+        keep_consent(draft, study, store, keys=self.keys, journal=journal)
+        store.close()
+        return draft
+
+    def steward(self, tasks: Mapping[StageName, TaskRunner] | None = None) -> Steward:
+        return Steward(self.settings, clock=self.clock, **({"tasks": tasks} if tasks else {}))
+
+    def task(self, attachments: Mapping[str, Tensors] | None = None, **changes: object) -> Task:
+        self.nonces += 1
+        fields: dict[str, Any] = {
+            "protocol": self.study.protocol.digest,
+            "roster": roster_digest({name: keys.public for name, keys in self.members.items()}),
+            "site": "north",
+            "stage": "codec",
+            "round": 0,
+            "nonce": f"{self.nonces:032x}",
+            "issued_utc": START.isoformat(),
+            "deadline_s": 60.0,
+            "inputs": attachment_digests(weights() if attachments is None else attachments),
+            **changes,
+        }
+        return Task.model_validate(fields)
+
+    def parcel(
+        self,
+        task: Task,
+        attachments: Mapping[str, Tensors] | None = None,
+        *,
+        signer: KeyPair | None = None,
+    ) -> dict[str, bytes]:
+        return make_task_parcel(
+            task,
+            weights() if attachments is None else attachments,
+            coordinator=signer or self.coordinator,
+            site=self.keys.public,
+        )
+
+    def open(self, parcel: Parcel) -> tuple[Reply, dict[str, Tensors]]:
+        return open_reply_parcel(parcel, coordinator=self.coordinator, site=self.keys.public)
+
+    def lines(self) -> list[Line]:
+        return list(read_journal(self.settings.journal))
+
+
+def weights() -> dict[str, Tensors]:
+    return {"codec": {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}}
+
+
+@pytest.fixture
+def attachments() -> dict[str, Tensors]:
+    return weights()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def counting() -> CountingTask:
+    return CountingTask()
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY)
+    return path
+
+
+@pytest.fixture
+def make_home(tmp_path: Path, study_file: Path) -> Callable[[str], Home]:
+    def make(name: str) -> Home:
+        path = tmp_path / name
+        coordinator = KeyPair.create()
+        study = load_study(study_file)
+        members = {site: KeyPair.create() for site in study.roster.sites}
+        keys = members["north"]
+        keys.save(path / "keys")
+        (path / "keys" / "split.key").write_bytes(bytes(32))
+        (path / "site.toml").write_text('name = "north"\n')
+        save_public_keys(coordinator.public, path / "coordinator.json")
+        save_roster({site: pair.public for site, pair in members.items()}, path / "roster.json")
+        items = [
+            Item(
+                subject=subject,
+                visit=visit,
+                path=f"{subject}-{visit}.nii.gz",
+                age_years=40.0,
+                sex=1.0,
+                digest=digest_bytes(f"{subject} {visit}".encode()),
+            )
+            for subject, visit in (("a", 0), ("a", 1), ("b", 0), ("c", 0))
+        ]
+        write_manifest(Manifest(items=tuple(items)), path / "scans" / "manifest.json")
+        return Home(path, study, coordinator, keys, members)
+
+    return make
+
+
+@pytest.fixture
+def home(make_home: Callable[[str], Home]) -> Home:
+    return make_home("north")

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from vitrael.client.site.courier.spool import (
+    call_steward,
+    read_parcel,
+    steward_socket,
+    write_parcel,
+)
+from vitrael.core.errors import DataError, ProcessError
+
+PARCEL = {"envelope": b"{}", "weights": bytes(range(256))}
+
+
+@contextmanager
+def steward(path: Path, answer: Callable[[str], bytes | None]) -> Iterator[None]:
+    """Listen on ``path`` and answer one request; None: keep the caller waiting."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen()
+    over = threading.Event()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rb") as stream:
+            said = answer(json.loads(stream.readline())["parcel"])
+            if said is None:
+                over.wait(10)
+            else:
+                connection.sendall(said)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(5)
+        listener.close()
+
+
+@pytest.fixture
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("s")
+
+
+def echo(home: Path) -> Callable[[str], bytes]:
+    def answer(name: str) -> bytes:
+        shutil.copytree(home / "spool" / "in" / name, home / "spool" / "out" / "back")
+        return b'{"parcel": "back"}\n'
+
+    return answer
+
+
+def left_in_spool(home: Path) -> list[str]:
+    return [p.name for box in ("in", "out") for p in (home / "spool" / box).glob("*")]
+
+
+def test_a_parcel_goes_to_the_steward_and_its_answer_comes_back(home: Path) -> None:
+    with steward(home / "steward.sock", echo(home)):
+        assert call_steward(home, PARCEL, wait_s=5) == PARCEL
+    assert left_in_spool(home) == []
+
+
+def test_the_steward_may_listen_on_a_shorter_path(home: Path, tmp_path: Path) -> None:
+    short = home / "short"
+    (tmp_path / "steward.json").write_text(json.dumps({"socket": str(short), "pid": 1}))
+    assert steward_socket(tmp_path) == short
+    with steward(short, echo(tmp_path)):
+        assert call_steward(tmp_path, PARCEL, wait_s=5) == PARCEL
+
+
+def test_a_parcel_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_parcel(tmp_path / "in" / "a", PARCEL)
+    assert [p.name for p in (tmp_path / "in").iterdir()] == ["a"]
+    assert read_parcel(tmp_path / "in" / "a") == PARCEL
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "A", "a" * 49, "a\n"])
+def test_an_entry_that_is_no_plain_name_is_not_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="not allowed"):
+        write_parcel(tmp_path / "in" / "a", {name: b""})
+    assert not (tmp_path / "in").exists()
+
+
+def test_a_folder_with_a_link_is_no_parcel(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "weights").symlink_to(secret)
+    with pytest.raises(DataError):
+        read_parcel(folder)
+    with pytest.raises(DataError):
+        read_parcel(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (b'{"error": "no consent"}\n', "refused the parcel: no consent"),
+        (b'{"parcel": "../../keys"}\n', "cannot be in the spool"),
+        (b'{"parcel": "nowhere"}\n', "no such parcel"),
+        (b"", "without an answer"),
+        (b"[1]\n", "no answer"),
+        (b"no json\n", "without an answer"),
+    ],
+)
+def test_what_is_no_parcel_is_told(home: Path, said: bytes, message: str) -> None:
+    with (
+        steward(home / "steward.sock", lambda _: said),
+        pytest.raises((ProcessError, DataError), match=message),
+    ):
+        call_steward(home, PARCEL, wait_s=5)
+    assert left_in_spool(home) == []
+
+
+def test_a_steward_that_says_nothing_is_not_waited_for_longer_than_told(home: Path) -> None:
+    with (
+        steward(home / "steward.sock", lambda _: None),
+        pytest.raises(ProcessError, match="did not answer in time"),
+    ):
+        call_steward(home, PARCEL, wait_s=0.2)
+    assert left_in_spool(home) == []
+
+
+def test_a_steward_that_does_not_listen_is_tried_for_a_minute_at_most(tmp_path: Path) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    with pytest.raises(ProcessError, match="does not listen"):
+        call_steward(tmp_path, PARCEL, wait_s=3600, clock=lambda: now[0], sleep=sleep)
+    assert 60 <= now[0] < 61
+    with pytest.raises(ProcessError, match="does not listen"):
+        call_steward(tmp_path, PARCEL, wait_s=5, clock=lambda: now[0], sleep=sleep)
+    assert now[0] < 67

@@ -1,0 +1,78 @@
+"""``vitrael site``: consent is asked for, the journal is shown and checked."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+
+from vitrael.client.site.cli import site
+from vitrael.core.errors import ConsentError
+
+if TYPE_CHECKING:
+    from click.testing import Result
+
+    from tests.unit.client.site.conftest import Home
+
+
+@pytest.fixture
+def study(study_file: Path) -> str:
+    return str(study_file)
+
+
+def call(*arguments: str, answer: str = "") -> Result:
+    return CliRunner().invoke(site, arguments, input=answer, catch_exceptions=False)
+
+
+def test_consent_is_asked_for_and_kept(home: Home, study: str) -> None:
+    refused = call("consent", study, "--home", str(home.path), answer="n\n")
+    assert refused.exit_code == 1
+    assert home.lines() == []
+    agreed = call("consent", study, "--home", str(home.path), answer="y\n")
+    assert agreed.exit_code == 0
+    assert home.study.protocol.digest in agreed.stdout
+    assert "3 patients, 4 scans" in agreed.stdout
+    assert [line.event for line in home.lines()] == ["consent"]
+
+
+def test_dry_run_signs_nothing(home: Home, study: str) -> None:
+    done = call("consent", study, "--home", str(home.path), "--yes", "--dry-run", "--json")
+    assert json.loads(done.stdout)["protocol"] == home.study.protocol.digest
+    assert home.lines() == []
+
+
+def test_consent_by_command_covers_the_consent_task(home: Home, study: str) -> None:
+    home.clock.now = datetime.now(UTC)  # the command reads the true clock
+    assert call("consent", study, "--home", str(home.path), "--yes", "--rounds", "3").exit_code == 0
+    reply, _ = home.open(home.steward().answer(home.parcel(home.task({}, stage="consent"), {})))
+    assert reply.status == "done"
+
+
+def test_consent_with_a_roster_of_others_is_refused(home: Home, study: str) -> None:
+    (home.path / "roster.json").write_text("{}")
+    with pytest.raises(ConsentError, match="roster"):
+        call("consent", study, "--home", str(home.path), "--yes")
+
+
+def test_journal_is_shown(home: Home) -> None:
+    home.consent()
+    home.steward().answer(home.parcel(home.task({}, stage="consent"), {}))
+    text = call("journal", "--home", str(home.path)).stdout
+    assert "consent 0" in text
+    document = json.loads(call("journal", "--home", str(home.path), "--json").stdout)
+    assert [line["event"] for line in document["lines"]] == ["consent", "sent"]
+    assert document["bytes"] == document["lines"][1]["bytes"] > 0
+
+
+def test_journal_is_verified(home: Home) -> None:
+    home.consent()
+    assert call("journal", "--home", str(home.path), "--verify").exit_code == 0
+    path = home.settings.journal
+    path.write_bytes(path.read_bytes().replace(b"rounds", b"Rounds"))
+    broken = call("journal", "--home", str(home.path), "--verify", "--json")
+    assert broken.exit_code == 1
+    assert json.loads(broken.stdout)["faults"] == [{"line": 1, "what": "the line was changed"}]

@@ -1,0 +1,132 @@
+"""A consent covers what it names and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vitrael.client.site.consent import count_cohort, find_agreement, give_consent
+from vitrael.client.site.store import Store
+from vitrael.core.digest import digest_bytes
+from vitrael.core.errors import ConsentError, EnvelopeError
+from vitrael.core.study import Roster
+from vitrael.privacy.keys import KeyPair, PublicKeys
+
+if TYPE_CHECKING:
+    from tests.unit.client.site.conftest import Home
+
+
+@pytest.fixture
+def store(home: Home) -> Iterator[Store]:
+    opened = Store(home.settings.store, updates=home.settings.updates)
+    yield opened
+    opened.close()
+
+
+def look(home: Home, store: Store, *, own: PublicKeys | None = None, **changes: object) -> str:
+    agreement = find_agreement(
+        home.task(**changes),
+        store,
+        site="north",
+        own=own or home.keys.public,
+        now=home.clock(),
+    )
+    assert agreement.study.protocol == home.study.protocol
+    return agreement.consent.purpose
+
+
+def members(home: Home) -> dict[str, PublicKeys]:
+    return {name: keys.public for name, keys in home.members.items()}
+
+
+def test_given_consent_covers_its_tasks(home: Home, store: Store) -> None:
+    given = give_consent(home.study, home.settings, members=members(home), clock=home.clock)
+    assert given.cohort == {"patients": 3, "scans": 4}
+    assert given.max_rounds == home.study.protocol.generator.codec.training.rounds
+    assert look(home, store) == home.study.protocol.purpose
+    assert [line.event for line in home.lines()] == ["consent"]
+
+
+def test_counts_are_all_that_is_told_of_the_cohort(home: Home) -> None:
+    assert count_cohort(home.settings.scans) == {"patients": 3, "scans": 4}
+
+
+def test_no_consent_is_refused(home: Home, store: Store) -> None:
+    with pytest.raises(ConsentError, match="no consent to this protocol"):
+        look(home, store)
+
+
+def test_wrong_protocol_is_refused(home: Home, store: Store) -> None:
+    home.consent()
+    with pytest.raises(ConsentError, match="no consent to this protocol"):
+        look(home, store, protocol=digest_bytes(b"a changed study"))
+
+
+def test_other_roster_is_refused(home: Home, store: Store) -> None:
+    home.consent()
+    with pytest.raises(ConsentError, match="another roster"):
+        look(home, store, roster=digest_bytes(b"one site more"))
+
+
+def test_expired_consent_is_refused(home: Home, store: Store) -> None:
+    home.consent(days=1)
+    home.clock.advance(hours=23)
+    look(home, store)
+    home.clock.advance(hours=1)
+    with pytest.raises(ConsentError, match="has expired"):
+        look(home, store)
+
+
+def test_one_round_too_many_is_refused(home: Home, store: Store) -> None:
+    home.consent(max_rounds=2)
+    look(home, store, round=1)
+    with pytest.raises(ConsentError, match="round 3 of codec is more"):
+        look(home, store, round=2)
+
+
+def test_other_package_version_is_refused(
+    home: Home, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.consent()
+    monkeypatch.setattr("vitrael.client.site.consent.version", lambda _name: "999")
+    with pytest.raises(ConsentError, match="version 999 is installed"):
+        look(home, store)
+
+
+def test_consent_that_another_key_signed_is_refused(home: Home, store: Store) -> None:
+    home.consent()
+    with pytest.raises(EnvelopeError, match="signature does not hold"):
+        look(home, store, own=KeyPair.create().public)
+
+
+def test_study_that_cannot_be_read_any_more_is_refused(
+    home: Home, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.consent()
+    found = store.find_consents(home.study.protocol.digest)
+    other = {roster: replace(stored, study={}) for roster, stored in found.items()}
+    monkeypatch.setattr(Store, "find_consents", lambda *_: other)
+    with pytest.raises(ConsentError, match="cannot be read any more"):
+        look(home, store)
+
+
+def test_later_consent_takes_the_place_of_the_earlier(home: Home, store: Store) -> None:
+    home.consent(days=1)
+    home.clock.advance(days=2)
+    home.consent(days=1)
+    look(home, store)
+
+
+def test_roster_that_differs_from_the_study_is_not_signed(home: Home) -> None:
+    fewer = home.study.model_copy(update={"roster": Roster(sites=("north",))})
+    with pytest.raises(ConsentError, match="harbour, valley"):
+        home.consent(fewer)
+
+
+def test_roster_with_other_keys_for_this_site_is_not_signed(home: Home) -> None:
+    home.members["north"] = KeyPair.create()
+    with pytest.raises(ConsentError, match="own keys"):
+        home.consent()

@@ -1,0 +1,167 @@
+"""The journal is whole or says where it is not, and nothing leaves without its line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vitrael.client.site.journal import Entry, Journal, read_journal, verify_journal
+from vitrael.core.errors import StorageError
+
+if TYPE_CHECKING:
+    from tests.unit.client.site.conftest import FakeClock
+
+
+@pytest.fixture
+def journal(tmp_path: Path, clock: FakeClock) -> Path:
+    path = tmp_path / "journal.jsonl"
+    for number in range(4):
+        clock.advance(minutes=1)
+        entry = Entry(event="sent", to="coordinator", stage="codec", round=number, bytes=100)
+        Journal(path, clock=clock).append(entry)
+    return path
+
+
+def test_whole_journal_has_no_fault(journal: Path) -> None:
+    assert verify_journal(journal) == []
+    lines = list(read_journal(journal))
+    assert [line.round for line in lines] == [0, 1, 2, 3]
+    assert lines[0].utc == "2031-05-01T12:01:00.000+00:00"
+    assert [line.previous for line in lines[1:]] == [line.hash for line in lines[:-1]]
+
+
+def test_missing_journal_is_empty(tmp_path: Path) -> None:
+    assert verify_journal(tmp_path / "journal.jsonl") == []
+    assert list(read_journal(tmp_path / "journal.jsonl")) == []
+
+
+def changed(lines: list[bytes]) -> list[bytes]:
+    return [lines[0], lines[1].replace(b'"bytes":100', b'"bytes":101'), *lines[2:]]
+
+
+def changed_with_its_hash(lines: list[bytes]) -> list[bytes]:
+    document = json.loads(lines[1])
+    document["bytes"] = 1
+    from vitrael.client.site.journal import Line
+
+    line = Line.model_validate(document)
+    document["hash"] = line.chained()
+    data = json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    return [lines[0], data, *lines[2:]]
+
+
+def dropped(lines: list[bytes]) -> list[bytes]:
+    return [lines[0], *lines[2:]]
+
+
+def reordered(lines: list[bytes]) -> list[bytes]:
+    return [lines[0], lines[2], lines[1], lines[3]]
+
+
+def doubled(lines: list[bytes]) -> list[bytes]:
+    return [lines[0], lines[1], lines[1], *lines[2:]]
+
+
+def first_dropped(lines: list[bytes]) -> list[bytes]:
+    return lines[1:]
+
+
+def last_dropped(lines: list[bytes]) -> list[bytes]:
+    return lines[:-1]
+
+
+def all_dropped(lines: list[bytes]) -> list[bytes]:
+    return lines[:0]
+
+
+def cut(lines: list[bytes]) -> list[bytes]:
+    return [*lines[:-1], lines[-1][:-10]]
+
+
+@pytest.mark.parametrize(
+    ("tamper", "line"),
+    [
+        (changed, 2),
+        (changed_with_its_hash, 3),
+        (dropped, 2),
+        (reordered, 2),
+        (doubled, 3),
+        (first_dropped, 1),
+        (last_dropped, 4),
+        (all_dropped, 1),
+        (cut, 4),
+    ],
+)
+def test_tampered_journal_is_found(
+    journal: Path, tamper: Callable[[list[bytes]], list[bytes]], line: int
+) -> None:
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(tamper(lines)))
+    assert verify_journal(journal)[0].line == line
+
+
+def test_removed_file_and_removed_head_are_found(journal: Path) -> None:
+    data = journal.read_bytes()
+    journal.unlink()
+    assert verify_journal(journal)
+    journal.write_bytes(data)
+    journal.with_suffix(".head.json").unlink()
+    assert verify_journal(journal)
+
+
+@pytest.mark.parametrize("tamper", [last_dropped, all_dropped, cut])
+def test_nothing_is_added_to_a_shortened_journal(
+    journal: Path, clock: FakeClock, tamper: Callable[[list[bytes]], list[bytes]]
+) -> None:
+    journal.write_bytes(b"".join(tamper(journal.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(StorageError, match="not whole"):
+        Journal(journal, clock=clock).append(Entry(event="sent"))
+
+
+def test_journal_without_its_head_is_not_begun_anew(journal: Path, clock: FakeClock) -> None:
+    journal.with_suffix(".head.json").unlink()
+    with pytest.raises(StorageError, match=r"journal\.head\.json is missing"):
+        Journal(journal, clock=clock).append(Entry(event="sent"))
+
+
+def test_line_that_a_killed_process_left_unfinished_is_repaired(
+    journal: Path, clock: FakeClock
+) -> None:
+    with journal.open("ab") as file:
+        file.write(b'{"bytes":3,"ev')
+    Journal(journal, clock=clock).append(Entry(event="sent"))
+    assert verify_journal(journal) == []
+    assert [line.event for line in read_journal(journal)][4:] == ["repaired", "sent"]
+
+
+def test_line_whose_head_a_killed_process_did_not_write_is_kept(
+    journal: Path, clock: FakeClock
+) -> None:
+    head = journal.with_suffix(".head.json")
+    before = head.read_bytes()
+    Journal(journal, clock=clock).append(Entry(event="sent", round=4))
+    head.write_bytes(before)
+    assert verify_journal(journal) == []
+    Journal(journal, clock=clock).append(Entry(event="sent", round=5))
+    assert verify_journal(journal) == []
+    assert [line.round for line in read_journal(journal)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_full_disk_is_told_and_leaves_no_half_line(
+    journal: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    whole = journal.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("vitrael.client.site.journal.os.fsync", full)
+        with pytest.raises(StorageError, match="No space left"):
+            Journal(journal, clock=clock).append(Entry(event="sent"))
+    assert journal.read_bytes() == whole
+    Journal(journal, clock=clock).append(Entry(event="sent"))
+    assert verify_journal(journal) == []

@@ -1,0 +1,217 @@
+"""Nothing leaves but what the allow-list names, within its bounds, after its line is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+import pytest
+
+from vitrael.client.site.journal import Journal
+from vitrael.client.site.outbox import RULES, Outbox
+from vitrael.client.site.settings import Limits
+from vitrael.client.site.tasks import TASKS, TaskResult
+from vitrael.core.errors import DataError, StorageError, WeightsError
+from vitrael.core.messages import StageName
+from vitrael.core.metrics.intervals import Estimate
+from vitrael.privacy.audit.closeness import Closeness
+from vitrael.privacy.audit.copies import Copies
+from vitrael.privacy.audit.membership import Membership
+from vitrael.privacy.audit.pooling import write_audit
+from vitrael.privacy.audit.power import Tally
+from vitrael.privacy.evidence import PLANT_CLASSES
+
+if TYPE_CHECKING:
+    from tests.unit.client.site.conftest import Home
+    from vitrael.core.weights import Tensors
+
+W = np.ones((2, 3), np.float32)
+INPUTS = {"codec": {"w": W}}
+
+
+@pytest.fixture
+def outbox(home: Home) -> Outbox:
+    return make_outbox(home)
+
+
+def make_outbox(home: Home, **limits: int) -> Outbox:
+    return Outbox(
+        Journal(home.settings.journal, clock=home.clock),
+        site="north",
+        keys=home.keys,
+        coordinator=home.coordinator.public,
+        limits=Limits(**limits),
+    )
+
+
+def result(body: Mapping[str, object] | None = None, **tensors: Tensors) -> TaskResult:
+    return TaskResult(body=body or {}, tensors=tensors or {"codec": {"w": W}}, num_examples=3)
+
+
+def test_every_stage_has_a_task_and_a_rule() -> None:
+    assert set(RULES) == set(TASKS) == set(get_args(StageName))
+
+
+def test_listed_result_leaves_sealed_and_signed(home: Home, outbox: Outbox) -> None:
+    task = home.task()
+    sent = result({"curve_images": [8], "curve_loss": [0.5]})
+    parcel = outbox.send(task, outbox.check(task, sent, INPUTS))
+    reply, outputs = home.open(parcel)
+    reply.check_answers(task)
+    assert (reply.status, reply.num_examples, reply.body["curve_loss"]) == ("done", 3, [0.5])
+    np.testing.assert_array_equal(outputs["codec"]["w"], W)
+    assert W.tobytes() not in parcel["codec"]
+
+
+def test_line_says_all_but_the_values(home: Home, outbox: Outbox) -> None:
+    task = home.task()
+    parcel = outbox.send(task, outbox.check(task, result({"curve_loss": [0.5]}), INPUTS))
+    (line,) = home.lines()
+    assert line.bytes == sum(map(len, parcel.values()))
+    assert (line.event, line.stage, line.round, line.nonce) == ("sent", "codec", 0, task.nonce)
+    assert line.to.startswith("coordinator ")
+    assert line.fields == ("curve_loss",)
+    assert line.attachments == home.open(parcel)[0].outputs
+    assert "0.5" not in line.model_dump_json()
+
+
+def test_nothing_leaves_when_its_line_cannot_be_written(
+    home: Home, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vitrael.client.site.journal.os.fsync", full)
+    with pytest.raises(StorageError, match="journal"):
+        outbox.send(home.task(), outbox.check(home.task(), result(), INPUTS))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"patient": "p-17"},
+        {"curve_loss": "long"},
+        {"curve_loss": [float("nan")]},
+        {"curve_loss": [float("inf")]},
+        {"curve_loss": [0.5] * 201},
+        {"curve_images": [0.5]},
+        {"curve_loss": {"p-17": 0.5}},
+    ],
+)
+def test_field_off_the_list_or_out_of_bounds_is_refused(
+    home: Home, outbox: Outbox, body: dict[str, object]
+) -> None:
+    with pytest.raises(DataError, match="outbox refuses") as caught:
+        outbox.check(home.task(), result(body), INPUTS)
+    assert "p-17" not in str(caught.value)
+    assert "patient" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"codec": {"w": W}, "scans": {"x": W}},
+        {"envelope": {"w": W}},
+        {"codec": {"w": W, "p-17": W}},
+        {"codec": {}},
+        {"codec": {"w": W[:1]}},
+        {"codec": {"w": W.astype(np.float64)}},
+        {"codec": {"w": W * np.nan}},
+        {"codec": {"w": W * np.inf}},
+    ],
+)
+def test_tensor_off_the_list_or_not_like_the_task_is_refused(
+    home: Home, outbox: Outbox, tensors: dict[str, Tensors]
+) -> None:
+    with pytest.raises(WeightsError, match="outbox refuses") as caught:
+        outbox.check(home.task(), result(**tensors), INPUTS)
+    assert "p-17" not in str(caught.value)
+
+
+def test_weights_that_are_missing_are_refused(home: Home, outbox: Outbox) -> None:
+    with pytest.raises(WeightsError, match="codec is missing"):
+        outbox.check(home.task(), TaskResult(num_examples=3), INPUTS)
+
+
+def test_weights_for_which_the_task_brought_no_like_are_refused(home: Home, outbox: Outbox) -> None:
+    with pytest.raises(WeightsError, match="nothing like it"):
+        outbox.check(home.task(), result(), {})
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"keep": np.ones(2, np.uint8)},
+        {"keep": np.ones((3, 1), np.uint8)},
+        {"keep": np.full(3, 2, np.uint8)},
+        {"keep": np.ones(3, np.float32)},
+        {"scores": np.ones(3, np.uint8)},
+    ],
+)
+def test_votes_are_one_bit_a_candidate(
+    home: Home, outbox: Outbox, arrays: dict[str, np.ndarray]
+) -> None:
+    task = home.task(stage="screening")
+    asked = {"candidates": {"image": np.zeros((3, 1, 2, 2, 2), np.float32)}}
+    outbox.check(task, TaskResult(tensors={"votes": {"keep": np.ones(3, np.uint8)}}), asked)
+    with pytest.raises(WeightsError, match="outbox refuses votes"):
+        outbox.check(task, TaskResult(tensors={"votes": arrays}), asked)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"latent.sum": np.ones(5_000)},
+        {"latent.sum": np.array([np.nan])},
+        {"latent.sum": np.ones(3, np.float32)},
+        {"latent.values": np.ones(3)},
+    ],
+)
+def test_sum_off_the_list_or_out_of_bounds_is_refused(
+    home: Home, outbox: Outbox, arrays: dict[str, np.ndarray]
+) -> None:
+    task = home.task(stage="latents")
+    outbox.check(task, TaskResult(tensors={"moments": {"latent.sum": np.ones(3)}}), {})
+    with pytest.raises(WeightsError, match="outbox refuses moments"):
+        outbox.check(task, TaskResult(tensors={"moments": arrays}), {})
+
+
+@pytest.mark.parametrize("stage", ["calibration", "screening", "audit"])
+@pytest.mark.parametrize("part", ["metrics", "counts"])
+def test_number_off_the_list_is_refused(home: Home, outbox: Outbox, stage: str, part: str) -> None:
+    body = {"estimable": True, part: {"patient.17.age": 44}}
+    with pytest.raises(DataError, match="not on its list") as caught:
+        outbox.check(home.task(stage=stage), TaskResult(body=body), {})
+    assert "17" not in str(caught.value)
+
+
+def test_whole_audit_is_on_the_list(home: Home, outbox: Outbox) -> None:
+    estimate = Estimate(0.5, 0.01)
+    body = write_audit(
+        plants=dict.fromkeys(PLANT_CLASSES, Tally(20, 19)),
+        fresh=Tally(20, 1),
+        copies=Copies(samples=96, hits=1, control_hits=0, scale=1.0),
+        closeness=Closeness(patients=20, samples=96, share=0.5, error=0.1),
+        membership=Membership(estimate, estimate, estimate, members=20, others=20),
+    )
+    checked = outbox.check(home.task(stage="audit"), TaskResult(body=body), {})
+    assert checked.body == body
+
+
+def test_more_bytes_than_the_site_allows_are_refused(home: Home) -> None:
+    make_outbox(home, parcel_bytes=24).check(home.task(), result(), INPUTS)
+    with pytest.raises(DataError, match="24 bytes are more than the 23"):
+        make_outbox(home, parcel_bytes=23).check(home.task(), result(), INPUTS)
+
+
+@pytest.mark.parametrize("count", [-1, 10**9])
+def test_count_out_of_bounds_is_refused(home: Home, outbox: Outbox, count: int) -> None:
+    with pytest.raises(DataError, match="count of examples"):
+        outbox.check(home.task(), TaskResult(tensors=INPUTS, num_examples=count), INPUTS)
+
+
+def test_word_is_one_sentence_and_bounded(home: Home, outbox: Outbox) -> None:
+    reply, outputs = home.open(outbox.send_word(home.task(), status="failed", reason="x" * 5000))
+    assert (reply.status, len(reply.reason), outputs) == ("failed", 1000, {})
+    assert [line.event for line in home.lines()] == ["failed"]

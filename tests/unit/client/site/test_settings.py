@@ -1,0 +1,48 @@
+"""site.toml is read strictly, and what is wrong is named."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vitrael.client.site.settings import load_settings
+from vitrael.core.errors import AuthError, ConfigError
+
+if TYPE_CHECKING:
+    from tests.unit.client.site.conftest import Home
+
+
+def test_performance_is_the_studys_unless_the_site_says_otherwise(home: Home) -> None:
+    assert home.settings.document.performance is None
+    (home.path / "site.toml").write_text('name = "north"\n[performance]\nthreads = 3\n')
+    own = load_settings(home.path, device="cuda").document.performance
+    assert own is not None
+    assert (own.threads, own.device) == (3, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('name = "North"', "name"),
+        ('name = "north"\nfast = 1', "fast"),
+        ('name = "north"\n[performance]\nthreads = 0', r"performance\.threads"),
+        ("name = ", "not TOML"),
+    ],
+)
+def test_wrong_document_is_refused_by_its_key(home: Home, text: str, said: str) -> None:
+    (home.path / "site.toml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_settings(home.path)
+
+
+def test_missing_home_is_refused(home: Home) -> None:
+    with pytest.raises(ConfigError, match="--home"):
+        load_settings(home.path / "elsewhere")
+
+
+def test_missing_split_key_is_refused(home: Home) -> None:
+    assert len(home.settings.read_split_key()) == 32
+    (home.path / "keys" / "split.key").unlink()
+    with pytest.raises(AuthError, match="splits"):
+        home.settings.read_split_key()

@@ -1,0 +1,134 @@
+"""What is finished is kept bit for bit; what is half written never counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, text
+
+from vitrael.client.site import store as store_module
+from vitrael.client.site.store import Base, Finished, Store
+from vitrael.core.errors import StorageError
+from vitrael.core.weights import pack_tensors
+
+if TYPE_CHECKING:
+    from tests.unit.client.site.conftest import Home
+
+RESULT = Finished(
+    body={"curve_loss": [0.1, 0.2]},
+    tensors={"codec": {"w": np.array([[1.5, -0.0]], np.float32)}},
+    num_examples=7,
+)
+
+
+@pytest.fixture
+def store(home: Home) -> Iterator[Store]:
+    opened = Store(home.settings.store, updates=home.settings.updates)
+    yield opened
+    opened.close()
+
+
+def test_finished_update_comes_back_bit_for_bit(home: Home, store: Store) -> None:
+    task = home.task()
+    assert store.find_finished(task) is None
+    store.finish(task, RESULT, now=home.clock())
+    again = Store(home.settings.store, updates=home.settings.updates)
+    found = again.find_finished(home.task())  # another nonce, the same work
+    again.close()
+    assert found is not None
+    assert pack_tensors(found.tensors["codec"]) == pack_tensors(RESULT.tensors["codec"])
+    assert (found.body, found.num_examples) == (RESULT.body, 7)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"round": 1}, {"stage": "teacher"}, {"parameters": {"x": 1}}, {"inputs": {}}]
+)
+def test_other_work_finds_nothing(home: Home, store: Store, changes: dict[str, object]) -> None:
+    store.finish(home.task(), RESULT, now=home.clock())
+    assert store.find_finished(home.task(**changes)) is None
+
+
+def test_kill_between_tensors_and_row_counts_nothing(
+    home: Home, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_transaction", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.finish(home.task(), RESULT, now=home.clock())
+    assert list(home.settings.updates.iterdir())
+    assert store.find_finished(home.task()) is None
+    store.finish(home.task(), RESULT, now=home.clock())
+    assert store.find_finished(home.task()) is not None
+
+
+@pytest.mark.parametrize("data", [None, b"", b"changed"])
+def test_damaged_update_is_told_and_not_made_anew(
+    home: Home, store: Store, data: bytes | None
+) -> None:
+    store.finish(home.task(), RESULT, now=home.clock())
+    (path,) = home.settings.updates.iterdir()
+    path.unlink() if data is None else path.write_bytes(data)
+    with pytest.raises(StorageError, match="damaged"):
+        store.find_finished(home.task())
+
+
+def test_full_disk_is_told_and_leaves_nothing_half_written(
+    home: Home, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vitrael.core.digest.os.fsync", full)
+        with pytest.raises(StorageError, match="no disk space left"):
+            store.finish(home.task(), RESULT, now=home.clock())
+    assert list(home.settings.updates.iterdir()) == []
+    assert store.find_finished(home.task()) is None
+
+
+def test_nonce_belongs_to_one_task(home: Home, store: Store) -> None:
+    task = home.task()
+    assert store.claim_nonce(task, now=home.clock())
+    assert store.claim_nonce(task, now=home.clock())
+    other = task.model_copy(update={"round": 1})
+    assert not store.claim_nonce(other, now=home.clock())
+
+
+def test_migrations_build_the_mapped_tables(home: Home, store: Store) -> None:
+    engine = create_engine(f"sqlite:///{home.settings.store}")
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+        connection.execute(text("ALTER TABLE finished ADD COLUMN planted INTEGER"))
+        assert compare_metadata(context, Base.metadata) != []
+    engine.dispose()
+
+
+def test_store_of_a_newer_version_is_refused(home: Home, store: Store) -> None:
+    store.close()
+    engine = create_engine(f"sqlite:///{home.settings.store}")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(StorageError, match="newer version"):
+        Store(home.settings.store, updates=home.settings.updates)
+
+
+def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    path.write_bytes(b"not a database, but long enough to be looked at" * 100)
+    with pytest.raises(StorageError, match="damaged"):
+        Store(path, updates=tmp_path)
+
+
+def test_migrations_lie_beside_the_store() -> None:
+    assert (store_module.MIGRATIONS / "env.py").is_file()

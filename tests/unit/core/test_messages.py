@@ -1,0 +1,103 @@
+"""Messages have one byte form, bounded fields and a name by content."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from vitrael.core.digest import digest_bytes
+from vitrael.core.errors import EnvelopeError
+from vitrael.core.messages import Reply, Task
+
+DIGEST = digest_bytes(b"a protocol")
+OTHER = digest_bytes(b"another")
+
+
+def task(**changes: object) -> Task:
+    fields = {
+        "protocol": DIGEST,
+        "roster": DIGEST,
+        "site": "north",
+        "stage": "codec",
+        "round": 0,
+        "nonce": "0" * 32,
+        "issued_utc": "2031-05-01T12:00:00+00:00",
+        "deadline_s": 60.0,
+        **changes,
+    }
+    return Task.model_validate(fields)
+
+
+def reply(**changes: object) -> Reply:
+    names = ("protocol", "roster", "site", "stage", "round", "nonce")
+    fields = {name: getattr(task(), name) for name in names}
+    return Reply.model_validate({**fields, "status": "done", **changes})
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False), max_size=3
+    )
+)
+def test_bytes_give_the_same_task_back(parameters: dict[str, float]) -> None:
+    sent = task(parameters=parameters)
+    assert Task.from_bytes(sent.to_bytes()) == sent
+
+
+def test_bytes_that_are_not_canonical_are_refused() -> None:
+    with pytest.raises(ValueError, match="canonical"):
+        Task.from_bytes(task().to_bytes() + b" ")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_parameters_without_a_json_form_are_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r"JSON|finite"):
+        task(parameters={"x": value}).to_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stage": "delete"},
+        {"round": -1},
+        {"nonce": "0" * 31},
+        {"protocol": "sha256:1234"},
+        {"issued_utc": "2031-05-01T12:00:00+02:00"},
+        {"issued_utc": "2031-05-01T12:00:00"},
+        {"deadline_s": 0},
+        {"inputs": {"envelope": DIGEST}},
+        {"inputs": {"../up": DIGEST}},
+        {"surprise": 1},
+    ],
+)
+def test_field_out_of_bounds_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        task(**changes)
+
+
+def test_input_digest_forgets_attempt_and_nonce_alone() -> None:
+    again = task(nonce="1" * 32, attempt=1, issued_utc="2031-05-02T12:00:00+00:00")
+    assert again.input_digest == task().input_digest
+    others = [
+        task(parameters={"x": 1}),
+        task(inputs={"codec": DIGEST}),
+        task(site="south"),
+        task(roster=OTHER),
+    ]
+    assert task().input_digest not in {other.input_digest for other in others}
+
+
+def test_reply_answers_its_task() -> None:
+    reply().check_answers(task())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"nonce": "1" * 32}, {"round": 1}, {"stage": "teacher"}, {"protocol": OTHER}]
+)
+def test_reply_to_another_task_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(EnvelopeError, match=next(iter(changes))):
+        reply(**changes).check_answers(task())

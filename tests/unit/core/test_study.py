@@ -1,0 +1,138 @@
+"""A study is one frozen document; what is wrong with it is told by file, key and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from vitrael.core.errors import StudyError
+from vitrael.core.study import COVARIATES, Study, load_study
+
+
+@pytest.fixture
+def text(root: Path) -> str:
+    return (root / "deploy" / "studies" / "brain-demo.toml").read_text(encoding="utf-8")
+
+
+def read(folder: Path, text: str) -> Study:
+    path = folder / "study.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_study(path)
+
+
+def changed(text: str, old: str, new: str) -> str:
+    assert old in text, old
+    return text.replace(old, new, 1)
+
+
+SITES = 'sites = ["north", "harbour", "valley"]'
+
+WRONG = {
+    "unknown-key": ("[protocol.audit]", "[protocol.audit]\ncolour = 1", "protocol.audit.colour"),
+    "unknown-section": ("[performance]", "[extra]\na = 1\n[performance]", "extra"),
+    "unknown-kind": ('kind = "reid_encoder"', 'kind = "oracle"', "protocol.systems.1"),
+    "missing-key": ("quorum = 3", "", "protocol.federation.quorum"),
+    "wrong-type": ("quorum = 3", 'quorum = "many"', "protocol.federation.quorum"),
+    "out-of-range": ("false_match_rate = 0.05", "false_match_rate = 0.9", "false_match_rate"),
+    "same-name": (SITES, 'sites = ["north", "north", "valley"]', "roster"),
+    "bad-name": (SITES, 'sites = ["North", "harbour", "valley"]', "roster.sites.0"),
+    "no-site": (SITES, "sites = []", "roster.sites"),
+    "quorum": ("quorum = 3", "quorum = 4", "protocol.federation.quorum"),
+    "splits": ("training_frac = 0.50", "training_frac = 0.60", "protocol.data.splits"),
+    "grid": ("grid_vox = [24, 24, 24]", "grid_vox = [24, 24, 25]", "data.grid_vox"),
+    "range": ("low = 20.0, high = 90.0", "low = 90.0, high = 20.0", "covariates.age_years"),
+    "covariate": ("covariates.sex = { low = 0.0, high = 1.0 }", "", "protocol.data"),
+    "policy": ('policy = "rehearsal"', 'policy = "lenient"', "protocol.policy"),
+    "dp": ('path = "empirical"', 'path = "dp"', "protocol.path"),
+}
+
+
+@pytest.mark.parametrize("fault", list(WRONG))
+def test_fault_is_told_with_file_key_and_remedy(fault: str, text: str, tmp_path: Path) -> None:
+    old, new, key = WRONG[fault]
+    with pytest.raises(StudyError) as caught:
+        read(tmp_path, changed(text, old, new))
+    error = caught.value
+    assert "study.toml" in error.what
+    assert key in error.sentence()
+    assert error.why
+    assert error.fix
+    assert error.exit_code == 3
+
+
+def test_example_is_accepted(text: str, tmp_path: Path) -> None:
+    study = read(tmp_path, text)
+    assert study.roster.sites == ("north", "harbour", "valley")
+    assert set(study.protocol.data.covariates) == set(COVARIATES)
+
+
+def test_dp_is_refused_because_it_is_not_built_yet(text: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="not built yet"):
+        read(tmp_path, changed(text, 'path = "empirical"', 'path = "dp"'))
+
+
+def test_unknown_kind_names_the_known_ones(text: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"brain_ldm.*reid_encoder"):
+        read(tmp_path, changed(text, 'kind = "reid_encoder"', 'kind = "oracle"'))
+
+
+def test_several_faults_are_counted(text: str, tmp_path: Path) -> None:
+    both = changed(changed(text, "quorum = 3", "quorum = 0"), "seed = ", "sed = ")
+    with pytest.raises(StudyError, match=r"and 2 more"):
+        read(tmp_path, both)
+
+
+def test_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"nowhere\.toml cannot be read: No such file"):
+        load_study(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize("data", [b"a = = 1", b"\xff\xfe\x00"], ids=["syntax", "encoding"])
+def test_file_that_is_no_toml_is_told(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_bytes(data)
+    with pytest.raises(StudyError, match="is not TOML"):
+        load_study(path)
+
+
+def test_study_cannot_be_changed(text: str, tmp_path: Path) -> None:
+    study = read(tmp_path, text)
+    with pytest.raises(ValidationError, match="frozen"):
+        study.protocol.seed = 1  # type: ignore[misc]
+
+
+def test_layout_of_the_file_does_not_change_the_digest(text: str, tmp_path: Path) -> None:
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    rewritten = "\n\n".join(lines).replace("6_000", "6000")
+    assert read(tmp_path, rewritten).digest == read(tmp_path, text).digest
+
+
+def test_site_that_joins_changes_the_study_and_not_the_protocol(text: str, tmp_path: Path) -> None:
+    before = read(tmp_path, text)
+    after = read(tmp_path, changed(text, '"valley"]', '"valley", "hill"]'))
+    assert after.protocol.digest == before.protocol.digest
+    assert after.digest != before.digest
+
+
+def test_performance_enters_no_digest(text: str, tmp_path: Path) -> None:
+    before = read(tmp_path, text)
+    after = read(tmp_path, changed(text, 'device = "cpu"', 'device = "cuda"'))
+    assert (after.protocol.digest, after.digest) == (before.protocol.digest, before.digest)
+    assert after.performance.device == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("seed = 20_250_117", "seed = 1"),
+        ("released = 96", "released = 97"),
+        ("enabled = true", "enabled = false"),
+    ],
+)
+def test_every_change_of_the_protocol_changes_its_digest(
+    old: str, new: str, text: str, tmp_path: Path
+) -> None:
+    before = read(tmp_path, text)
+    assert read(tmp_path, changed(text, old, new)).protocol.digest != before.protocol.digest

@@ -1,0 +1,94 @@
+"""Private keys stay private files; public ones have one form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vitrael.core.errors import AuthError
+from vitrael.privacy.keys import (
+    KeyPair,
+    fingerprint,
+    load_public_keys,
+    load_roster,
+    roster_digest,
+    save_public_keys,
+    save_roster,
+)
+
+
+def test_saved_keys_are_the_same_keys(tmp_path: Path) -> None:
+    keys = KeyPair.create()
+    keys.save(tmp_path / "keys")
+    assert KeyPair.load(tmp_path / "keys").public == keys.public
+    assert KeyPair.create().public != keys.public
+
+
+def test_private_keys_are_for_their_owner_alone(tmp_path: Path) -> None:
+    KeyPair.create().save(tmp_path)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_key_open_to_others_is_refused(tmp_path: Path) -> None:
+    KeyPair.create().save(tmp_path)
+    (tmp_path / "signing.pem").chmod(0o640)
+    with pytest.raises(AuthError, match=r"640.*chmod 600"):
+        KeyPair.load(tmp_path)
+
+
+def test_key_is_never_replaced(tmp_path: Path) -> None:
+    KeyPair.create().save(tmp_path)
+    with pytest.raises(AuthError, match="exists already"):
+        KeyPair.create().save(tmp_path)
+
+
+def test_missing_damaged_and_swapped_keys_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AuthError, match="cannot be read"):
+        KeyPair.load(tmp_path)
+    KeyPair.create().save(tmp_path)
+    signing, sealing = tmp_path / "signing.pem", tmp_path / "sealing.pem"
+    pem = signing.read_bytes()
+    signing.write_bytes(sealing.read_bytes())
+    with pytest.raises(AuthError, match="another kind"):
+        KeyPair.load(tmp_path)
+    signing.write_bytes(pem[:40])
+    with pytest.raises(AuthError, match="no private key"):
+        KeyPair.load(tmp_path)
+
+
+def test_repr_shows_no_private_key() -> None:
+    keys = KeyPair.create()
+    assert keys.signing.private_bytes_raw().hex()[:16] not in repr(keys)
+
+
+def test_public_keys_and_roster_come_back(tmp_path: Path) -> None:
+    keys = {name: KeyPair.create().public for name in ("north", "south")}
+    save_public_keys(keys["north"], tmp_path / "coordinator.json")
+    save_roster(keys, tmp_path / "roster.json")
+    assert load_public_keys(tmp_path / "coordinator.json") == keys["north"]
+    assert load_roster(tmp_path / "roster.json") == keys
+
+
+@pytest.mark.parametrize("text", ["{}", '{"signing": "00", "sealing": "00"}', "not JSON"])
+def test_file_without_public_keys_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "coordinator.json"
+    path.write_text(text)
+    with pytest.raises(AuthError, match="public keys"):
+        load_public_keys(path)
+    with pytest.raises(AuthError, match="cannot be read"):
+        load_roster(tmp_path / "nothing.json")
+
+
+def test_roster_digest_names_members_and_keys_in_any_order() -> None:
+    north, south = KeyPair.create().public, KeyPair.create().public
+    digest = roster_digest({"north": north, "south": south})
+    assert digest == roster_digest({"south": south, "north": north})
+    assert digest != roster_digest({"north": south, "south": north})
+    assert digest != roster_digest({"north": north})
+
+
+def test_fingerprint_is_read_in_groups_and_tells_keys_apart() -> None:
+    first, second = KeyPair.create().public.signing, KeyPair.create().public.signing
+    assert [len(group) for group in fingerprint(first).split()] == [4] * 16
+    assert fingerprint(first) != fingerprint(second)

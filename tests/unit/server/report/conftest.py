@@ -1,0 +1,184 @@
+"""A made-up report: no number in it was ever measured."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from vitrael.core.digest import digest_bytes
+from vitrael.privacy.evidence import PLANT_CLASSES, Evidence, Measurement, not_estimable
+from vitrael.privacy.gates import POLICIES, decide
+from vitrael.server.report.data import (
+    Conditioning,
+    Curve,
+    Event,
+    ReportData,
+    StageSummary,
+    StudySummary,
+    summarize_site,
+)
+from vitrael.server.report.html import ReportImages
+
+START = datetime(2025, 1, 17, 12, tzinfo=UTC)
+
+
+def measure(name: str, value: float, low: float, high: float, n: int, unit: str) -> Measurement:
+    return Measurement(
+        name=name,
+        value=value,
+        low=low,
+        high=high,
+        n=n,
+        unit=unit,
+        confidence=0.95,
+        method="made up for a test",
+    )
+
+
+GOOD = (
+    measure("participation.complete", 1, 1, 1, 3, "sites"),
+    measure("screening.done", 1, 1, 1, 192, "candidates"),
+    *(measure(f"filter.power.{kind}", 0.983, 0.911, 0.999, 60, "plants") for kind in PLANT_CLASSES),
+    measure("filter.verification_auc", 0.957, 0.912, 0.988, 45, "patients"),
+    measure("filter.false_positive_rate", 0.0333, 0.004, 0.115, 60, "patients"),
+    measure("copies.excess_share", 0.0104, 0.0003, 0.0567, 96, "samples"),
+    measure("closeness.training_share", 0.521, 0.437, 0.604, 96, "samples"),
+    measure("membership.auc", 0.537, 0.441, 0.632, 120, "patients"),
+    measure("membership.placebo_gap", 0.031, 0.0, 0.082, 120, "patients"),
+    measure("membership.control_auc", 0.874, 0.792, 0.941, 120, "patients"),
+    measure("conditioning.ventricle_r", 0.862, 0.798, 0.907, 96, "samples"),
+    measure("conditioning.permuted_r", 0.047, 0.0, 0.198, 96, "samples"),
+)
+
+
+def _verdict_of(measurements: tuple[Measurement, ...], policy: str) -> dict[str, object]:
+    evidence = Evidence(protocol=digest_bytes(b"protocol"), measurements=measurements)
+    return {"evidence": evidence, "verdict": decide(evidence, POLICIES[policy])}
+
+
+def make_data(
+    measurements: tuple[Measurement, ...] = GOOD, policy: str = "rehearsal"
+) -> ReportData:
+    rng = np.random.default_rng(7)
+    asked = rng.uniform(5, 120, 96)
+    measured = np.clip(asked * 0.86 + 8 + rng.normal(0, 12, 96), 1, 140)
+    by_name = {m.name: m for m in measurements}
+    steps = range(0, 6_001, 250)
+    losses = {
+        site: tuple((float(x), float(0.08 * np.exp(-x / rate) + 0.012)) for x in steps)
+        for site, rate in (("north", 1_500), ("harbour", 1_900), ("valley", 2_400))
+    }
+    sizes = [("consent", 0, 2.1), ("codec", 1, 48.2), ("codec", 2, 47.9), ("teacher", 1, 91.4)]
+    sizes += [
+        ("teacher", 2, 88.8),
+        ("screening", 0, 17.3),
+        ("student", 0, 74.6),
+        ("audit", 0, 21.9),
+    ]
+    stages, at = [], START
+    for stage, round_number, seconds in sizes:
+        stages.append(
+            StageSummary(
+                stage=stage,
+                round=round_number,
+                status="finished",
+                started_utc=at,
+                seconds=seconds,
+                participants=() if stage == "student" else ("north", "harbour", "valley"),
+                output=digest_bytes(f"{stage}{round_number}".encode()),
+            )
+        )
+        at += timedelta(seconds=seconds)
+    return ReportData(
+        title="Brain demo <made up>",
+        created_utc=at,
+        release="brain-demo@1",
+        volumes=96,
+        study=StudySummary(
+            name="brain-demo",
+            version=1,
+            purpose="Made up for a test; nothing in it was measured.",
+            study=digest_bytes(b"study"),
+            protocol=digest_bytes(b"protocol"),
+            path="empirical",
+            policy=policy,
+            policy_title=POLICIES[policy].title,
+            recipe="brain-t1",
+            grid_vox=(24, 24, 24),
+            spacing_mm=8.0,
+            rounds={"codec": 2, "teacher": 2},
+            candidates=192,
+            released=96,
+            seed=20_250_117,
+        ),
+        sites=(
+            summarize_site("north", training_patients=137, status="took part", consented_utc=START),
+            summarize_site("harbour", training_patients=7, status="took part", consented_utc=START),
+            summarize_site("valley", training_patients=0, status="did not consent"),
+        ),
+        conditioning=Conditioning(
+            ceiling=measure("conditioning.ceiling_r", 0.931, 0.889, 0.958, 60, "phantoms"),
+            asked_measured=by_name["conditioning.ventricle_r"],
+            permuted=by_name["conditioning.permuted_r"],
+            asked_ml=tuple(float(v) for v in asked),
+            measured_ml=tuple(float(v) for v in measured),
+        ),
+        curves=(
+            Curve(title="Codec", x_label="images seen", y_label="loss", series=losses),
+            Curve(
+                title="Student",
+                x_label="images seen",
+                y_label="loss",
+                series={"student": tuple((x, y * 3) for x, y in losses["north"])},
+            ),
+        ),
+        stages=tuple(stages),
+        events=(
+            Event(utc=START, site="north", event="consented"),
+            Event(utc=START, site="valley", event="did not consent"),
+        ),
+        limits=("Three sites of one making: what differs between real scanners is not rehearsed.",),
+        **_verdict_of(measurements, policy),
+    )
+
+
+def draw_heads(count: int, *, seed: int) -> np.ndarray:
+    """Return heads of 24³ voxels: an ellipsoid of brain with two dark ventricles."""
+    rng = np.random.default_rng(seed)
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, 24)] * 3, indexing="ij")
+    images = []
+    for _ in range(count):
+        a, b, c = rng.uniform(0.68, 0.8), rng.uniform(0.8, 0.92), rng.uniform(0.7, 0.8)
+        brain = 1 / (1 + np.exp(14 * ((x / a) ** 2 + (y / b) ** 2 + (z / c) ** 2 - 1)))
+        folds = 0.12 * np.sin(9 * x + rng.uniform(0, 6)) * np.sin(8 * y) * np.sin(7 * z)
+        size = rng.uniform(0.08, 0.2)
+        ventricles = sum(
+            np.exp(-(((x - s * 0.2) / size) ** 2 + ((y - 0.1) / 0.36) ** 2 + (z / 0.24) ** 2) * 1.6)
+            for s in (-1, 1)
+        )
+        images.append(np.clip(brain * (0.72 + folds) - 0.7 * ventricles * brain, 0, 1))
+    return np.stack(images)[:, None].astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def good() -> ReportData:
+    return make_data()
+
+
+@pytest.fixture(scope="session")
+def bad() -> ReportData:
+    """Copies are found beyond doubt, and one class of plants could not be judged."""
+    replaced = {
+        "copies.excess_share": measure("copies.excess_share", 0.42, 0.319, 0.525, 96, "samples"),
+        "filter.power.blend": not_estimable(
+            "filter.power.blend", "no patient had a second visit", method="made up for a test"
+        ),
+    }
+    return make_data(tuple(replaced.get(m.name, m) for m in GOOD))
+
+
+@pytest.fixture(scope="session")
+def images() -> ReportImages:
+    return ReportImages(draw_heads(16, seed=1), draw_heads(6, seed=2))

@@ -1,0 +1,225 @@
+"""The page stands alone, hides nothing, and says no number that its JSON twin does not hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vitrael.core.errors import DataError
+from vitrael.server.report.data import SCHEMA, Curve, ReportData
+from vitrael.server.report.html import (
+    ReportImages,
+    format_number,
+    render_json,
+    render_report,
+    write_report,
+)
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and the text of numbers; open tags must close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.numbers: list[str] = []
+        self.stack: list[tuple[str, str]] = []
+        self.feed(text)
+        assert self.stack == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append((tag, dict(attrs).get("class") or ""))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.stack and self.stack[-1] == ("span", "n"):
+            self.numbers.append(data)
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+def outward(text: str) -> list[str]:
+    """Return every way in which the page would reach out or run something."""
+    found = re.findall(r"https?:|//\w|url\(|@import|javascript:", text)
+    for tag, attributes in Page(text).tags:
+        if tag in {"script", "link", "iframe", "object", "embed", "form"}:
+            found.append(tag)
+        found += [name for name in attributes if name.startswith("on")]
+        found += [
+            f"{name}={value}"
+            for name, value in attributes.items()
+            if name in {"src", "href", "srcset", "action", "data"}
+            and not (value or "").startswith(("#", "data:image/png;base64,"))
+        ]
+    return found
+
+
+def numbers_in(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return set().union(*(numbers_in(v) for v in value.values()), set())
+    if isinstance(value, list):
+        return set().union(*(numbers_in(v) for v in value), set())
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {format_number(value), format_number(float(value))}
+    return set()
+
+
+def test_page_reaches_for_nothing(good: ReportData, images: ReportImages) -> None:
+    page = render_report(good, images=images)
+    without_pictures = re.sub(
+        r"data:image/png;base64,[A-Za-z0-9+/=]+", "data:image/png;base64,", page
+    )
+    assert outward(without_pictures) == []
+    # The controls: each kind of reaching out is seen.
+    for planted in ('<script src="x.js"></script>', '<img src="x.png">', '<p onclick="x()">a</p>'):
+        assert outward(without_pictures.replace("<main>", f"<main>{planted}"))
+
+
+def test_content_security_policy_forbids_all_but_the_page_itself(good: ReportData) -> None:
+    policies = [
+        attributes["content"]
+        for tag, attributes in Page(render_report(good, images=None)).tags
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+@pytest.mark.parametrize("which", ["good", "bad"])
+def test_json_twin_holds_every_number_of_the_page(
+    which: str, images: ReportImages, request: pytest.FixtureRequest
+) -> None:
+    data: ReportData = request.getfixturevalue(which)
+    shown = set(Page(render_report(data, images=images)).numbers)
+    twin = numbers_in(json.loads(render_json(data, images=images)))
+    assert len(shown) > 30
+    assert shown - twin == set()
+    # The control: without the evidence and the gates, numbers would be missing.
+    partial = {"study": json.loads(render_json(data, images=images))["study"]}
+    assert shown - numbers_in(partial)
+
+
+def test_page_shows_every_gate_with_number_threshold_and_outcome(bad: ReportData) -> None:
+    page = render_report(bad, images=None)
+    numbers = Page(page).numbers
+    for finding in bad.verdict.findings:
+        assert finding.gate.measurement in page
+        assert format_number(finding.gate.threshold) in numbers
+        if finding.measurement and finding.measurement.value is not None:
+            assert format_number(finding.measurement.value) in numbers
+            assert format_number(finding.measurement.n) in numbers
+    assert page.count('<tr class="closed">') == 2
+    assert "no patient had a second visit" in page
+    assert "not by chance" in page
+
+
+def test_ceiling_is_printed_before_what_the_generator_reaches(good: ReportData) -> None:
+    page = render_report(good, images=None)
+    assert 0 < page.index("0.931") < page.index("0.862")
+
+
+def test_json_twin_has_a_stable_shape(good: ReportData) -> None:
+    document = json.loads(render_json(good, images=None))
+    assert document["schema"] == SCHEMA == "vitrael.report/1"
+    assert sorted(document) == [
+        "conditioning", "created_utc", "curves", "events", "evidence", "limits", "pictures",
+        "reading", "release", "schema", "sites", "stages", "study", "title", "unscreened",
+        "verdict", "volumes",
+    ]  # fmt: skip
+
+
+def test_small_numbers_of_patients_stand_nowhere(good: ReportData) -> None:
+    for text in (render_report(good, images=None), render_json(good, images=None).decode()):
+        assert "fewer than 11" in text
+        assert "100 to 199" in text
+        assert "137" not in re.sub(r"sha256:\w+|[\d.]*\d\.\d+|title=\S+", "", text)
+
+
+def test_reference_is_a_phantom_or_missing_and_says_so(
+    good: ReportData, images: ReportImages
+) -> None:
+    alone = render_report(good, images=ReportImages(images.samples))
+    assert "No phantom reference was given" in alone
+    assert Page(alone).count("img") == 2
+    beside = render_report(good, images=images)
+    assert "No phantom reference was given" not in beside
+    assert "procedural phantoms, which belong to nobody" in beside
+
+
+def test_page_can_be_used_without_seeing_it(good: ReportData, images: ReportImages) -> None:
+    page = Page(render_report(good, images=images))
+    for tag, attributes in page.tags:
+        if tag == "img":
+            assert len(attributes["alt"] or "") > 20
+        if tag == "svg":
+            assert attributes.get("role") == "img" or attributes.get("aria-hidden") == "true"
+            assert attributes.get("aria-hidden") == "true" or attributes["aria-label"]
+        if tag == "th":
+            assert attributes["scope"] in {"col", "row"}
+    assert page.count("table") == page.count("caption")
+    assert dict(page.tags)["html"]["lang"] == "en"
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {a["href"] for tag, a in page.tags if tag == "a"}
+    assert targets <= {f"#{name}" for name in ids}
+
+
+def test_text_is_escaped(good: ReportData) -> None:
+    page = render_report(good, images=None)
+    assert "Brain demo &lt;made up&gt;" in page
+    assert "<made up>" not in page
+
+
+def test_empty_report_still_reads(good: ReportData) -> None:
+    empty = good.model_copy(
+        update={"conditioning": None, "curves": (), "stages": (), "events": (), "limits": ()}
+    )
+    page = render_report(empty, images=None)
+    for missing in ("was not measured", "No training curve", "No event", "No sample is shown"):
+        assert missing in page
+
+
+def test_curve_without_points_is_left_out(good: ReportData) -> None:
+    curve = Curve(title="Nothing", x_label="images", y_label="loss", series={"north": ()})
+    page = render_report(good.model_copy(update={"curves": (curve,)}), images=None)
+    assert "Nothing" not in Page(page).numbers
+    assert "No training curve" in page
+
+
+def test_both_files_are_written_and_images_that_cannot_be_drawn_write_neither(
+    good: ReportData, images: ReportImages, tmp_path: Path
+) -> None:
+    broken = ReportImages(np.full((2, 1, 8, 8, 8), np.nan, np.float32))
+    with pytest.raises(DataError, match="not finite"):
+        write_report(tmp_path / "report", good, images=broken)
+    assert not (tmp_path / "report").exists()
+    path = write_report(tmp_path / "report", good, images=images)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["report.html", "report.json"]
+    assert path.read_text(encoding="utf-8") == render_report(good, images=images)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"), (1.0, "1"), (0.95, "0.95"), (0.98765, "0.988"), (-0.0471, "-0.0471"),
+        (0.0003, "0.0003"), (48.24, "48.2"), (1234.5, "1,234"), (20_250, "20,250"), (0, "0"),
+        (100.0, "100"),
+    ],
+)  # fmt: skip
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert format_number(value) == text

@@ -1,0 +1,63 @@
+"""A verdict in plain language never sounds better than it is."""
+
+from __future__ import annotations
+
+from vitrael.server.report.data import ReportData
+from vitrael.server.report.reading import read_verdict
+
+
+def _under_public(data: ReportData, *, publishable: bool) -> ReportData:
+    update = {"policy": "public", "publishable": publishable}
+    return data.model_copy(update={"verdict": data.verdict.model_copy(update=update)})
+
+
+def test_rehearsal_that_passes_is_marked_and_not_green(good: ReportData) -> None:
+    reading = read_verdict(good)
+    assert (reading.banner, reading.mark) == ("rehearsal", "Rehearsal: not for publication")
+    assert any("thresholds suffice" in line for line in reading.not_claimed)
+
+
+def test_only_a_publishable_pass_is_green(good: ReportData) -> None:
+    assert read_verdict(_under_public(good, publishable=True)).banner == "passed"
+    assert read_verdict(_under_public(good, publishable=True)).mark == ""
+    assert read_verdict(_under_public(good, publishable=False)).banner != "passed"
+
+
+def test_refusal_names_what_refused_and_what_could_not_be_measured(bad: ReportData) -> None:
+    reading = read_verdict(bad)
+    assert reading.banner == "refused"
+    text = " ".join(reading.sentences)
+    assert "16 of 18 gates are open" in text
+    assert "Refused: copies.excess_share." in text
+    assert "Could not be measured, which counts as refused: filter.power.blend." in text
+    assert "not by chance: copies.excess_share" in text
+
+
+def test_unscreened_candidates_are_told(good: ReportData) -> None:
+    unscreened = good.model_copy(update={"unscreened": True})
+    assert "unscreened" in " ".join(read_verdict(unscreened).sentences)
+    assert "unscreened" not in " ".join(read_verdict(good).sentences)
+
+
+def test_verdict_without_gates_says_so(good: ReportData) -> None:
+    verdict = good.verdict.model_copy(update={"findings": (), "outcome": "refuse"})
+    reading = read_verdict(good.model_copy(update={"verdict": verdict}))
+    assert reading.banner == "refused"
+    assert reading.sentences == ("There is no gate, and nothing passes without one.",)
+
+
+def test_empirical_path_claims_no_budget(good: ReportData) -> None:
+    def claims(path: str) -> str:
+        study = good.study.model_copy(update={"path": path})
+        return " ".join(read_verdict(good.model_copy(update={"study": study})).not_claimed)
+
+    assert "no ε is stated" in claims("empirical")
+    assert "ε" not in claims("dp")
+
+
+def test_power_counts_what_was_caught_and_says_what_could_not_be_judged(bad: ReportData) -> None:
+    power = {row.kind: row for row in read_verdict(bad).power}
+    assert (power["exact"].planted, power["exact"].caught, power["exact"].low) == (60, 59, 0.911)
+    assert power["exact"].demanded == 0.8
+    assert (power["blend"].caught, power["blend"].outcome) == (None, "not estimable")
+    assert power["blend"].reason == "no patient had a second visit"

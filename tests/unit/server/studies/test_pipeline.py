@@ -1,0 +1,148 @@
+"""A whole study in one process: every stage is kept, a killed one goes on to the same weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.factories.federation import SITES, Interruption, copy_homes, federation
+from tests.unit.server.studies.conftest import Ended, lenient, policy
+
+from vitrael.client.site.journal import verify_journal
+from vitrael.server.demo import site_home
+from vitrael.server.progress import STAGES
+from vitrael.server.studies.pipeline import run_study
+
+pytestmark = pytest.mark.xdist_group("tiny study")
+
+Documents = Callable[[Path], dict[str, Any]]
+
+FEDERATED = [
+    *(("consent", 0), ("codec", 0), ("codec", 1), ("calibration", 0), ("latents", 0)),
+    *(("teacher", 0), ("teacher", 1), ("screening", 0), ("audit", 0), ("signing", 0)),
+]
+WEIGHTS = {"codec 0": "codec", "codec 1": "codec", "latents 0": "codec"} | {
+    "teacher 0": "denoiser",
+    "teacher 1": "denoiser",
+    "student 0": "denoiser",
+    "candidates 0": "images",
+    "synthesis 0": "samples",
+}
+"""Stage and round to the name of the tensors in its document."""
+
+
+def weights(documents: dict[str, Any]) -> dict[str, str]:
+    return {stage: documents[stage][name] for stage, name in WEIGHTS.items() if stage in documents}
+
+
+@pytest.fixture(scope="module")
+def resumed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """The same homes, killed in the middle of a round, gone on with, under the real policy."""
+    home = copy_homes(prepared, tmp_path_factory.mktemp("resumed"))
+    with federation(home) as told:
+        told.interrupt = ("teacher", 1, "harbour")
+        with pytest.raises(Interruption):
+            run_study(home, told.exchange)
+        assert told.seen[-1].site == "north"
+    with federation(home) as told:  # everybody starts again
+        code = run_study(home, told.exchange)
+        return Ended(home, code, tuple(told.seen))
+
+
+def test_every_stage_is_finished_in_the_ledger(finished: Ended, documents: Documents) -> None:
+    assert finished.code == 0
+    stages = {name.split(" ")[0] for name in documents(finished.home)}
+    assert stages == set(STAGES)
+
+
+def test_each_site_is_asked_once_for_each_round(finished: Ended) -> None:
+    asked = [(task.stage, task.round, task.site) for task in finished.seen]
+    assert asked == [(stage, number, site) for stage, number in FEDERATED for site in SITES]
+
+
+def test_second_run_asks_nobody_and_changes_nothing(
+    finished_home: Path, documents: Documents
+) -> None:
+    before = documents(finished_home)
+    with lenient(), federation(finished_home) as told:
+        assert run_study(finished_home, told.exchange) == 0
+        assert told.seen == []
+        attempts = told.run().ledger.history(told.run().study.protocol.digest)
+    assert documents(finished_home) == before
+    assert len(attempts) == len(before)
+
+
+def test_killed_study_goes_on_to_the_same_weights(
+    finished: Ended, resumed: Ended, documents: Documents
+) -> None:
+    undisturbed, disturbed = weights(documents(finished.home)), weights(documents(resumed.home))
+    assert undisturbed == disturbed
+    # Control: the digests do tell weights apart.
+    assert len(set(undisturbed.values())) == len(undisturbed)
+
+
+def test_what_was_finished_before_the_kill_is_not_asked_for_again(resumed: Ended) -> None:
+    asked = [(task.stage, task.round) for task in resumed.seen]
+    assert asked == [(s, n) for s, n in FEDERATED[6:9] for _ in SITES]
+
+
+def test_round_that_was_cut_short_is_returned_and_not_computed_again(resumed: Ended) -> None:
+    lines = (site_home(resumed.home, "north") / "progress.jsonl").read_text().splitlines()
+    shown = [(line["stage"], line["round"]) for line in map(json.loads, lines)]
+    begun = [pair for at, pair in enumerate(shown) if at == 0 or shown[at - 1] != pair]
+    assert begun.count(("teacher", 1)) == 1
+
+
+def test_killed_attempt_stays_in_the_history(resumed: Ended) -> None:
+    with federation(resumed.home) as told:
+        history = told.run().ledger.history(told.run().study.protocol.digest)
+    failed = [(r.key.stage, r.key.round, r.reason) for r in history if r.status != "finished"]
+    assert [(stage, number) for stage, number, _ in failed] == [("teacher", 1)]
+    assert "Interruption" in failed[0][2]
+
+
+def test_refused_verdict_signs_nothing_and_publishes_nothing(
+    resumed: Ended, documents: Documents
+) -> None:
+    assert resumed.code == 6
+    assert {"signing 0", "publication 0"} & documents(resumed.home).keys() == set()
+    assert "signing" not in {task.stage for task in resumed.seen}
+    assert not (resumed.home / "catalogue").exists()
+    assert not (resumed.home / "bundles").exists()
+    outcome = json.loads((resumed.home / "outcome.json").read_text())
+    assert (outcome["outcome"], outcome["publishable"]) == ("refuse", False)
+    assert any(kind == "refused" for kind, _ in outcome["findings"])
+
+
+@pytest.mark.parametrize(
+    ("measurement", "publishable", "code"),
+    [
+        ("membership.auc", False, 0),  # a rehearsal with too few patients to tell
+        ("membership.auc", True, 6),
+        ("conditioning.ventricle_r", False, 6),  # measured, and bad
+    ],
+)
+def test_exit_code_tells_refused_from_not_estimable(
+    measurement: str, publishable: bool, code: int, finished_home: Path
+) -> None:
+    with policy(measurement, publishable=publishable), federation(finished_home) as told:
+        assert run_study(finished_home, told.exchange) == code
+        assert told.seen == []
+    outcome = json.loads((finished_home / "outcome.json").read_text())
+    assert outcome["outcome"] == "refuse"
+
+
+def test_journals_of_the_sites_are_whole(finished: Ended) -> None:
+    for site in SITES:
+        assert verify_journal(site_home(finished.home, site) / "journal.jsonl") == []
+
+
+def test_progress_tells_every_stage_from_beginning_to_end(finished: Ended) -> None:
+    lines = [json.loads(line) for line in (finished.home / "progress.jsonl").open()]
+    turns = [(line["stage"], line["event"]) for line in lines]
+    for stage in STAGES:
+        assert turns.count((stage, "begun")) == turns.count((stage, "finished")) > 0
+    assert ("codec", "kept") not in turns
