@@ -1,9 +1,14 @@
 """Gates: Evidence in, a Verdict out. Refusal is the default.
 
 An empty list of gates refuses; a missing, not estimable or not finite measurement refuses; so does
-one with fewer patients, or weaker bounds, than the gate demands. The thresholds of ``rehearsal``
-are justified by simulation (``tests/attacks/test_thresholds.py``): an ideal generator passes at
-least 90 % of the time, one that copies a quarter of its samples is refused at least 90 %.
+one with fewer patients, or weaker bounds, than the gate demands.
+
+The thresholds of ``rehearsal`` on copies, closeness and membership are justified by simulation at
+its sizes (three sites with 55 training and 22 held-out patients, 96 samples; the simulation is
+``tests/attacks/test_thresholds.py``): of 60 ideal generators 95 % pass all three, of 60 that copy
+a tenth of their samples none does, nor of those that copy a quarter. At these sizes the bounds are
+wide, and what passes is not for publication. The thresholds of ``public`` need the numbers of
+patients that its gates demand.
 """
 
 from __future__ import annotations
@@ -208,7 +213,7 @@ _REHEARSAL: Final = Policy(
         _at_least("filter.verification_auc", 0.8, least_n=10),
         _at_most("filter.false_positive_rate", 0.25, least_n=10),
         _at_most("copies.excess_share", 0.10, least_n=30),
-        _at_most("closeness.training_share", 0.70, least_n=30),
+        _at_most("closeness.training_share", 0.65, least_n=30),
         _at_most("membership.auc", 0.70, least_n=30),
     ),
 )

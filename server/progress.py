@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 STAGES = (
     "consent",
     "codec",
-    "calibration",
     "latents",
+    "calibration",
     "teacher",
     "candidates",
     "screening",

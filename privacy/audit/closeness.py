@@ -2,11 +2,13 @@
 
 A sample of a generator that knows nothing particular of its training patients has its nearest
 real neighbour among them as often as their number makes likely: half of the time, once the odds
-are divided by how many more they are. The distance is the plain Euclidean one between images: it
-shares nothing with the filter. Such distances alone prove no privacy (Yao et al. 2025, "The DCR
-Delusion"); here they can only refuse.
+are divided by how many more they are. The distance is the Euclidean one between images, relative
+to how near the patient is to other real people: without that, a few average patients, whom every
+sample is nearest to, would decide the share. It shares nothing with the filter. Such distances
+alone prove no privacy (Yao et al. 2025, "The DCR Delusion"); here they can only refuse.
 
-Axes: R released samples, P patients. Distances ``[R, P]`` are to the nearest of a patient's scans.
+Axes: R released samples, P patients, Q reference patients, who are in neither group. Distances
+``[R, P]`` and ``[Q, P]`` are to the nearest of a patient's scans.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from vitrael.privacy.evidence import Measurement, not_estimable
 LEAST_PATIENTS: Final = 5
 """On each side, for a site's share to be told."""
 _RELABELINGS = 200
+_NEIGHBOURS = 3
 _NAME = "closeness.training_share"
-_METHOD = "nearest real neighbour by Euclidean distance, odds per patient; bounds by relabeling"
+_METHOD = "nearest real neighbour by relative distance, odds per patient; bounds by relabeling"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,12 @@ def patient_distances(
     nearest = np.full((len(patients), len(query)), np.inf)
     np.minimum.at(nearest, place, distance.T)
     return nearest.T
+
+
+def relative_distances(released_RP: np.ndarray, reference_QP: np.ndarray) -> np.ndarray:
+    """Return the distances as multiples of each patient's own to the nearest reference patients."""
+    near_P = np.sort(reference_QP, axis=0)[:_NEIGHBOURS].mean(axis=0)
+    return np.asarray(released_RP / np.maximum(near_P, 1e-9))
 
 
 def common_visits(*parts: PatientImages) -> int:

@@ -6,8 +6,10 @@ each training patient is left out in turn, with a calibration patient put in the
 each calibration patient meets the whole gallery, so every null maximum and every maximum at use
 runs over the same number of patients.
 
-Two scores are joined by OR. Both thresholds are set at one common rank of their null, chosen so
-that the OR as a whole has the nominal rate (a split-conformal bound on the larger of two ranks).
+Two scores are joined by OR. Both thresholds are set at one common rank r of their null, the lowest
+at which the OR as a whole keeps the nominal rate: a newcomer exceeds one of two thresholds of
+rank r among n as often as, among n + 1 exchangeable patients, one has a rank above r in either
+score, and that is at most 2 of n + 1 more than were counted in the null itself.
 """
 
 from __future__ import annotations
@@ -105,20 +107,20 @@ def freeze(
 ) -> OperatingPoint | None:
     """Return the operating point, or None when the null is too small for the rate.
 
-    The rate needs ``ceil((n + 1) (1 - rate)) <= n``: 19 patients for 5 %, 99 for 1 %.
+    The OR of two maxima already has a rate of 2 / (n + 1): 5 % takes 39 patients, 1 % takes 199.
     Raises DataError when a score is not finite.
     """
     if not np.isfinite(null_N2).all():
         raise DataError("the null of the filter holds scores that are not finite")
     count = len(null_N2)
-    place = math.ceil((count + 1) * (1 - false_match_rate) - 1e-9)
-    if count < 1 or place > count:
+    allowed = math.floor((count + 1) * false_match_rate + 1e-9) - 2
+    if allowed < 0:
         return None
     rising = np.sort(null_N2, axis=0)
     ranks = np.stack(
         [np.searchsorted(rising[:, k], null_N2[:, k], side="right") for k in range(2)], axis=1
     )
-    rank = int(np.sort(ranks.max(1))[place - 1])
+    rank = int(np.sort(ranks.max(1))[count - 1 - allowed])
     return OperatingPoint(
         embedding=float(rising[rank - 1, 0]),
         similarity=float(rising[rank - 1, 1]),
@@ -131,7 +133,7 @@ def freeze(
 
 def least_null_patients(false_match_rate: float) -> int:
     """Return how many patients the null needs before the rate can be held."""
-    return math.ceil(1 / false_match_rate - 1 - 1e-9)
+    return math.ceil(2 / false_match_rate - 1 - 1e-9)
 
 
 def verify_encoder(

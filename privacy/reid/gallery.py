@@ -19,9 +19,9 @@ from vitrael.core.records import PatientImages
 from vitrael.privacy.reid.roles import RoundTrip
 from vitrael.privacy.reid.similarity import (
     Reference,
+    Template,
     add_scans,
     build_reference,
-    fit_template,
     registered_similarity,
 )
 
@@ -79,11 +79,15 @@ def with_round_trips(images: PatientImages, round_trip: RoundTrip | None) -> Pat
     )
 
 
-def build_gallery(images: PatientImages, encoder: Embedder, *, device: str = "cpu") -> Gallery:
-    """Return the gallery of all scans of all patients; raise DataError when there is none."""
+def build_gallery(
+    images: PatientImages, encoder: Embedder, template: Template, *, device: str = "cpu"
+) -> Gallery:
+    """Return the gallery of all scans of all patients; raise DataError when there is none.
+
+    The template should hold the patients of the gallery and those of the null alike, and many.
+    """
     if len(images) == 0:
         raise DataError("the gallery is empty", fix="give the training split at least one patient")
-    template = fit_template(images.image_BCDHW, device=device)
     return Gallery(
         reference=build_reference(images.image_BCDHW, template),
         embedding_NE=embed(images.image_BCDHW, encoder, device=device),
@@ -94,10 +98,12 @@ def build_gallery(images: PatientImages, encoder: Embedder, *, device: str = "cp
 def extend_gallery(
     gallery: Gallery, images: PatientImages, encoder: Embedder, *, device: str = "cpu"
 ) -> Gallery:
-    """Return the gallery with more patients; template and common part stay as they are.
+    """Return the gallery with more patients; the template stays as it is.
 
     The new patients get numbers of their own, after those that are there.
     """
+    if len(images) == 0:
+        return gallery
     first = int(gallery.patient_N.max()) + 1
     more = embed(images.image_BCDHW, encoder, device=device)
     return Gallery(

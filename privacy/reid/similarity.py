@@ -1,11 +1,11 @@
 """Registered similarity: how much of one brain's own form another shares, whatever its pose.
 
 Every scan, real or not, is registered to one template by an affine map of twelve parameters; then
-what all brains have in common (the mean of the gallery) is taken away, and the rest is compared by
-normalized cross-correlation inside the template's mask, over small translations and over the
-left-right mirror image. Strangers correlate near 0.4, copies near 1. Plain registration and image
-similarity link brain scans of one person almost without error (Sharma et al. 2026,
-arXiv 2602.10043), so an intruder needs no more.
+what all brains have in common (the template itself, at whatever gain) is taken away, and the rest
+is compared by normalized cross-correlation inside the template's mask, over small translations
+and over the left-right mirror image. Strangers correlate near 0.4, copies near 1. Registration
+and plain image similarity link brain scans of one person almost without error (Sharma et al.
+2026, arXiv 2602.10043), so an intruder needs no more.
 
 Axes: B candidates, N scans of the gallery, D H W as in NIfTI (the first is left-right), V voxels.
 """
@@ -43,11 +43,16 @@ class Template:
     """[14, V]: from an intensity difference to twelve affine parameters, gain and offset."""
     grid_DHWA: torch.Tensor
     """[D, H, W, 4]: homogeneous coordinates in [-1, 1]."""
+    common_V: torch.Tensor
+    """What all brains share: the mean within the mask, centred, unit length."""
 
 
 def fit_template(image_BCDHW: np.ndarray, *, device: str = "cpu") -> Template:
     """Return the template of a site's own scans: their mean, made symmetric, refined once.
 
+    A scan that helped to make the template lacks what it gave to the mean, and is less like the
+    others by about one over their number. So those whose scores are ranked together should all
+    have helped, or none; a newcomer is that much more alike.
     What is registered and compared with it later happens on its device.
 
     Raises DataError when there is no scan.
@@ -89,24 +94,19 @@ class Reference:
     """Registered gallery scans, ready to be compared with."""
 
     template: Template
-    common_DHW: torch.Tensor
-    """What all share: the mean of the registered scans."""
     unit_NV: torch.Tensor
-    """Each scan without the common part, unit length within the mask."""
+    """Each scan without the common part, centred, unit length."""
 
 
 def build_reference(image_BCDHW: np.ndarray, template: Template) -> Reference:
     """Return the registered form of gallery scans."""
-    aligned = register(image_BCDHW, template)
-    common = aligned.mean(0)
-    return Reference(template, common, _unit(aligned - common, template.mask_DHW))
+    return Reference(template, _own_form(register(image_BCDHW, template), template))
 
 
 def add_scans(reference: Reference, image_BCDHW: np.ndarray) -> Reference:
-    """Return the reference with more scans, the common part left as it is."""
-    aligned = register(image_BCDHW, reference.template)
-    more = _unit(aligned - reference.common_DHW, reference.template.mask_DHW)
-    return Reference(reference.template, reference.common_DHW, torch.cat([reference.unit_NV, more]))
+    """Return the reference with more scans behind those that are there."""
+    more = build_reference(image_BCDHW, reference.template)
+    return Reference(reference.template, torch.cat([reference.unit_NV, more.unit_NV]))
 
 
 @torch.no_grad()
@@ -130,10 +130,10 @@ def _similarity_of(image_BCDHW: np.ndarray, reference: Reference, *, reach_vox: 
     shape = (len(image_BCDHW), len(reference.unit_NV))
     best = torch.full(shape, -1.0, device=reference.unit_NV.device)
     for view in (image_BCDHW, image_BCDHW[:, :, ::-1]):
-        rest = register(np.ascontiguousarray(view), reference.template) - reference.common_DHW
+        aligned = register(np.ascontiguousarray(view), reference.template)
         for shift in itertools.product(range(-reach_vox, reach_vox + 1), repeat=3):
-            moved = torch.roll(rest, shift, dims=(1, 2, 3))
-            match = _unit(moved, reference.template.mask_DHW) @ reference.unit_NV.T
+            moved = torch.roll(aligned, shift, dims=(1, 2, 3))
+            match = _own_form(moved, reference.template) @ reference.unit_NV.T
             best = torch.maximum(best, match)
     return best.cpu().numpy()
 
@@ -145,10 +145,12 @@ def _volumes(image_BCDHW: np.ndarray) -> torch.Tensor:
     return image
 
 
-def _unit(rest_BDHW: torch.Tensor, mask_DHW: torch.Tensor) -> torch.Tensor:
-    values = rest_BDHW[:, mask_DHW]
-    values = values - values.mean(1, keepdim=True)
-    return functional.normalize(values, dim=1)
+def _own_form(aligned_BDHW: torch.Tensor, template: Template) -> torch.Tensor:
+    """Return ``[B, V]`` without offset and common part, unit length; a blank image gives zeros."""
+    values = aligned_BDHW[:, template.mask_DHW]
+    centred = values - values.mean(1, keepdim=True)
+    rest = centred - (centred @ template.common_V)[:, None] * template.common_V
+    return functional.normalize(rest, dim=1, eps=1e-6)
 
 
 def _template_of(mean_DHW: torch.Tensor, device: str) -> Template:
@@ -167,7 +169,8 @@ def _template_of(mean_DHW: torch.Tensor, device: str) -> Template:
     normal = design.T @ design
     ridge = _RIDGE * normal.diagonal().mean() * torch.eye(len(normal))
     solver = torch.linalg.solve(normal + ridge, design.T)
-    parts = (smooth, near, mask, solver, grid)
+    common = functional.normalize(mean[mask] - mean[mask].mean(), dim=0)
+    parts = (smooth, near, mask, solver, grid, common)
     return Template(*(part.to(device) for part in parts))
 
 

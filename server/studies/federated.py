@@ -80,15 +80,18 @@ def scale_latents(run: StudyRun, codec: Digest) -> dict[str, Any]:
     return run.stage("latents", {"codec": codec}, work)
 
 
-def calibrate_filters(run: StudyRun) -> dict[str, Any]:
-    """Stage ``calibration``: each site trains its filter on F and freezes its operating point."""
+def calibrate_filters(run: StudyRun, codec: Digest) -> dict[str, Any]:
+    """Stage ``calibration``: each site trains its filter on F and freezes its operating point.
+
+    The filter also knows each training scan after the codec's round trip, as which a copy comes.
+    """
 
     def work() -> StageResult:
-        answers = ask_sites(run, "calibration", {})
+        answers = ask_sites(run, "calibration", {"codec": run.objects.get_tensors(codec)})
         bodies = {site: dict(answer.reply.body) for site, answer in answers.by_site.items()}
         return StageResult({"sites": bodies}, answers.details, tuple(bodies))
 
-    return run.stage("calibration", {}, work)
+    return run.stage("calibration", {"codec": codec}, work)
 
 
 def train_teacher(run: StudyRun, codec: Digest) -> Digest:

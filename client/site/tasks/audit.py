@@ -24,6 +24,7 @@ from vitrael.privacy.audit.closeness import (
     common_visits,
     measure_closeness,
     patient_distances,
+    relative_distances,
 )
 from vitrael.privacy.audit.copies import Copies, count_copies, strict_point
 from vitrael.privacy.audit.membership import Membership, attack_scores, measure_membership
@@ -129,10 +130,13 @@ class SiteAudit:
 
     def measure_closeness(self) -> Closeness | None:
         """Return the share of samples nearer to training patients."""
-        if not self.visits:
+        if not self.visits or not len(self.reference):
             return None
         training, held_out = (
-            patient_distances(self.released, part, visits=self.visits)
+            relative_distances(
+                patient_distances(self.released, part, visits=self.visits),
+                patient_distances(self.reference, part, visits=self.visits),
+            )
             for part in (self.training, self.held_out)
         )
         return measure_closeness(training, held_out, rng=self._rng("closeness"))

@@ -16,6 +16,7 @@ from vitrael.client.site.tasks.filtering import (
     forget_filter,
     new_salt,
     save_filter,
+    site_template,
     study_round_trip,
 )
 from vitrael.client.site.tasks.networks import site_compute
@@ -65,8 +66,12 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     round_trip = study_round_trip(context, codec)
     encoder = _train(with_round_trips(learning, round_trip), context, device=device)
     verification = verify_encoder(calibration, encoder, device=device)
-    forms = with_round_trips(training, round_trip)
-    gallery = build_gallery(forms, encoder, device=device)
+    gallery = build_gallery(
+        with_round_trips(training, round_trip),
+        encoder,
+        site_template(context, device=device),
+        device=device,
+    )
     null = null_scores(
         training, calibration, gallery, encoder, round_trip=round_trip, device=device
     )

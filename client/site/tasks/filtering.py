@@ -23,10 +23,11 @@ from vitrael.core.weights import (
     pack_tensors,
     unpack_tensors,
 )
-from vitrael.privacy.reid.calibrate import OperatingPoint
+from vitrael.privacy.reid.calibrate import OperatingPoint, first_visits
 from vitrael.privacy.reid.gallery import Gallery, build_gallery, with_round_trips
 from vitrael.privacy.reid.roles import RoundTrip
 from vitrael.privacy.reid.screen import Screener
+from vitrael.privacy.reid.similarity import Template, fit_template
 
 _WARM = "reid.screener"
 
@@ -76,6 +77,13 @@ def study_round_trip(context: SiteContext, codec: Tensors | None) -> RoundTrip |
     return round_trip
 
 
+def site_template(context: SiteContext, *, device: str) -> Template:
+    """Return the template of the first scans of all patients who are not sealed for the audit."""
+    parts = [context.cohort.images(split) for split in Split if split is not Split.AUDIT]
+    scans = np.concatenate([part.image_BCDHW[first_visits(part)] for part in parts])
+    return fit_template(scans, device=device)
+
+
 def load_screener(context: SiteContext) -> Screener | None:
     """Return the calibrated filter, or None when the site has no operating point."""
     warm = context.warm.get(_WARM)
@@ -94,7 +102,8 @@ def load_screener(context: SiteContext) -> Screener | None:
     codec_path = _folder(context) / "codec.safetensors"
     codec = unpack_tensors(codec_path.read_bytes()) if codec_path.is_file() else None
     forms = with_round_trips(training, study_round_trip(context, codec))
-    gallery = build_gallery(forms, encoder, device=compute.device)
+    template = site_template(context, device=compute.device)
+    gallery = build_gallery(forms, encoder, template, device=compute.device)
     screener = Screener(gallery, encoder, point, device=compute.device)
     context.warm[_WARM] = screener
     return screener

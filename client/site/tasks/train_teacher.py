@@ -44,20 +44,26 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     return TaskResult(
         body={"curve_images": curve.images, "curve_loss": curve.losses["total"]},
         tensors={"denoiser": module_tensors(denoiser)},
-        num_examples=len(latents),
+        num_examples=len(latents) // 2,
     )
 
 
 def _latent_cache(
     task: Task, inputs: Mapping[str, Tensors], context: SiteContext
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return scaled latents and conditions of T, computed once for each codec and kept warm."""
+    """Return scaled latents and conditions of T, each scan also mirrored left to right.
+
+    They are computed once for each codec and kept warm. With mirror images there is twice as much
+    to learn from, so that less of one patient is learned by heart.
+    """
     key = f"latents {task.inputs['codec']}"
     if key not in context.warm:
         compute = site_compute(context)
         codec = load_codec(context, inputs["codec"], compute.device)
-        means = encode_images(codec, split_images(context, Split.TRAINING), compute.device)
+        images = split_images(context, Split.TRAINING)
+        both = torch.cat([images, images.flip(2)])
+        means = encode_images(codec, both, compute.device)
         condition = torch.from_numpy(context.cohort.images(Split.TRAINING).condition_BK)
-        context.warm[key] = (codec.cpu().scale(means), condition)
+        context.warm[key] = (codec.cpu().scale(means), condition.repeat(2, 1))
     latents, condition = context.warm[key]
     return latents, condition

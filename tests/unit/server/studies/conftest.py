@@ -24,9 +24,7 @@ class Ended:
 
 
 @contextmanager
-def policy(
-    *measurements: str, threshold: float = 1.0, publishable: bool = False
-) -> Iterator[None]:
+def policy(*measurements: str, threshold: float = 1.0, publishable: bool = False) -> Iterator[None]:
     """Replace the gates of ``rehearsal`` for coordinator, sites and researcher alike."""
     from vitrael.privacy.gates import POLICIES, Gate, Policy
 
@@ -67,7 +65,6 @@ def home(prepared: Path, tmp_path: Path) -> Path:
 def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """A study that ran undisturbed and was released; no test may change it."""
     from tests.factories.federation import copy_homes, federation
-
     from vitrael.server.studies.pipeline import run_study
 
     home = copy_homes(prepared, tmp_path_factory.mktemp("finished"))
@@ -90,7 +87,6 @@ def documents() -> Callable[[Path], dict[str, Any]]:
 
     def read(home: Path) -> dict[str, Any]:
         from tests.fakes.federation import HandlerExchange
-
         from vitrael.server.studies.run import open_run
 
         run = open_run(home, HandlerExchange({}))

@@ -1,0 +1,185 @@
+"""The filter and the audit at one site, through the site's own tasks, on brain phantoms.
+
+A leaky study (samples are training scans with a little noise, screening off) and its honest twin
+(samples are new people) differ in nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from vitrael.client.site.tasks import SiteContext, audit, calibrate, screen
+from vitrael.core.data.phantoms.brain import (
+    age_anatomy,
+    draw_acquisition,
+    draw_anatomy,
+    render_brain,
+)
+from vitrael.core.data.splits import Split
+from vitrael.core.messages import Task
+from vitrael.core.records import PatientImages
+from vitrael.core.rng import stream
+from vitrael.core.study import Study, load_study
+from vitrael.privacy.audit.pooling import audit_measurements, screening_measurement
+from vitrael.privacy.evidence import PLANT_CLASSES, Measurement
+
+_SIZES = {"T": 40, "F": 8, "C": 10, "A": 16, "U": 4}
+_NO_TASK = cast("Task", None)
+
+
+def _people(name: str, count: int, grid: tuple[int, int, int], *, visits: int = 1) -> np.ndarray:
+    scans = []
+    for person in range(count):
+        rng = stream(11, "leak", name, person)
+        anatomy = draw_anatomy(rng)
+        for _ in range(visits):
+            scan = render_brain(anatomy, draw_acquisition(rng), grid_vox=grid, spacing_mm=8.0)
+            scans.append(np.clip(scan.image_CDHW, 0, 1))
+            anatomy = age_anatomy(anatomy, rng, years=1.0)
+    return np.stack(scans)
+
+
+class FakeCohort:
+    """Phantoms by split."""
+
+    def __init__(self, grid: tuple[int, int, int], sizes: dict[str, int]) -> None:
+        self._parts: dict[Split, PatientImages] = {}
+        for split in Split:
+            count, visits = sizes[split.value], 2 if split.value in "FC" else 1
+            image = _people(split.value, count, grid, visits=visits) if count else None
+            rows = count * visits
+            self._parts[split] = PatientImages(
+                np.zeros((0, 1, *grid), np.float32) if image is None else image,
+                np.zeros((rows, 4), np.float32),
+                np.repeat(np.arange(count), visits),
+                np.tile(np.arange(visits), count),
+            )
+
+    def images(self, split: Split) -> PatientImages:
+        return self._parts[split]
+
+
+def _study(root: Path, *, screening: bool) -> Study:
+    study = load_study(root / "deploy" / "studies" / "brain-demo.toml")
+    document = study.model_dump(mode="json")
+    document["protocol"]["screening"]["enabled"] = screening
+    for system in document["protocol"]["systems"]:
+        if system["kind"] == "reid_encoder":
+            system["training"]["length_images"] = 480
+    return Study.model_validate(document)
+
+
+def _site(study: Study, cache: Path, sizes: dict[str, int]) -> SiteContext:
+    facts: dict[str, Any] = {
+        "study": study,
+        "name": "north",
+        "cohort": FakeCohort(study.protocol.data.grid_vox, sizes),
+        "cache": cache,
+        "report": lambda _done, _total: None,
+        "warm": {},
+        "device": "cpu",
+        "threads": 1,
+        "bf16": "off",
+    }
+    return cast("SiteContext", SimpleNamespace(**facts))
+
+
+@pytest.fixture(scope="module")
+def site(root: Path, tmp_path_factory: pytest.TempPathFactory) -> SiteContext:
+    """Return a calibrated site of the honest study."""
+    context = _site(_study(root, screening=True), tmp_path_factory.mktemp("site"), _SIZES)
+    body = calibrate.run(_NO_TASK, {}, context).body
+    assert body["estimable"], body["reason"]
+    return context
+
+
+def _audited(context: SiteContext, released: np.ndarray) -> dict[str, Measurement]:
+    body = audit.run(_NO_TASK, {"released": {"image": released}}, context).body
+    return {m.name: m for m in audit_measurements([body])}
+
+
+@pytest.fixture(scope="module")
+def strangers(site: SiteContext) -> np.ndarray:
+    return _people("released", 32, site.study.protocol.data.grid_vox)
+
+
+@pytest.fixture(scope="module")
+def honest(site: SiteContext, strangers: np.ndarray) -> dict[str, Measurement]:
+    return _audited(site, strangers)
+
+
+@pytest.fixture(scope="module")
+def leaky(root: Path, site: SiteContext, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return the audit of copies of T in the twin study without screening."""
+    cache = tmp_path_factory.mktemp("leaky")
+    context = _site(_study(root, screening=False), cache, _SIZES)
+    scans = context.cohort.images(Split.TRAINING).image_BCDHW[:32]
+    copies = np.clip(scans + stream(3, "copies").normal(0, 0.03, scans.shape), 0, 1)
+    return _audited(context, copies.astype(np.float32))
+
+
+def _value(measurement: Measurement) -> float:
+    assert measurement.value is not None
+    return measurement.value
+
+
+def test_filter_catches_plants_and_keeps_strangers(
+    site: SiteContext, honest: dict[str, Measurement], strangers: np.ndarray
+) -> None:
+    for kind in set(PLANT_CLASSES) - {"autoencoder"}:
+        assert _value(honest[f"filter.power.{kind}"]) >= 0.85, kind
+    result = screen.run(_NO_TASK, {"candidates": {"image": strangers}}, site)
+    assert result.tensors["votes"]["keep"].mean() > 0.8
+    assert screening_measurement([result.body]).value == 1.0
+
+
+def test_class_that_could_not_be_planted_is_not_estimable(honest: dict[str, Measurement]) -> None:
+    assert not honest["filter.power.autoencoder"].estimable
+
+
+def test_filter_that_is_off_catches_nothing(leaky: dict[str, Measurement]) -> None:
+    assert _value(leaky["filter.power.exact"]) == 0
+
+
+def test_leak_is_found_and_its_twin_is_not(
+    honest: dict[str, Measurement], leaky: dict[str, Measurement]
+) -> None:
+    assert _value(honest["copies.excess_share"]) < 0.1
+    assert leaky["copies.excess_share"].low is not None
+    assert leaky["copies.excess_share"].low > 0.5
+    assert leaky["membership.auc"].low is not None
+    assert leaky["membership.auc"].low > 0.7
+    assert _value(honest["membership.auc"]) < 0.7
+    assert _value(leaky["closeness.training_share"]) > 0.8
+    assert _value(leaky["membership.placebo_gap"]) < 0.25
+
+
+def test_filter_survives_a_restart_of_the_steward(site: SiteContext, strangers: np.ndarray) -> None:
+    warm = screen.run(_NO_TASK, {"candidates": {"image": strangers[:8]}}, site)
+    site.warm.clear()
+    cold = screen.run(_NO_TASK, {"candidates": {"image": strangers[:8]}}, site)
+    assert (warm.tensors["votes"]["keep"] == cold.tensors["votes"]["keep"]).all()
+
+
+def test_too_few_patients_leave_candidates_unscreened(
+    root: Path, tmp_path: Path, strangers: np.ndarray
+) -> None:
+    few = {"T": 6, "F": 2, "C": 1, "A": 2, "U": 1}
+    context = _site(_study(root, screening=True), tmp_path, few)
+    body = calibrate.run(_NO_TASK, {}, context).body
+    assert not body["estimable"]
+    result = screen.run(_NO_TASK, {"candidates": {"image": strangers[:4]}}, context)
+    assert result.tensors["votes"]["keep"].all()
+    assert not result.body["estimable"]
+    assert not any(m.estimable for m in _audited(context, strangers).values())
+
+
+def test_nobody_to_learn_from_is_no_error(root: Path, tmp_path: Path) -> None:
+    few = {"T": 3, "F": 0, "C": 0, "A": 0, "U": 0}
+    context = _site(_study(root, screening=True), tmp_path, few)
+    assert not calibrate.run(_NO_TASK, {}, context).body["estimable"]

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from vitrael.core.errors import DataError
+from vitrael.core.metrics.intervals import (
+    Estimate,
+    auc,
+    binned_auc,
+    clopper_pearson,
+    normal_interval,
+    pearson_interval,
+    pearson_r,
+    permuted_r,
+    share_excess,
+    stratified,
+)
+from vitrael.core.rng import stream
+
+
+@pytest.mark.parametrize(
+    ("hits", "trials", "low", "high"),
+    [(300, 300, 0.990, 1.0), (299, 300, 0.984, None), (100, 100, 0.970, 1.0), (0, 299, 0.0, 0.01)],
+)
+def test_clopper_pearson_agrees_with_the_known_table(
+    hits: int, trials: int, low: float, high: float | None
+) -> None:
+    interval = clopper_pearson(hits, trials)
+    assert interval.low == pytest.approx(low, abs=5e-4)
+    if high is not None:
+        assert interval.high == pytest.approx(high, abs=5e-4)
+
+
+def test_no_trial_tells_nothing() -> None:
+    assert clopper_pearson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(2, 1), (-1, 3)])
+def test_impossible_share_is_refused(hits: int, trials: int) -> None:
+    with pytest.raises(DataError):
+        clopper_pearson(hits, trials)
+
+
+def test_clopper_pearson_bound_holds_at_its_confidence() -> None:
+    hits = stream(1, "coverage").binomial(60, 0.9, size=2000)
+    held = np.mean([clopper_pearson(int(h), 60).low <= 0.9 for h in hits])
+    assert held >= 0.94
+
+
+def test_auc_is_the_share_of_ordered_pairs() -> None:
+    rng = stream(2, "auc")
+    higher, lower = rng.integers(0, 6, 40) + 1, rng.integers(0, 6, 30)
+    pairs = (higher[:, None] > lower) + 0.5 * (higher[:, None] == lower)
+    assert auc(higher, lower).value == pytest.approx(pairs.mean())
+    assert auc(lower, higher).value == pytest.approx(1 - pairs.mean())
+
+
+def test_auc_interval_covers_one_half_under_the_null() -> None:
+    rng = stream(3, "null")
+    intervals = [normal_interval(auc(rng.normal(size=55), rng.normal(size=22))) for _ in range(400)]
+    below = np.mean([interval.high < 0.5 for interval in intervals])
+    above = np.mean([interval.low > 0.5 for interval in intervals])
+    assert below < 0.09
+    assert above < 0.09
+
+
+def test_auc_of_an_empty_group_is_refused() -> None:
+    with pytest.raises(DataError):
+        binned_auc([0, 0], [1, 2])
+
+
+def test_strata_are_not_compared_with_each_other() -> None:
+    shifted = [auc(np.array([1.0, 2.0]) + at, np.array([1.0, 2.0]) + at) for at in (0, 100)]
+    assert stratified(shifted, [1, 1]).value == pytest.approx(0.5)
+    with pytest.raises(DataError):
+        stratified([], [])
+
+
+def test_pooled_error_is_smaller_than_each() -> None:
+    assert stratified([Estimate(0.5, 0.1)] * 4, [1] * 4).error == pytest.approx(0.05)
+
+
+def test_correlation_interval_and_its_control() -> None:
+    rng = stream(4, "r")
+    asked = rng.normal(size=96)
+    measured = asked + rng.normal(0, 0.5, 96)
+    r = pearson_r(asked, measured)
+    low, high = pearson_interval(r, 96)
+    assert 0.8 < low < r < high < 1
+    assert permuted_r(asked, measured, rng=rng, draws=50) < 0.15
+
+
+def test_constant_series_has_no_correlation() -> None:
+    assert math.isnan(pearson_r(np.ones(5), np.arange(5.0)))
+    assert pearson_interval(math.nan, 96) == (-1.0, 1.0)
+    assert pearson_interval(0.9, 3) == (-1.0, 1.0)
+
+
+def test_share_excess_of_equal_shares_covers_zero() -> None:
+    value, (low, high) = share_excess(5, 5, 100)
+    assert value == 0
+    assert low < 0 < high
+    value, (low, _) = share_excess(60, 0, 100, scale=2.5)
+    assert value == pytest.approx(0.6)
+    assert low > 0.4

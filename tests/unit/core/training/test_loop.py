@@ -1,0 +1,199 @@
+"""The one loop: one schedule over all rounds, an honest curve, a stop at what is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vitrael.core.configs import TrainingConfig
+from vitrael.core.errors import DataError
+from vitrael.core.records import Loss
+from vitrael.core.training.loop import fit, learning_rate
+
+
+class Point(nn.Module):
+    """One weight, at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = nn.Parameter(torch.zeros(1))
+
+
+def slope(model: nn.Module, batch: torch.Tensor, rng: torch.Generator) -> Loss:
+    """Fall with slope 1 everywhere: Adam's steps are then exactly the learning rates."""
+    del batch, rng
+    at = next(model.parameters())
+    return Loss(total=-at.sum(), parts={"height": at.detach().sum()})
+
+
+def nothing(count: int, rng: torch.Generator) -> torch.Tensor:
+    return torch.rand(count, generator=rng)
+
+
+def config(**changes: float) -> TrainingConfig:
+    fields = {"length_images": 96, "batch_images": 4, "learning_rate": 0.1, "warmup_images": 16}
+    return TrainingConfig.model_validate({**fields, **changes})
+
+
+def generator(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def end_of(*rounds: tuple[int, int]) -> float:
+    """Return where the point ends after rounds of (first image, images)."""
+    model = Point()
+    for start, length in rounds:
+        fit(
+            model,
+            slope,
+            nothing,
+            config(),
+            length_images=length,
+            start_images=start,
+            rng=generator(),
+        )
+    return model.at.item()
+
+
+def test_rounds_follow_the_schedule_of_the_whole() -> None:
+    whole = end_of((0, 96))
+    assert whole == pytest.approx(sum(learning_rate(config(), i) for i in range(0, 96, 4)), 1e-5)
+    assert end_of((0, 48), (48, 48)) == pytest.approx(whole, 1e-5)
+    assert end_of((0, 32), (32, 32), (64, 32)) == pytest.approx(whole, 1e-5)
+    assert end_of((0, 48), (0, 48)) != pytest.approx(whole, 1e-2)  # the control
+
+
+def test_learning_rate_rises_in_a_line_and_falls_as_half_a_cosine() -> None:
+    given = config()
+    rates = [learning_rate(given, images) for images in range(0, 97, 4)]
+    assert rates[0] == pytest.approx(0.1 * 4 / 20)
+    np.testing.assert_allclose(np.diff(rates[:4]), 0.1 * 4 / 20)
+    assert all(one >= two for one, two in pairwise(rates[4:]))
+    assert learning_rate(given, 48) == pytest.approx(0.05)
+    assert learning_rate(given, 96) == learning_rate(given, 10_000) == pytest.approx(0.002)
+    assert max(rates) <= 0.1
+
+
+def test_learning_rate_without_warm_up_starts_at_the_top() -> None:
+    assert learning_rate(config(warmup_images=0), 0) == pytest.approx(0.1)
+
+
+def test_curve_is_the_mean_since_the_point_before() -> None:
+    # With 100 steps and 50 points each is the mean of two heights.
+    model, heights = Point(), []
+
+    def noted(model: nn.Module, batch: torch.Tensor, rng: torch.Generator) -> Loss:
+        loss = slope(model, batch, rng)
+        heights.append(loss.parts["height"].item())
+        return loss
+
+    given = config(length_images=400)
+    curve = fit(model, noted, nothing, given, length_images=400, start_images=400, rng=generator())
+    assert curve.images == list(range(408, 801, 8))
+    np.testing.assert_allclose(
+        curve.losses["height"], np.reshape(heights, (50, 2)).mean(1), rtol=1e-5
+    )
+    assert set(curve.losses) == {"total", "height"}
+
+
+def test_progress_ends_with_all_images() -> None:
+    told: list[tuple[int, int]] = []
+    fit(
+        Point(),
+        slope,
+        nothing,
+        config(),
+        length_images=10,
+        rng=generator(),
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(4, 10), (8, 10), (10, 10)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_loss_that_is_not_finite_stops_the_training(value: float) -> None:
+    def broken(model: nn.Module, batch: torch.Tensor, rng: torch.Generator) -> Loss:
+        del batch, rng
+        return Loss(total=next(model.parameters()).sum() * value, parts={})
+
+    with pytest.raises(DataError, match="not finite") as caught:
+        fit(Point(), broken, nothing, config(), length_images=16, rng=generator())
+    assert "learning_rate" in caught.value.fix
+
+
+def test_part_of_a_loss_that_is_not_finite_is_named() -> None:
+    def broken(model: nn.Module, batch: torch.Tensor, rng: torch.Generator) -> Loss:
+        loss = slope(model, batch, rng)
+        return Loss(total=loss.total, parts={"kl": torch.tensor(math.nan)})
+
+    with pytest.raises(DataError, match="kl after 4 images"):
+        fit(Point(), broken, nothing, config(), length_images=16, rng=generator())
+
+
+def regression(model: nn.Module, batch: torch.Tensor, rng: torch.Generator) -> Loss:
+    """Learn a noisy line: data and objective both draw from the generator."""
+    noise = 0.1 * torch.randn(batch.shape, generator=rng)
+    error = model(batch[:, None])[:, 0] - (3 * batch + noise)
+    return Loss(total=(error**2).mean(), parts={})
+
+
+def trained(seed: int, **changes: float) -> torch.Tensor:
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(0)
+        model = nn.Sequential(nn.Linear(1, 8), nn.SiLU(), nn.Linear(8, 1))
+    fit(model, regression, nothing, config(**changes), length_images=96, rng=generator(seed))
+    assert not model.training
+    return torch.cat([parameter.detach().ravel() for parameter in model.parameters()])
+
+
+def test_equal_seeds_give_equal_weights() -> None:
+    assert trained(1).equal(trained(1))
+    assert not trained(1).equal(trained(2))
+
+
+def test_training_leaves_the_global_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    trained(1)
+    assert torch.random.get_rng_state().equal(before)
+
+
+def test_module_holds_the_average_when_it_is_asked_for() -> None:
+    averaged, plain = trained(1, ema_halflife_images=64), trained(1)
+    assert not averaged.equal(plain)
+    torch.testing.assert_close(averaged, plain, atol=0.5, rtol=0)
+
+
+def test_gradients_are_clipped() -> None:
+    seen: list[float] = []
+
+    class Steep(Point):
+        pass
+
+    def steep(model: nn.Module, batch: torch.Tensor, rng: torch.Generator) -> Loss:
+        parameter = next(model.parameters())
+        if parameter.grad is not None:
+            seen.append(parameter.grad.norm().item())
+        return Loss(total=1e6 * slope(model, batch, rng).total, parts={})
+
+    fit(Steep(), steep, nothing, config(), length_images=16, rng=generator())
+    assert seen
+    assert max(seen) <= 1 + 1e-4
+
+
+@pytest.mark.parametrize(("length", "steps"), [(1, 1), (4, 1), (5, 2), (0, 1)])
+def test_length_is_rounded_up_to_whole_batches(length: int, steps: int) -> None:
+    drawn: list[int] = []
+
+    def draw(count: int, rng: torch.Generator) -> torch.Tensor:
+        drawn.append(count)
+        return nothing(count, rng)
+
+    make: Callable[..., object] = fit
+    make(Point(), slope, draw, config(), length_images=length, rng=generator())
+    assert drawn == [4] * steps

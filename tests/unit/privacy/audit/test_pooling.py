@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vitrael.core.errors import DataError
+from vitrael.core.metrics.intervals import Estimate
+from vitrael.core.records import PatientImages
+from vitrael.core.rng import stream
+from vitrael.privacy.audit.closeness import (
+    Closeness,
+    common_visits,
+    measure_closeness,
+    patient_distances,
+    relative_distances,
+)
+from vitrael.privacy.audit.copies import Copies, count_copies, strict_point
+from vitrael.privacy.audit.membership import Membership, attack_scores, measure_membership
+from vitrael.privacy.audit.plants import draw_plants
+from vitrael.privacy.audit.pooling import (
+    audit_measurements,
+    conditioning_measurements,
+    participation_measurement,
+    screening_measurement,
+    verification_measurement,
+    write_audit,
+)
+from vitrael.privacy.audit.power import Tally, show_to_filter
+from vitrael.privacy.evidence import PLANT_CLASSES, Measurement
+from vitrael.privacy.reid.roles import keep_all
+
+
+def _images(patients: int, *, visits: int = 1) -> PatientImages:
+    image = stream(1, "images").uniform(0, 1, (patients * visits, 1, 6, 6, 6)).astype(np.float32)
+    return PatientImages(
+        image,
+        np.zeros((len(image), 4), np.float32),
+        np.repeat(np.arange(patients), visits),
+        np.tile(np.arange(visits), patients),
+    )
+
+
+def _tally(dropped: int = 20, **parts: object) -> dict[str, object]:
+    facts: dict[str, object] = {
+        "plants": dict.fromkeys(PLANT_CLASSES, Tally(20, dropped)),
+        "fresh": Tally(22, 1),
+        "copies": Copies(96, 1, 0, 2.5),
+        "closeness": Closeness(0.52, 0.06, 22, 96),
+        "membership": Membership(
+            Estimate(0.5, 0.06), Estimate(0.5, 0.06), Estimate(0.8, 0.04), 55, 22
+        ),
+    }
+    return write_audit(**{**facts, **parts})  # type: ignore[arg-type]
+
+
+def _named(*tallies: dict[str, object]) -> dict[str, Measurement]:
+    return {m.name: m for m in audit_measurements(tallies)}
+
+
+def test_sixty_plants_of_sixty_certify_ninety_five_percent() -> None:
+    power = _named(*[_tally()] * 3)["filter.power.exact"]
+    assert (power.n, power.value) == (60, 1.0)
+    assert power.low == pytest.approx(0.951, abs=1e-3)
+
+
+def test_screening_off_has_no_power() -> None:
+    plants = draw_plants(_images(8), 5, rng=stream(2, "p"), round_trip=lambda image: image)
+    shown = show_to_filter(plants, keep_all)
+    assert shown == dict.fromkeys(PLANT_CLASSES, Tally(5, 0))
+    assert _named(_tally(0))["filter.power.exact"].value == 0
+
+
+def test_plants_come_from_distinct_patients() -> None:
+    images = _images(8, visits=2)
+    exact = draw_plants(images, 60, rng=stream(3, "p"))["exact"]
+    owners = {
+        int(images.patient_B[np.abs(images.image_BCDHW - plant).sum((1, 2, 3, 4)).argmin()])
+        for plant in exact
+    }
+    assert len(exact) == len(owners) == 8
+
+
+def test_classes_that_cannot_be_made_are_empty() -> None:
+    plants = draw_plants(_images(1), 4, rng=stream(4, "p"))
+    assert len(plants["exact"]) == 1
+    assert len(plants["blend"]) == 0
+    assert len(plants["autoencoder"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("copies", "copies.excess_share"),
+        ("closeness", "closeness.training_share"),
+        ("membership", "membership.auc"),
+    ],
+)
+def test_one_site_without_a_part_makes_it_not_estimable(part: str, name: str) -> None:
+    whole = _named(_tally(), _tally())
+    lacking = _named(_tally(), _tally(**{part: None}))
+    assert whole[name].estimable
+    assert not lacking[name].estimable
+
+
+def test_no_site_is_not_estimable() -> None:
+    assert not any(m.estimable for m in audit_measurements([]))
+
+
+def test_hits_of_all_sites_are_added() -> None:
+    copies = _named(_tally(copies=Copies(96, 10, 0, 2.5)), _tally(copies=Copies(96, 9, 0, 2.5)))
+    assert copies["copies.excess_share"].value == pytest.approx(19 / 96)
+
+
+def test_control_hits_are_scaled_to_the_gallery() -> None:
+    assert count_copies(np.ones((4, 10)), np.zeros((4, 5)), 0.9) == Copies(4, 4, 0, 2.0)
+    pooled = _named(_tally(copies=Copies(96, 10, 4, 2.5)))["copies.excess_share"]
+    assert pooled.value == pytest.approx(0)
+
+
+def test_strict_point_is_above_every_stranger() -> None:
+    null = stream(5, "null").uniform(0.2, 0.6, (30, 50))
+    point = strict_point(null)
+    assert point is not None
+    assert point > null.max()
+    assert strict_point(null[:9]) is None
+
+
+def test_closeness_is_one_half_for_one_population_and_high_for_copies() -> None:
+    rng = stream(6, "close")
+    training, held_out = rng.uniform(1, 2, (96, 55)), rng.uniform(1, 2, (96, 22))
+    fair = measure_closeness(training, held_out, rng=rng)
+    training[:60, 0] = 0.1
+    unfair = measure_closeness(training, held_out, rng=rng)
+    assert fair is not None
+    assert unfair is not None
+    assert abs(fair.share - 0.5) < 3 * fair.error
+    assert unfair.share > 0.6
+    assert measure_closeness(training, held_out[:, :4], rng=rng) is None
+
+
+def test_average_patients_do_not_decide_closeness() -> None:
+    rng = stream(8, "hubs")
+    centrality = rng.uniform(0.3, 2, 40)
+    near = rng.uniform(1, 2, (96, 40)) * centrality
+    reference = rng.uniform(1, 2, (30, 40)) * centrality
+    central = np.argsort(centrality)
+    training, held_out = central[:20], central[20:]
+    raw = measure_closeness(near[:, training], near[:, held_out], rng=rng)
+    relative = relative_distances(near, reference)
+    fair = measure_closeness(relative[:, training], relative[:, held_out], rng=rng)
+    assert raw is not None
+    assert fair is not None
+    assert raw.share > 0.9
+    assert abs(fair.share - 0.5) < 3 * fair.error
+
+
+def test_distance_is_to_the_nearest_scan_of_a_patient() -> None:
+    images = _images(4, visits=2)
+    distance = patient_distances(images.image_BCDHW[1:2], images, visits=2)
+    assert distance.shape == (1, 4)
+    assert distance[0, 0] == pytest.approx(0, abs=1e-3)
+    assert patient_distances(images.image_BCDHW[1:2], images, visits=1)[0, 0] > 1
+    assert common_visits(images, _images(3)) == 1
+    assert common_visits(images, _images(0)) == 0
+
+
+def test_membership_finds_copies_and_its_placebo_does_not() -> None:
+    rng = stream(7, "mia")
+    members, others = rng.normal(2, 1, 55), rng.normal(0, 1, 22)
+    found = measure_membership(members, others, members + 1, rng=rng)
+    assert found is not None
+    assert found.attack.value > 0.85
+    assert abs(found.placebo.value - 0.5) < 0.25
+    assert found.control.value > found.attack.value
+    assert measure_membership(members[:9], others, members, rng=rng) is None
+
+
+def test_attack_without_samples_is_refused() -> None:
+    with pytest.raises(DataError):
+        attack_scores(np.empty((0, 3)), np.ones((5, 3)))
+
+
+def test_conditioning_and_its_control() -> None:
+    rng = stream(8, "cond")
+    asked = rng.uniform(5, 100, 96)
+    real, control = conditioning_measurements(asked, asked + rng.normal(0, 8, 96), rng=rng)
+    assert real.value is not None
+    assert control.value is not None
+    assert real.value > 0.9
+    assert control.value < 0.25
+    constant, _ = conditioning_measurements(asked, np.ones(96), rng=rng)
+    assert not constant.estimable
+
+
+def test_votes_of_an_uncalibrated_site_do_not_count_as_screening() -> None:
+    done = {"estimable": True, "counts": {"candidates": 192}, "metrics": {}}
+    undone = {**done, "estimable": False}
+    assert screening_measurement([done, done]).value == 1.0
+    assert screening_measurement([done, undone]).value == 0.5
+    assert not screening_measurement([]).estimable
+
+
+def test_verification_counts_patients_as_trials() -> None:
+    tally = {"metrics": {"verification.wins": 11.0}, "counts": {"verification.patients": 11}}
+    measured = verification_measurement([tally] * 3)
+    assert (measured.value, measured.n) == (1.0, 33)
+    assert measured.low == pytest.approx(0.913, abs=1e-3)
+    assert not verification_measurement([{"metrics": {}, "counts": {}}]).estimable
+
+
+def test_absent_site_is_seen() -> None:
+    assert participation_measurement(took_part=2, roster=3).value == pytest.approx(2 / 3)

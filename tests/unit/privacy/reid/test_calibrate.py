@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from vitrael.core.errors import DataError
+from vitrael.core.records import PatientImages
+from vitrael.core.rng import stream
+from vitrael.privacy.reid.calibrate import (
+    OperatingPoint,
+    first_visits,
+    freeze,
+    least_null_patients,
+    null_scores,
+    verify_encoder,
+)
+from vitrael.privacy.reid.gallery import Gallery, build_gallery, with_round_trips
+from vitrael.privacy.reid.screen import Screener
+from vitrael.privacy.reid.similarity import fit_template
+
+_SALT = "0" * 32
+
+
+class FlatEmbedder:
+    """An Embedder without weights: the image itself, centred, unit length."""
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        flat = (x + x.flip(2)).flatten(1)
+        return functional.normalize(flat - flat.mean(1, keepdim=True), dim=1)
+
+
+def _patients(count: int, *, seed: int, visits: int = 1) -> PatientImages:
+    """Return smooth random blobs with an identity each; small, and bright enough for a mask."""
+    rng = stream(seed, "blobs")
+    coarse = rng.uniform(0.2, 1.0, (count, 1, 4, 4, 4))
+    smooth = functional.interpolate(torch.from_numpy(coarse), size=(12, 12, 12), mode="trilinear")
+    image = np.repeat(smooth.numpy(), visits, axis=0)
+    image = np.clip(image + rng.normal(0, 0.01, image.shape), 0, 1).astype(np.float32)
+    return PatientImages(
+        image,
+        np.zeros((len(image), 4), np.float32),
+        np.repeat(np.arange(count), visits),
+        np.tile(np.arange(visits), count),
+    )
+
+
+def _gallery(images: PatientImages) -> Gallery:
+    template = fit_template(_patients(12, seed=99).image_BCDHW)
+    return build_gallery(images, FlatEmbedder(), template)
+
+
+def _freeze(null: np.ndarray, rate: float = 0.05) -> OperatingPoint | None:
+    return freeze(null, false_match_rate=rate, gallery_patients=50, salt=_SALT)
+
+
+@pytest.mark.parametrize(("rate", "least"), [(0.05, 39), (0.01, 199), (0.10, 19)])
+def test_too_few_patients_give_no_operating_point(rate: float, least: int) -> None:
+    null = stream(1, "null").normal(size=(least, 2))
+    assert least_null_patients(rate) == least
+    assert _freeze(null, rate) is not None
+    assert _freeze(null[:-1], rate) is None
+
+
+def test_or_of_two_scores_keeps_the_nominal_rate() -> None:
+    rng = stream(2, "null")
+    for patients in (39, 66):
+        rates = []
+        for _ in range(300):
+            point = _freeze(rng.normal(size=(patients, 2)))
+            assert point is not None
+            fresh = rng.normal(size=(200, 2))
+            rates.append((fresh > [point.embedding, point.similarity]).any(1).mean())
+        assert 0.025 < np.mean(rates) < 0.055
+
+
+def test_two_thresholds_at_the_full_rate_each_would_exceed_it() -> None:
+    fresh = stream(3, "null").normal(size=(4000, 2))
+    naive = (fresh > np.quantile(fresh, 0.95, axis=0)).any(1).mean()
+    assert naive > 0.08
+
+
+def test_score_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(DataError):
+        _freeze(np.array([[np.nan, 0.0]] * 30))
+
+
+def test_commitment_hides_the_thresholds_and_binds_them() -> None:
+    point = _freeze(stream(4, "null").normal(size=(60, 2)))
+    assert point is not None
+    assert "private" in repr(point)
+    assert str(point.similarity) not in f"{point}"
+    moved = point.model_copy(update={"similarity": point.similarity + 1e-6})
+    salted = point.model_copy(update={"salt": "1" * 32})
+    assert len({point.commitment, moved.commitment, salted.commitment}) == 3
+
+
+def test_null_has_one_row_for_each_patient_who_is_not_in_the_gallery() -> None:
+    training, calibration = _patients(8, seed=5, visits=2), _patients(3, seed=6, visits=2)
+    embedder = FlatEmbedder()
+    null = null_scores(training, calibration, _gallery(training), embedder)
+    assert null.shape == (11, 2)
+    assert null.max() < 0.99  # nobody meets a scan of his own
+
+
+def test_gallery_without_anyone_else_gives_no_null() -> None:
+    alone = _patients(1, seed=7)
+    nobody = PatientImages(
+        alone.image_BCDHW[:0], alone.condition_BK[:0], alone.patient_B[:0], alone.visit_B[:0]
+    )
+    embedder = FlatEmbedder()
+    null = null_scores(alone, nobody, _gallery(alone), embedder)
+    assert len(null) == 0
+    assert _freeze(null) is None
+
+
+def test_screening_drops_copies_and_keeps_strangers() -> None:
+    training, calibration = _patients(32, seed=8), _patients(8, seed=9)
+    embedder = FlatEmbedder()
+    gallery = _gallery(training)
+    point = _freeze(null_scores(training, calibration, gallery, embedder))
+    assert point is not None
+    screener = Screener(gallery, embedder, point)
+    strangers = _patients(20, seed=10).image_BCDHW
+    assert not screener(training.image_BCDHW).any()
+    assert not screener(np.ascontiguousarray(training.image_BCDHW[:, :, ::-1])).any()
+    assert screener(strangers).mean() > 0.8
+
+
+def test_vote_does_not_depend_on_the_other_candidates() -> None:
+    training, calibration = _patients(32, seed=8), _patients(8, seed=9)
+    embedder = FlatEmbedder()
+    gallery = _gallery(training)
+    point = _freeze(null_scores(training, calibration, gallery, embedder))
+    assert point is not None
+    screener = Screener(gallery, embedder, point)
+    strangers, copies = _patients(10, seed=11).image_BCDHW, training.image_BCDHW[:4]
+    together = screener(np.concatenate([strangers, copies]))
+    assert (together == np.concatenate([screener(strangers), screener(copies)])).all()
+    assert len(screener(strangers[:0])) == 0
+
+
+def test_round_trips_belong_to_their_patient() -> None:
+    images = _patients(3, seed=12, visits=2)
+    forms = with_round_trips(images, lambda image: image * 0.5)
+    assert len(forms) == 12
+    assert (forms.patient_B[6:] == images.patient_B).all()
+    assert (first_visits(forms) == first_visits(images)).all()
+    assert with_round_trips(images, None) is images
+
+
+def test_verification_needs_patients_with_two_visits() -> None:
+    assert verify_encoder(_patients(5, seed=13), FlatEmbedder()).patients == 0
+    known = verify_encoder(_patients(5, seed=13, visits=2), FlatEmbedder())
+    assert (known.wins, known.patients) == (5.0, 5)
+
+
+def test_gallery_shows_nothing_of_a_patient() -> None:
+    gallery = _gallery(_patients(3, seed=14))
+    assert repr(gallery) == "Gallery(private)"

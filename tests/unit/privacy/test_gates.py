@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from vitrael.core.digest import digest_json
+from vitrael.privacy.evidence import (
+    NAMES,
+    Evidence,
+    Measurement,
+    counted,
+    not_estimable,
+)
+from vitrael.privacy.gates import POLICIES, Bound, Gate, Policy, decide, judge
+
+_PROTOCOL = digest_json("protocol")
+
+
+def _evidence(*measurements: Measurement) -> Evidence:
+    return Evidence(protocol=_PROTOCOL, measurements=measurements)
+
+
+def _measured(name: str = "x", **changes: object) -> Measurement:
+    facts = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 100, "confidence": 0.95, "method": "m"}
+    return Measurement.model_validate({"name": name, **facts, **changes})
+
+
+def _gate(bound: Bound = "upper_at_most", threshold: float = 0.7, **changes: object) -> Gate:
+    facts = {"name": "g", "measurement": "x", "bound": bound, "threshold": threshold}
+    return Gate.model_validate({**facts, **changes})
+
+
+def _ideal(gate: Gate) -> dict[str, object]:
+    """Return numbers that pass a gate with room."""
+    up = gate.bound.endswith("at_least")
+    value = 1.0 if up else 0.0
+    return {"value": value, "low": value, "high": value, "n": 10_000, "confidence": 0.95}
+
+
+def _ideal_evidence(policy: Policy) -> Evidence:
+    by_name = {g.measurement: _measured(g.measurement, **_ideal(g)) for g in policy.gates}
+    return _evidence(*by_name.values())
+
+
+def test_empty_list_of_gates_refuses() -> None:
+    verdict = judge(_evidence(_measured()), [])
+    assert verdict.outcome == "refuse"
+    assert "no gate" in verdict.reason
+
+
+def test_missing_measurement_refuses() -> None:
+    verdict = judge(_evidence(), [_gate()])
+    assert verdict.findings[0].outcome == "not estimable"
+    assert not verdict.passed
+
+
+def test_not_estimable_refuses_and_says_why() -> None:
+    verdict = judge(_evidence(not_estimable("x", "too few patients", method="m")), [_gate()])
+    assert not verdict.passed
+    assert "too few patients" in verdict.reason
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("field", ["value", "low", "high"])
+def test_not_finite_refuses(bad: float, field: str) -> None:
+    measurement = _measured(**{field: bad})
+    assert not measurement.estimable
+    assert not judge(_evidence(measurement), [_gate()]).passed
+
+
+def test_missing_bound_refuses() -> None:
+    assert not judge(_evidence(_measured(high=None)), [_gate()]).passed
+
+
+@pytest.mark.parametrize(
+    ("bound", "passing", "failing"),
+    [
+        ("upper_at_most", 0.6, 0.59),
+        ("lower_at_least", 0.4, 0.41),
+        ("value_at_most", 0.5, 0.49),
+        ("value_at_least", 0.5, 0.51),
+    ],
+)
+def test_each_bound_is_judged_by_its_own_side(bound: Bound, passing: float, failing: float) -> None:
+    assert judge(_evidence(_measured()), [_gate(bound, passing)]).passed
+    assert not judge(_evidence(_measured()), [_gate(bound, failing)]).passed
+
+
+def test_too_few_patients_are_not_estimable() -> None:
+    verdict = judge(_evidence(_measured(n=99)), [_gate(least_n=100)])
+    assert verdict.findings[0].outcome == "not estimable"
+
+
+def test_weak_confidence_is_not_estimable() -> None:
+    verdict = judge(_evidence(_measured(confidence=0.6)), [_gate()])
+    assert verdict.findings[0].outcome == "not estimable"
+
+
+def test_one_closed_gate_refuses() -> None:
+    verdict = judge(_evidence(_measured()), [_gate(), _gate(threshold=0.1)])
+    assert [finding.passed for finding in verdict.findings] == [True, False]
+    assert not verdict.passed
+
+
+def test_refusal_beyond_doubt_is_told_from_uncertainty() -> None:
+    verdict = judge(_evidence(_measured()), [_gate(threshold=0.3), _gate(threshold=0.5)])
+    assert [finding.proven for finding in verdict.findings] == [True, False]
+    assert "whole interval" in verdict.findings[0].sentence
+
+
+def test_measuring_twice_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        _evidence(_measured(), _measured())
+
+
+@pytest.mark.parametrize("wrong", [{"low": 0.55}, {"high": 0.45}, {"value": None}])
+def test_incoherent_measurement_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        _measured(**wrong)
+
+
+def test_nothing_counted_is_not_estimable() -> None:
+    assert not counted("x", part=0, whole=0, unit="votes", method="m").estimable
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_ideal_evidence_passes_every_policy(name: str) -> None:
+    verdict = decide(_ideal_evidence(POLICIES[name]), POLICIES[name])
+    assert verdict.passed
+    assert verdict.publishable is POLICIES[name].publishable
+
+
+@pytest.mark.parametrize(
+    ("name", "gate"), [(name, gate) for name, policy in POLICIES.items() for gate in policy.gates]
+)
+def test_every_gate_can_refuse_alone(name: str, gate: Gate) -> None:
+    ideal = _ideal_evidence(POLICIES[name]).measurements
+    rest = tuple(m for m in ideal if m.name != gate.measurement)
+    verdict = decide(_evidence(*rest), POLICIES[name])
+    assert not verdict.passed
+    assert not verdict.publishable
+
+
+def test_rehearsal_is_never_publishable() -> None:
+    policy = POLICIES["rehearsal"]
+    assert not decide(_ideal_evidence(policy), policy).publishable
+    assert "NOT FOR PUBLICATION" in policy.title
+
+
+def test_gates_name_measurements_that_exist() -> None:
+    named = {gate.measurement for policy in POLICIES.values() for gate in policy.gates}
+    assert named == set(NAMES)
+
+
+def test_public_is_never_laxer_than_rehearsal() -> None:
+    rehearsal = {(g.measurement, g.bound): g for g in POLICIES["rehearsal"].gates}
+    for gate in POLICIES["public"].gates:
+        other = rehearsal[gate.measurement, gate.bound]
+        strict = gate.threshold - other.threshold
+        assert strict >= 0 if gate.bound.endswith("at_least") else strict <= 0
+        assert gate.least_n >= other.least_n
+
+
+def test_verdict_survives_json() -> None:
+    verdict = judge(_evidence(_measured()), [_gate()])
+    assert type(verdict).model_validate_json(verdict.model_dump_json()) == verdict

@@ -1,0 +1,135 @@
+"""A release is what every site signed and a researcher can verify; anything else is none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.factories.federation import SITES, federation
+from tests.unit.server.studies.conftest import Ended, lenient
+from vitrael.core.digest import Digest, digest_bytes, digest_file
+from vitrael.core.errors import QuorumError, VerificationError
+from vitrael.privacy.release.trust import load_trust
+from vitrael.privacy.release.verify import verify_release
+from vitrael.server.studies.federated import collect_consents
+from vitrael.server.studies.releasing import (
+    _participation,
+    _took_part,
+    is_rehearsal,
+    publish_release,
+    read_samples,
+    release_trust,
+    sign_release,
+)
+
+pytestmark = pytest.mark.xdist_group("tiny study")
+
+Documents = Callable[[Path], dict[str, Any]]
+PUBLISHED = Path("catalogue") / "tiny" / "1"
+
+
+def test_published_release_verifies_with_the_trust_of_the_enrolment(finished_home: Path) -> None:
+    trust = load_trust(finished_home / "trust.json")
+    assert trust.threshold == len(SITES)
+    verified = verify_release(finished_home / PUBLISHED, trust)
+    assert (verified.name, verified.version) == ("tiny", 1)
+    evidence = finished_home / PUBLISHED / "evidence.json"
+    evidence.chmod(0o644)
+    evidence.write_bytes(evidence.read_bytes() + b" ")
+    with pytest.raises(VerificationError):  # the control
+        verify_release(finished_home / PUBLISHED, trust)
+
+
+def test_every_site_of_the_roster_has_to_sign(finished: Ended, documents: Documents) -> None:
+    found = documents(finished.home)
+    assert found["signing 0"]["signed_by"] == list(SITES)
+    names = {path.name for path in (finished.home / PUBLISHED / "signatures").iterdir()}
+    assert names == {f"{site}.dsse.json" for site in SITES}
+    manifest = finished.home / PUBLISHED / "manifest.json"
+    assert digest_file(manifest) == found["signing 0"]["manifest"]
+    assert found["publication 0"]["manifest"] == found["signing 0"]["manifest"]
+
+
+def test_release_that_a_site_did_not_sign_is_not_published(
+    finished_home: Path, documents: Documents
+) -> None:
+    found = documents(finished_home)
+    with lenient(), federation(finished_home) as told:
+        told.spoil["valley"] = lambda *_: "the line is cut"
+        run = told.run()
+        samples = {**found["synthesis 0"], "again": True}
+        signing = sign_release(
+            run,
+            student=Digest(found["student 0"]["denoiser"]),
+            samples=samples,
+            decision=found["gates 0"],
+        )
+        assert signing["signed_by"] == ["north", "harbour"]
+        with pytest.raises(VerificationError):
+            publish_release(run, signing=signing)
+
+
+def test_sites_refuse_to_sign_what_their_own_gates_refuse(
+    finished_home: Path, documents: Documents
+) -> None:
+    found = documents(finished_home)
+    with (  # under the real policy
+        federation(finished_home) as told,
+        pytest.raises(QuorumError, match="not what the gates say") as caught,
+    ):
+        sign_release(
+            told.run(),
+            student=Digest(found["student 0"]["denoiser"]),
+            samples={**found["synthesis 0"], "again": True},
+            decision=found["gates 0"],
+        )
+    assert all(f"{site}: refused" in caught.value.why for site in SITES)
+
+
+def test_other_manifest_than_the_signed_one_is_not_published(
+    finished_home: Path,
+) -> None:
+    with (
+        lenient(),
+        federation(finished_home) as told,
+        pytest.raises(VerificationError, match="not the release that was signed"),
+    ):
+        publish_release(told.run(), signing={"manifest": digest_bytes(b"another")})
+
+
+def test_participation_names_who_was_absent_and_why(home: Path) -> None:
+    with federation(home) as told:
+        told.spoil["valley"] = lambda *_: "the line is cut"
+        run = told.run()
+        collect_consents(run)
+        assert _took_part(run) == 2
+        assert _participation(run) == {
+            "sites": list(SITES),
+            "stages": {"consent 0": ["north", "harbour"]},
+            "absent": {"consent 0": {"valley": "the line is cut"}},
+        }
+
+
+def test_evidence_counts_every_site_of_the_roster(finished: Ended, documents: Documents) -> None:
+    told = documents(finished.home)["gates 0"]["evidence"]["measurements"]
+    by_name = {measurement["name"]: measurement for measurement in told}
+    assert by_name["participation.complete"]["n"] == len(SITES)
+    assert by_name["participation.complete"]["value"] == 1
+    assert by_name["screening.done"]["n"] == 16 * len(SITES)
+
+
+def test_released_samples_carry_their_provenance(finished: Ended, documents: Documents) -> None:
+    found = documents(finished.home)
+    student = Digest(found["student 0"]["denoiser"])
+    with federation(finished.home) as told:
+        run = told.run()
+        samples = read_samples(run, student=student, samples=found["synthesis 0"])
+        assert release_trust(run) == load_trust(finished.home / "trust.json")
+        assert is_rehearsal(run.study)
+    assert len(samples.image_BCDHW) == run.study.protocol.distillation.released
+    card = json.dumps(found["synthesis 0"])
+    assert str(finished.home) not in card

@@ -1,0 +1,178 @@
+"""``vitrael study`` and ``release``: what they explain, refuse, and leave alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vitrael.core import cli
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import ReleaseFactory
+
+SAMPLE = Path("catalogue") / "brain-demo" / "1"
+
+
+@pytest.fixture
+def demo_study(root: Path) -> Path:
+    return root / "deploy" / "studies" / "brain-demo.toml"
+
+
+def change(study: Path, folder: Path, old: str, new: str) -> Path:
+    text = study.read_text()
+    assert old in text
+    changed = folder / "study.toml"
+    changed.write_text(text.replace(old, new))
+    return changed
+
+
+def test_check_explains_a_study(demo_study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["study", "check", str(demo_study)]) == 0
+    text = capsys.readouterr().out
+    for part in ("north, harbour, valley (quorum 3)", "24x24x24", "one vote a candidate", "256"):
+        assert part in text
+    assert "OFF" not in text
+
+
+def test_check_says_when_screening_is_off(
+    demo_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = change(demo_study, tmp_path, "enabled = true", "enabled = false")
+    assert cli.run(["study", "check", str(study)]) == 0
+    assert "OFF: no candidate is judged, and the gates will refuse" in capsys.readouterr().out
+
+
+def test_check_names_the_study_in_json(
+    demo_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vitrael.core.study import load_study
+
+    assert cli.run(["study", "check", str(demo_study), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["study"] == load_study(demo_study).digest
+    assert document["document"]["protocol"]["name"] == "brain-demo"
+    faster = change(demo_study, tmp_path, "\nthreads = 1", "\nthreads = 7")
+    assert cli.run(["study", "check", str(faster), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["study"] == document["study"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("quorum = 3", "quorum = 4", "quorum is larger than the number of sites"),
+        ("grid_vox = [24, 24, 24]", "grid_vox = [24, 24, 20]", "multiple of 8"),
+        ('kind = "reid_encoder"', 'kind = "oracle"', "the kind is unknown"),
+        ("seed = 20_250_117", "seed = 20_250_117\nsede = 1", "the key is unknown"),
+        ("candidates = 256\n", "", "the key is missing"),
+        ('path = "empirical"', 'path = "dp"', "not built yet"),
+        ("[protocol]", "[protocol", "is not TOML"),
+        ("utility_frac = 0.05", "utility_frac = 0.06", "not 1"),
+    ],
+)
+def test_check_names_file_key_and_remedy(
+    old: str,
+    new: str,
+    told: str,
+    demo_study: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study = change(demo_study, tmp_path, old, new)
+    assert cli.run(["study", "check", str(study)]) == 3
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert str(study) in shown.err
+    assert told in shown.err
+    assert "To do: " in shown.err
+
+
+def test_check_of_no_file_is_a_config_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["study", "check", str(tmp_path / "none.toml")]) == 3
+    assert "cannot be read" in capsys.readouterr().err
+
+
+# Recall
+
+
+@pytest.fixture
+def home(releases: ReleaseFactory, pristine_release: Path, tmp_path: Path) -> Path:
+    """A coordinator's home that published one release."""
+    from vitrael.privacy.release.catalogue import publish
+    from vitrael.privacy.release.trust import save_trust
+
+    home = tmp_path / "home"
+    releases.coordinator.save(home / "keys")
+    save_trust(releases.trust, home / "trust.json")
+    publish(pristine_release, home / "catalogue", trust=releases.trust)
+    return home
+
+
+def recall(home: Path, *more: str, name: str = "brain-demo@1", reason: str = "a copy") -> int:
+    return cli.run(["release", "recall", name, "--home", str(home), "--reason", reason, *more])
+
+
+def test_recalled_release_is_refused_from_then_on(
+    home: Path, releases: ReleaseFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vitrael.core.errors import VerificationError
+    from vitrael.privacy.release.verify import verify_release
+
+    verify_release(home / SAMPLE, releases.trust)
+    assert recall(home, "--yes") == 0
+    assert capsys.readouterr().out == "brain-demo@1 is recalled: a copy\n"
+    with pytest.raises(VerificationError, match=r"recalled on .*: a copy"):
+        verify_release(home / SAMPLE, releases.trust)
+
+
+def test_dry_run_recalls_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert recall(home, "--dry-run", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == {"release": "brain-demo@1", "reason": "a copy", "published": False}
+    assert not (home / SAMPLE / "RECALLED.json").exists()
+
+
+def test_recall_that_is_not_confirmed_is_none(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recall(home) == 1  # nobody answers the question
+    assert not (home / SAMPLE / "RECALLED.json").exists()
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", ["brain-demo@2", "other@1", "brain-demo", "../brain-demo@1"])
+def test_release_that_was_not_published_cannot_be_recalled(
+    name: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recall(home, "--yes", name=name) == 2
+    assert "Error: " in capsys.readouterr().err
+    assert list(home.rglob("RECALLED.json")) == []
+
+
+def test_recall_without_a_reason_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert recall(home, "--yes", reason="  ") == 2
+    assert "no usable reason" in capsys.readouterr().err
+
+
+def test_recall_by_another_key_is_refused(
+    home: Path, releases: ReleaseFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(home / "keys")
+    releases.keys["stranger"].save(home / "keys")
+    assert recall(home, "--yes") == 4
+    assert "Error: " in capsys.readouterr().err
+    assert not (home / SAMPLE / "RECALLED.json").exists()
+
+
+def test_demo_with_too_few_patients_or_nothing_to_resume_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["demo", "--patients", "3", "--home", str(tmp_path)]) == 2
+    assert cli.run(["demo", "--resume", "--home", str(tmp_path)]) == 2
+    assert "holds no prepared demo" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
