@@ -58,11 +58,10 @@ EXTRAS = {
     "sqlalchemy": "site",
     "torch": "site",
     "jinja2": "server",
-    "matplotlib": "server",
     "mlflow": "server",
     "PIL": "server",
     "psutil": "server",
-    "rich": "server",
+    "tomli_w": "server",
 }
 """Top-level module -> the extra of this distribution that installs it."""
 

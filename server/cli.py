@@ -30,7 +30,7 @@ _STUDY = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--policy", type=click.Choice(["rehearsal", "public"]), help="Overrules the study.")
 @click.option(
-    "--patients", type=click.IntRange(min=12), help="Phantom patients a site. [default: 120]"
+    "--patients", type=click.IntRange(min=12), help="Phantom patients a site. [default: 160]"
 )
 @click.option("--home", type=click.Path(path_type=Path), metavar="DIR", help="Where it all lies.")
 @click.option("--port", type=click.IntRange(1024, 65_000), help="First port. [default: free ones]")

@@ -31,7 +31,7 @@ from vitrael.core.study import Study, load_study
 from vitrael.privacy.keys import KeyPair, save_public_keys, save_roster
 from vitrael.privacy.release.trust import save_trust, trust_roster
 
-PHANTOM_PATIENTS = 120
+PHANTOM_PATIENTS = 160
 PHANTOM_VISITS = 2
 _FREE_BYTES = 1 << 30
 _CONSENT_S = 120
@@ -204,11 +204,18 @@ def _consent(home: Path, study: Study) -> None:
         )
         for site in study.roster.sites
     }
-    for site, process in asked.items():
-        try:
-            _, said = process.communicate(timeout=_CONSENT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise ProcessError(f"site {site} did not consent within {_CONSENT_S} s") from None
-        if process.returncode:
-            raise ProcessError(f"site {site} did not consent", why=said.strip())
+    refused = {site: why for site, process in asked.items() if (why := _hear(process))}
+    if refused:
+        site, why = next(iter(refused.items()))
+        raise ProcessError(f"site {site} did not consent", why=why)
+
+
+def _hear(process: subprocess.Popen[str]) -> str:
+    """Return why a site does not consent, empty when it does; the process has then ended."""
+    try:
+        _, said = process.communicate(timeout=_CONSENT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return f"it did not answer within {_CONSENT_S} s"
+    return said.strip() or f"exit code {process.returncode}" if process.returncode else ""

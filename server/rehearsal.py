@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from vitrael.core.digest import write_atomically
-from vitrael.core.errors import ConfigError, ProcessError, VitraelError
+from vitrael.core.errors import ProcessError, VitraelError
 from vitrael.server.federation.app import RunState, read_run
 from vitrael.server.federation.control import SuperLink
 from vitrael.server.federation.guards import (
@@ -30,6 +30,7 @@ from vitrael.server.federation.guards import (
     terminable,
     uninterrupted,
 )
+from vitrael.server.federation.homes import forget_socket, listens, read_sites
 from vitrael.server.federation.layout import (
     LOOPBACK,
     RehearsalLayout,
@@ -142,8 +143,6 @@ class Rehearsal:
         address = f"{LOOPBACK}:{self._ports['coordinator']}"
         return SuperLink(address, self.layout.tls().authority)
 
-    # From start to end --------------------------------------------------------------------------
-
     def start(self) -> None:
         """Start every process and the run; return when all sites are connected.
 
@@ -200,8 +199,6 @@ class Rehearsal:
         state = read_run(self.layout.home)
         return state if state is not None and state.run_id == str(self.run_id) else None
 
-    # What a test may do -------------------------------------------------------------------------
-
     def kill(self, who: str) -> None:
         """Kill a process as a crash would, by its name: ``site north: steward``."""
         child = self.group.children[who]
@@ -218,8 +215,6 @@ class Rehearsal:
         if state is None or state.status != "running":
             raise ProcessError("no ServerApp is running")
         os.kill(state.pid, signal.SIGKILL)
-
-    # Starting -----------------------------------------------------------------------------------
 
     def _choose_ports(self) -> None:
         names = ("coordinator", *self.layout.sites)
@@ -253,7 +248,7 @@ class Rehearsal:
             how = f"without a network ({self.guard[-1]})" if self.guard else "WITH a network"
             self._tell(Event("starting", site, f"steward {how}"))
             home = self.layout.site_home(site)
-            _forget_socket(home)
+            forget_socket(home)
             command = steward_command(self.layout, site, guard=self.guard)
             self._spawn(_steward(site), command, flower_home=home / "flower")
 
@@ -269,7 +264,7 @@ class Rehearsal:
         """Return site -> node id: keys registered, ids in ``sites.json``, dead nodes signed off."""
         online = {node.node_id for node in self.superlink.nodes() if node.online}
         path = self.layout.home / "sites.json"
-        entries = _read_sites(path)
+        entries = read_sites(path)
         nodes: dict[str, int] = {}
         for site in self.layout.sites:
             key = self.layout.node_key(site)
@@ -317,7 +312,7 @@ class Rehearsal:
         return True
 
     def _stewards_listen(self) -> bool:
-        return all(_listens(self.layout.site_home(site)) for site in self.layout.sites)
+        return all(listens(self.layout.site_home(site)) for site in self.layout.sites)
 
     def _wait(self, failure: str, ready: Callable[[], bool]) -> None:
         until = time.monotonic() + _START_S
@@ -326,8 +321,6 @@ class Rehearsal:
             if time.monotonic() >= until:
                 raise ProcessError(f"{failure}, waited {_START_S:.0f} s", fix="read the logs")
             time.sleep(_WATCH_S / 2)
-
-    # Watching -----------------------------------------------------------------------------------
 
     def _progress(self) -> Iterator[Event]:
         for who, tail in self._tails.items():
@@ -348,11 +341,11 @@ class Rehearsal:
     def _revive(self, name: str) -> None:
         site = name.removeprefix("site ").partition(":")[0]
         if name == _steward(site):
-            _forget_socket(self.layout.site_home(site))
+            forget_socket(self.layout.site_home(site))
         if name != _courier(site):
             self.group.restart(self.group.children[name])
             return
-        nodes = {site: int(_read_sites(self.layout.home / "sites.json")[site]["node_id"])}
+        nodes = {site: int(read_sites(self.layout.home / "sites.json")[site]["node_id"])}
         with contextlib.suppress(VitraelError):
             self.superlink.sign_off(nodes[site], key=self.layout.node_key(site))
         self.group.restart(self.group.children[name])
@@ -398,28 +391,3 @@ def _courier(site: str) -> str:
 
 def _steward(site: str) -> str:
     return f"site {site}: steward"
-
-
-def _forget_socket(home: Path) -> None:
-    """Remove what a steward that was killed could not."""
-    for stale in ("steward.sock", "steward.json"):
-        (home / stale).unlink(missing_ok=True)
-
-
-def _listens(home: Path) -> bool:
-    """Say whether a steward's socket is there; ``steward.json`` may name a shorter path."""
-    try:
-        note = json.loads((home / "steward.json").read_bytes())
-        return Path(str(note["socket"])).exists()
-    except (OSError, ValueError, KeyError, TypeError):
-        return (home / "steward.sock").exists()
-
-
-def _read_sites(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        entries = json.loads(path.read_bytes())
-        return {str(name): dict(entry) for name, entry in entries.items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is damaged", fix="enrol the sites again") from error

@@ -33,7 +33,16 @@ def mean_and_covariance(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
 
 
 def correlation(moments: Moments) -> float:
-    """Return Pearson's r of the first two columns; NaN when one of them is constant."""
+    """Return Pearson's r of the first two columns; NaN when one of them is constant.
+
+    Constant means to rounding: a variance below 1e-12 of the mean square.
+    """
+    count = float(moments["count"][0])
+    if count == 0:
+        return float("nan")
     _, covariance = mean_and_covariance(moments)
-    scale = np.sqrt(covariance[0, 0] * covariance[1, 1])
-    return float(covariance[0, 1] / scale) if scale > 0 else float("nan")
+    variance_K = np.diag(covariance)[:2]
+    square_K = np.diag(moments["square"])[:2] / count
+    if (variance_K <= 1e-12 * square_K).any():
+        return float("nan")
+    return float(covariance[0, 1] / np.sqrt(variance_K[0] * variance_K[1]))

@@ -119,13 +119,3 @@ def _log(home: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(f"{utc_now()} {sys.argv[0]}\n{traceback.format_exc()}\n")
-
-
-def _run_study(home: Path, exchange: Exchange) -> int | None:
-    from vitrael.server.studies.pipeline import run_study  # noqa: PLC0415 - it needs torch
-
-    result: int | None = run_study(home, exchange)
-    return result
-
-
-app = make_app(_run_study)

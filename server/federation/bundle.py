@@ -1,6 +1,6 @@
 """The app folder that Flower ships to its nodes: shims around what is installed there.
 
-Flower cannot run a ClientApp that it has not shipped. So the bundle holds two one-line modules
+Flower cannot run a ClientApp that it has not shipped. So the bundle holds two small modules
 that import the installed ``vitrael``, and no code that does anything.
 """
 
@@ -10,11 +10,12 @@ from pathlib import Path
 
 from vitrael.core.digest import write_atomically
 
-SERVER_SHIM = '''"""The installed ServerApp."""
+SERVER_SHIM = '''"""The installed ServerApp over the installed pipeline."""
 
-from vitrael.server.federation.app import app
+from vitrael.server.federation.app import make_app
+from vitrael.server.studies.pipeline import run_study
 
-__all__ = ["app"]
+app = make_app(run_study)
 '''
 
 CLIENT_SHIM = '''"""The installed courier."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitrael.core.digest import Digest
-from vitrael.core.errors import QuorumError, VitraelError
+from vitrael.core.errors import QuorumError, VitraelError, WeightsError
 from vitrael.core.messages import Parcel, Reply, StageName, Task
 from vitrael.core.weights import Tensors
 from vitrael.privacy.envelope import attachment_digests, make_task_parcel, open_reply_parcel
@@ -21,6 +21,14 @@ class Answer:
 
     reply: Reply
     tensors: Mapping[str, Digest]
+
+    def digest_of(self, name: str) -> Digest:
+        """Return the digest of an attachment; raise WeightsError when the reply has none."""
+        if name not in self.tensors:
+            raise WeightsError(
+                f"the reply of {self.reply.site} is refused", why=f"it brings no {name}"
+            )
+        return self.tensors[name]
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from vitrael.core.configs import DiffusionConfig
 from vitrael.core.data.conditions import unscale_conditions
 from vitrael.core.data.measure import measure_volumes
 from vitrael.core.digest import Digest
-from vitrael.core.errors import DataError
+from vitrael.core.errors import DataError, WeightsError
 from vitrael.core.geometry import centred_affine
 from vitrael.core.models.brain_ldm import (
     LatentGenerator,
@@ -97,11 +97,16 @@ def screen_candidates(
         keep = np.ones(count, dtype=bool)
         sites: dict[str, Any] = {}
         for site, answer in answers.by_site.items():
-            votes = run.objects.get_tensors(answer.tensors["votes"])
-            kept = votes["keep"].astype(bool)
+            votes = run.objects.get_tensors(answer.digest_of("votes")).get("keep")
+            if votes is None or votes.shape != (count,):
+                raise WeightsError(
+                    f"the votes of {site} are refused",
+                    why=f"there must be one for each of the {count} candidates",
+                )
+            kept = votes.astype(bool)
             keep &= kept
             sites[site] = {**answer.reply.body, "kept": int(kept.sum())}
-        judged = len(sites) == len(run.members) and all(s["estimable"] for s in sites.values())
+        judged = len(sites) == len(run.members) and all(s.get("estimable") for s in sites.values())
         document = {
             "keep": [int(i) for i in np.flatnonzero(keep)],
             "sites": sites,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from vitrael.core.errors import ConsentError, WeightsError
 from vitrael.core.messages import StageName
 from vitrael.core.metrics.moments import add_moments, correlation, mean_and_covariance
 from vitrael.core.weights import Tensors, check_like, module_tensors
-from vitrael.privacy.envelope import open_consent
+from vitrael.privacy.envelope import attachment_digests, open_consent
 from vitrael.server.federation.aggregate import weighted_mean
 from vitrael.server.studies.correspondence import Answers, ask_sites
 from vitrael.server.studies.run import StageResult, StudyRun
@@ -67,11 +68,12 @@ def scale_latents(run: StudyRun, codec: Digest) -> dict[str, Any]:
         tensors = run.objects.get_tensors(codec)
         tensors["latent_mean"] = mean.astype(np.float32)
         tensors["latent_std"] = np.sqrt(np.diag(covariance)).astype(np.float32)
+        ceiling = correlation(sums["ceiling"])
         document = {
             "codec": run.objects.put_tensors(tensors),
             "condition": _condition(sums["condition"]),
             "ceiling": {
-                "r": correlation(sums["ceiling"]) if sums["ceiling"]["count"][0] else None,
+                "r": ceiling if math.isfinite(ceiling) else None,
                 "n": int(sums["ceiling"]["count"][0]),
             },
         }
@@ -133,7 +135,7 @@ def _train_rounds(
                 document, {**answers.details, "curves": _curves(answers)}, tuple(answers.by_site)
             )
 
-        inputs = {"weights": before, "beside": sorted(beside or {})}
+        inputs = {"weights": before, "beside": attachment_digests(beside or {})}
         document = run.stage(stage, inputs, work, round_index=round_index)
         weights = Digest(document[part])
     return weights
@@ -146,10 +148,10 @@ def _updates(
     updates = []
     for site, answer in answers.by_site.items():
         try:
-            check_like(run.objects.get_tensors(answer.tensors[part]), expected)
+            check_like(run.objects.get_tensors(answer.digest_of(part)), expected)
         except WeightsError as error:
             raise WeightsError(f"the update of {site} is refused", why=error.sentence()) from error
-        updates.append((run.objects.path(answer.tensors[part]), answer.reply.num_examples))
+        updates.append((run.objects.path(answer.digest_of(part)), answer.reply.num_examples))
     return updates
 
 
@@ -165,7 +167,7 @@ def _curves(answers: Answers) -> dict[str, Any]:
 
 def _pool(run: StudyRun, answers: Answers) -> dict[str, dict[str, np.ndarray]]:
     parts: Sequence[Tensors] = [
-        run.objects.get_tensors(answer.tensors["moments"]) for answer in answers.by_site.values()
+        run.objects.get_tensors(answer.digest_of("moments")) for answer in answers.by_site.values()
     ]
     return {
         name: add_moments(

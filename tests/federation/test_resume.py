@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.factories.federation import SITES, STUDY, copy_homes, federation, prepare_homes
 
+from tests.factories.federation import SITES, STUDY, copy_homes, federation, prepare_homes
 from vitrael.core.errors import ProcessError
 from vitrael.core.study import load_study
 from vitrael.server.db.engine import open_database

@@ -1,7 +1,7 @@
 """Sums over the site's latents and covariates, from which the coordinator scales and asks.
 
-The latents stay at the site; what leaves are sums over its patients, and only when there are
-enough of them (``privacy.leakage``).
+The latents stay at the site; what leaves are sums over its patients, and covariates and volumes
+only when there are enough of them (``privacy.leakage``).
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
 
     ``latent``: over elements of T's latents by channel. ``condition``: over all patients' first
     visits. ``ceiling``: ventricle volume before and after the codec, over F and U, whose images
-    the codec has not learned from. Sums over too few patients are sent as zeros.
+    the codec has not learned from. Of covariates and volumes, sums over too few patients are
+    sent as zeros; those over the latents tell less than the codec's own weights.
     """
     compute = site_compute(context)
     codec = load_codec(context, inputs["codec"], compute.device)
@@ -65,12 +66,13 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
 def _before_and_after(
     images: PatientImages, codec: KLCodec, device: str, context: SiteContext
 ) -> np.ndarray:
-    """Return ventricle volumes ``[B, 2]`` in ml of images and of their reconstructions."""
-    if len(images) == 0:
+    """Return ventricle volumes ``[P, 2]`` in ml of first visits and of their reconstructions."""
+    first = images.image_BCDHW[images.visit_B == 0]
+    if len(first) == 0:
         return np.zeros((0, 2))
     data = context.study.protocol.data
     affine = centred_affine(data.grid_vox, spacing=data.spacing_mm)
-    decoded = reconstruct_images(codec, images.image_BCDHW, device)
-    before, _ = measure_volumes(images.image_BCDHW, affine)
+    decoded = reconstruct_images(codec, first, device)
+    before, _ = measure_volumes(first, affine)
     after, _ = measure_volumes(decoded, affine)
     return np.stack([before, after], axis=1)

@@ -29,6 +29,7 @@ class Anatomy:
     sex: float
     """0 female, 1 male."""
     brain_ml: float
+    """Of the ellipsoid before its surface is modulated: what is drawn differs by some percent."""
     ventricle_ml: float
     proportions: np.ndarray
     """[3] semi-axes relative to their geometric mean."""
@@ -65,11 +66,11 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     sex = float(rng.integers(0, 2))
     brain = 1180 + 130 * sex - 2.2 * (age - 50) + rng.normal(0, 90)
     ventricle = (12 + 0.011 * (age - 20) ** 2) * np.exp(rng.normal(0, 0.45))
-    proportions = np.exp(rng.normal([-0.08, 0.17, -0.09], 0.05))
+    proportions = np.exp(rng.normal([-0.07, 0.14, -0.07], 0.05))
     return Anatomy(
         age_years=age,
         sex=sex,
-        brain_ml=float(np.clip(brain, 900, 1600)),
+        brain_ml=float(np.clip(brain, 900, 1500)),
         ventricle_ml=float(np.clip(ventricle, 8, 110)),
         proportions=proportions / np.prod(proportions) ** (1 / 3),
         shape_waves=_draw_waves(rng, _SHAPE_WAVES, frequency=(1.0, 3.5), amplitude=0.022),
@@ -81,7 +82,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
 
 def age_anatomy(anatomy: Anatomy, rng: np.random.Generator, *, years: float) -> Anatomy:
     """Return the same patient some years later: larger ventricles, a slightly smaller brain."""
-    growth = np.exp(0.02 * years + rng.normal(0, 0.02))
+    growth = np.exp(years * abs(rng.normal(0.02, 0.01)))
     return replace(
         anatomy,
         age_years=anatomy.age_years + years,

@@ -42,7 +42,7 @@ class KLCodec(nn.Module):
             use_convtranspose=True,  # a third cheaper than nearest neighbour and a convolution
         )
         bias = self.net.quant_conv_log_sigma.get_parameter("conv.bias")
-        nn.init.constant_(bias, -3.0)  # little noise in the latents at first: ln 0.05
+        nn.init.constant_(bias, -3.0)  # ln of the variance: little noise in the latents at first
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
         self.register_buffer("latent_std", torch.ones(config.latent_channels))
 

@@ -42,7 +42,7 @@ WRONG = {
     "quorum": ("quorum = 3", "quorum = 4", "protocol.federation.quorum"),
     "splits": ("training_frac = 0.50", "training_frac = 0.60", "protocol.data.splits"),
     "grid": ("grid_vox = [24, 24, 24]", "grid_vox = [24, 24, 25]", "data.grid_vox"),
-    "range": ("low = 20.0, high = 90.0", "low = 90.0, high = 20.0", "covariates.age_years"),
+    "range": ("low = 18.0, high = 95.0", "low = 95.0, high = 18.0", "covariates.age_years"),
     "covariate": ("covariates.sex = { low = 0.0, high = 1.0 }", "", "protocol.data"),
     "policy": ('policy = "rehearsal"', 'policy = "lenient"', "protocol.policy"),
     "dp": ('path = "empirical"', 'path = "dp"', "protocol.path"),

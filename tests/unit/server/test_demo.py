@@ -181,7 +181,6 @@ def test_site_that_does_not_consent_is_named(program: Path, home: Path) -> None:
         demo._consent(home, demand_prepared(home))
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the others are not waited for")
 def test_refusal_of_the_first_site_leaves_no_process_behind(
     program: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,7 +91,7 @@ def test_other_package_version_is_refused(
     home: Home, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home.consent()
-    monkeypatch.setattr("vitrael.client.site.consent.version", lambda _name: "999")
+    monkeypatch.setattr("vitrael.client.site.consent.package_version", lambda: "999")
     with pytest.raises(ConsentError, match="version 999 is installed"):
         look(home, store)
 

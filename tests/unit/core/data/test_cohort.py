@@ -83,7 +83,7 @@ def test_images_conditions_and_visits_fit_together(folder: Path, protocol: Proto
         for p in range(PATIENTS)
         if split_of(f"p-{p}", protocol.data.splits, key=KEY) is Split.TRAINING
     ]
-    ages = sorted({round(20 + 70 * float(a)) for a in images.condition_BK[:, 0]})
+    ages = sorted({round(18 + 77 * float(a)) for a in images.condition_BK[:, 0]})
     assert ages == [30 + p for p in members]
     for patient in np.unique(images.patient_B):
         visits = images.visit_B[images.patient_B == patient]
@@ -95,9 +95,9 @@ def test_recorded_volume_is_used_and_a_missing_one_is_measured(
 ) -> None:
     images = Cohort.open(folder, protocol, key=KEY).images(Split.TRAINING)
     even = images.condition_BK[:, 1] == 0
-    assert np.allclose(images.condition_BK[even, 2], (50 - 5) / 115)
+    assert np.allclose(images.condition_BK[even, 2], 50 / 110)
     assert len(np.unique(images.condition_BK[~even, 2])) > 1
-    patient = 70 * images.condition_BK[~even, 0] + 20 - 30
+    patient = 77 * images.condition_BK[~even, 0] + 18 - 30
     assert np.corrcoef(patient, images.condition_BK[~even, 2])[0, 1] > 0.95
 
 

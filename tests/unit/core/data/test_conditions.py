@@ -11,7 +11,7 @@ from vitrael.core.study import Data
 
 
 def test_there_and_back_is_the_same_and_order_is_age_sex_ventricle_brain(data: Data) -> None:
-    covariate_BK = np.array([[20.0, 1.0, 62.5, 1050.0]])
+    covariate_BK = np.array([[18.0, 1.0, 55.0, 1050.0]])
     condition_BK = scale_covariates(covariate_BK, data)
     assert condition_BK.dtype == np.float32
     assert condition_BK[0].tolist() == [0.0, 1.0, 0.5, 0.25]

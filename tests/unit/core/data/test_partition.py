@@ -178,7 +178,7 @@ def test_unknown_age_and_sex_are_counted_not_hidden(
         find_scans(tmp_path / "in"), tmp_path / "out", data, key=KEY
     ).manifest
     assert dict(manifest.assumed) == {"age_years": 1, "sex": 1}
-    assert {(item.age_years, item.sex) for item in manifest.items} == {(33.0, 1.0), (55.0, 0.5)}
+    assert {(item.age_years, item.sex) for item in manifest.items} == {(33.0, 1.0), (56.5, 0.5)}
     assert all(item.ventricle_ml is None for item in manifest.items)
 
 

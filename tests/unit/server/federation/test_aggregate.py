@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vitrael.core.errors import WeightsError
 from vitrael.core.weights import Tensors, pack_tensors
 from vitrael.server.federation.aggregate import weighted_mean

@@ -114,9 +114,6 @@ def test_candidates_are_unscreened_when_one_site_did_not_vote(home: Path) -> Non
     assert set(document["sites"]) == {"north", "harbour"}
 
 
-@pytest.mark.xfail(
-    strict=True, raises=pytest.fail.Exception, reason="one vote is spread over all candidates"
-)
 def test_votes_of_another_number_than_the_candidates_are_refused(home: Path) -> None:
     everything = np.ones(CANDIDATES, bool)
     with federation(home, tasks={s: {"screening": votes(everything)} for s in SITES}) as told:

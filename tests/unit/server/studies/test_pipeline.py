@@ -20,9 +20,13 @@ pytestmark = pytest.mark.xdist_group("tiny study")
 
 Documents = Callable[[Path], dict[str, Any]]
 
+ALONE = {"candidates", "student", "synthesis", "gates", "publication"}
+"""Stages that ask no site."""
 FEDERATED = [
-    *(("consent", 0), ("codec", 0), ("codec", 1), ("calibration", 0), ("latents", 0)),
-    *(("teacher", 0), ("teacher", 1), ("screening", 0), ("audit", 0), ("signing", 0)),
+    (stage, number)
+    for stage in STAGES
+    if stage not in ALONE
+    for number in range(2 if stage in ("codec", "teacher") else 1)
 ]
 WEIGHTS = {"codec 0": "codec", "codec 1": "codec", "latents 0": "codec"} | {
     "teacher 0": "denoiser",
