@@ -214,7 +214,7 @@ _REHEARSAL: Final = Policy(
         _at_most("filter.false_positive_rate", 0.25, least_n=10),
         _at_most("copies.excess_share", 0.10, least_n=30),
         _at_most("closeness.training_share", 0.65, least_n=30),
-        _at_most("membership.auc", 0.70, least_n=30),
+        _at_most("membership.auc", 0.65, least_n=30),
     ),
 )
 

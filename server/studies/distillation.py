@@ -38,6 +38,7 @@ from vitrael.server.studies.run import StageResult, StudyRun
 
 _SEX = COVARIATES.index("sex")
 _FEWEST_KEPT = 8
+_REDRAWS = 20
 
 
 def draw_conditions(
@@ -45,13 +46,19 @@ def draw_conditions(
 ) -> np.ndarray:
     """Return ``[count, K]`` float32 conditions in [0, 1] for samples that nobody is behind.
 
-    They follow a normal with the pooled mean and covariance, clipped; sex is 0 or 1. When no
-    site could tell its moments they are uniform.
+    They follow a normal with the pooled mean and covariance; a row that leaves the range is drawn
+    again, a few times, and then clipped. Sex is 0 or 1. When no site could tell its moments they
+    are uniform.
     """
     if pooled is None:
         condition_BK = rng.uniform(0, 1, (count, len(COVARIATES)))
     else:
-        condition_BK = rng.multivariate_normal(pooled["mean"], pooled["covariance"], size=count)
+        mean, covariance = np.array(pooled["mean"]), np.array(pooled["covariance"])
+        condition_BK = rng.multivariate_normal(mean, covariance, size=count)
+        for _ in range(_REDRAWS):
+            ranged = np.delete(condition_BK, _SEX, axis=1)
+            beyond = ((ranged < 0) | (ranged > 1)).any(axis=1)
+            condition_BK[beyond] = rng.multivariate_normal(mean, covariance, size=beyond.sum())
     condition_BK[:, _SEX] = np.round(condition_BK[:, _SEX])
     return np.clip(condition_BK, 0, 1).astype(np.float32)
 
