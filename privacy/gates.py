@@ -193,6 +193,9 @@ def _value(measurement: str, bound: Bound, threshold: float) -> Gate:
     )
 
 
+LEAKS: Final = frozenset({"copies.excess_share", "closeness.training_share", "membership.auc"})
+"""Measurements that say whether the samples tell of the patients they were learned from."""
+
 _COMMON: Final = (
     _at_least("participation.complete", 1.0),
     _at_least("screening.done", 1.0),

@@ -49,7 +49,7 @@ def demo(
 ) -> int:
     """Run a whole study on this machine: three sites, one signed release.
 
-    Exit code 0: released, or a rehearsal with too few patients to tell; 6: refused by a gate.
+    Exit code 0: released, or a rehearsal with too few patients to screen; 6: refused by a gate.
     """
     from vitrael.server.demo import (  # noqa: PLC0415
         PHANTOM_PATIENTS,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrael.core.digest import Digest, write_atomically
 from vitrael.core.errors import EXIT_OK, EXIT_REFUSED
-from vitrael.privacy.gates import Verdict
+from vitrael.privacy.gates import LEAKS, Verdict
 from vitrael.server.studies.distillation import (
     sample_candidates,
     screen_candidates,
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 def run_study(home: Path, exchange: Exchange) -> int:
     """Run what is left of a home's study and return the exit code.
 
-    0: released, or a rehearsal in which nothing but "not estimable" stood against it. 6: refused.
-    ``outcome.json`` and the report say which and why. What was finished before is not done again.
+    0: released, or a rehearsal with too few patients to screen in which no leak was measured; such
+    a rehearsal is refused as well, and nothing of it can be published. 6: refused. ``outcome.json``
+    and the report say which and why. What was finished before is not done again.
     """
     run = open_run(home, exchange)
     collect_consents(run)
@@ -63,12 +64,13 @@ def run_study(home: Path, exchange: Exchange) -> int:
         publish_release(run, signing=signing)
     page = write_study_report(run, samples=samples, decision=decision)
     _write_outcome(run, verdict, page=page, screening=screening)
-    return _exit_code(run, verdict)
+    return _exit_code(run, verdict, unscreened=bool(screening["unscreened"]))
 
 
-def _exit_code(run: StudyRun, verdict: Verdict) -> int:
-    measured = any(finding.outcome == "refused" for finding in verdict.findings)
-    if verdict.passed or (is_rehearsal(run.study) and not measured):
+def _exit_code(run: StudyRun, verdict: Verdict, *, unscreened: bool) -> int:
+    too_few = unscreened and run.study.protocol.screening.enabled
+    leak = any(f.outcome == "refused" and f.gate.measurement in LEAKS for f in verdict.findings)
+    if verdict.passed or (is_rehearsal(run.study) and too_few and not leak):
         return EXIT_OK
     return EXIT_REFUSED
 

@@ -113,7 +113,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def prepare_homes(folder: Path, document: str = STUDY) -> Path:
+def prepare_homes(folder: Path, document: str = STUDY, *, patients: int = PATIENTS) -> Path:
     """Return a coordinator's home with its sites below, enrolled, with scans and consents.
 
     It is ``prepare_demo`` in this process. The seed gives each site patients in every split that
@@ -125,7 +125,7 @@ def prepare_homes(folder: Path, document: str = STUDY) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "_consent", consent_everywhere)
         patch.setattr(demo, "ProcessPoolExecutor", lambda *_, **__: InProcess())
-        plan = demo.DemoPlan(home=folder / "home", study=study_file, patients=PATIENTS)
+        plan = demo.DemoPlan(home=folder / "home", study=study_file, patients=patients)
         demo.prepare_demo(plan, tell=lambda _: None)
     return folder / "home"
 

@@ -125,12 +125,12 @@ def test_refused_verdict_signs_nothing_and_publishes_nothing(
 @pytest.mark.parametrize(
     ("measurement", "publishable", "code"),
     [
-        ("membership.auc", False, 0),  # a rehearsal with too few patients to tell
+        ("membership.auc", False, 6),  # not estimable, although the candidates were screened
         ("membership.auc", True, 6),
         ("conditioning.ventricle_r", False, 6),  # measured, and bad
     ],
 )
-def test_exit_code_tells_refused_from_not_estimable(
+def test_refused_study_ends_with_exit_code_6(
     measurement: str, publishable: object, code: int, finished_home: Path
 ) -> None:
     with policy(measurement, publishable=bool(publishable)), federation(finished_home) as told:
