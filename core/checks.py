@@ -1,26 +1,10 @@
-"""Checks whose message names the argument: ``positive(spacing_mm=...)``."""
+"""Checks whose message names the argument: ``finite(images=...)``."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 
 from vitrael.core.errors import DataError
-
-
-def positive(**values: float) -> None:
-    """Raise DataError unless every value is finite and above zero."""
-    for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise DataError(f"{name} is {value}", why="it must be finite and above zero")
-
-
-def fraction(**values: float) -> None:
-    """Raise DataError unless every value lies in [0, 1]."""
-    for name, value in values.items():
-        if not (math.isfinite(value) and 0 <= value <= 1):
-            raise DataError(f"{name} is {value}", why="it must lie between 0 and 1")
 
 
 def finite(**arrays: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Value objects that pass between the rooms: requests, samples, updates, losses.
+"""Value objects that pass between the rooms: requests, samples, losses.
 
 Axes: B batch, C channels, D H W depth, height, width, K conditions.
 """
@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitrael.core.digest import Digest
-from vitrael.core.errors import WeightsError
 from vitrael.core.geometry import Affine
-from vitrael.core.weights import Tensors, check_like
 
 if TYPE_CHECKING:
     import torch
@@ -37,24 +34,6 @@ class Samples:
     image_BCDHW: np.ndarray
     condition_BK: np.ndarray
     affine: Affine
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """All that a training round sends: named tensors, a count, and what they belong to."""
-
-    tensors: Tensors
-    num_examples: int
-    protocol: Digest
-    stage: str
-    round: int
-    metrics: Mapping[str, float]
-
-    def check(self, expected: Tensors) -> None:
-        """Raise WeightsError unless the tensors are like the expected ones and the count holds."""
-        if self.num_examples < 1:
-            raise WeightsError("an update counts no example")
-        check_like(self.tensors, expected)
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,6 +206,10 @@ _COMMON: Final = (
     _value("conditioning.permuted_r", "value_at_most", 0.25),
 )
 
+# Closeness and membership are estimable from 30 patients on. There the error of either is about
+# 0.065, so that the upper bound of a generator that knows nothing of its patients is 0.61 on
+# average and stays below 0.70 nine times of ten. What copies a part of them is for the gate on
+# copies; tests/attacks/test_thresholds.py simulates all three at the size of a rehearsal.
 _REHEARSAL: Final = Policy(
     name="rehearsal",
     title="Rehearsal: shows that the machinery works; NOT FOR PUBLICATION",
@@ -216,8 +220,8 @@ _REHEARSAL: Final = Policy(
         _at_least("filter.verification_auc", 0.8, least_n=10),
         _at_most("filter.false_positive_rate", 0.25, least_n=10),
         _at_most("copies.excess_share", 0.10, least_n=30),
-        _at_most("closeness.training_share", 0.65, least_n=30),
-        _at_most("membership.auc", 0.65, least_n=30),
+        _at_most("closeness.training_share", 0.70, least_n=30),
+        _at_most("membership.auc", 0.70, least_n=30),
     ),
 )
 

@@ -61,7 +61,7 @@ def run_study(home: Path, exchange: Exchange) -> int:
     verdict = Verdict.model_validate(decision["verdict"])
     if verdict.passed:
         signing = sign_release(run, student=student, samples=samples, decision=decision)
-        publish_release(run, signing=signing)
+        publish_release(run, decision=decision, signing=signing)
     page = write_study_report(run, samples=samples, decision=decision)
     _write_outcome(run, verdict, page=page, screening=screening)
     return _exit_code(run, verdict, unscreened=bool(screening["unscreened"]))

@@ -26,11 +26,13 @@ from vitrael.privacy.audit.pooling import (
 )
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import POLICIES, Verdict, decide
+from vitrael.privacy.release import states
 from vitrael.privacy.release.bundle import Contents, write_bundle
 from vitrael.privacy.release.catalogue import publish
 from vitrael.privacy.release.manifest import MANIFEST, Reference
 from vitrael.privacy.release.sign import add_signature
 from vitrael.privacy.release.trust import Trust, trust_roster
+from vitrael.privacy.release.verify import verify_release
 from vitrael.server.studies.correspondence import ask_sites
 from vitrael.server.studies.reporting import render_bundle_report
 from vitrael.server.studies.run import StageResult, StudyRun
@@ -128,14 +130,17 @@ def sign_release(
     return run.stage("signing", {"samples": samples, "decision": decision}, work)
 
 
-def publish_release(run: StudyRun, *, signing: Mapping[str, Any]) -> dict[str, Any]:
+def publish_release(
+    run: StudyRun, *, decision: Mapping[str, Any], signing: Mapping[str, Any]
+) -> dict[str, Any]:
     """Stage ``publication``: verify as a researcher would, then put the bundle in the catalogue."""
     reference = Reference(name=run.study.protocol.name, version=run.study.protocol.version)
 
     def work() -> StageResult:
-        verified = publish(
-            bundle_folder(run.home, reference), run.home / "catalogue", trust=release_trust(run)
-        )
+        folder, trust = bundle_folder(run.home, reference), release_trust(run)
+        verify_release(folder, trust)
+        states.publish(_signed(run, reference, decision, signing))
+        verified = publish(folder, run.home / "catalogue", trust=trust)
         if verified.manifest != signing["manifest"]:
             raise VerificationError(
                 f"{reference} is not the release that was signed",
@@ -145,6 +150,20 @@ def publish_release(run: StudyRun, *, signing: Mapping[str, Any]) -> dict[str, A
         return StageResult({"release": str(reference), "manifest": verified.manifest})
 
     return run.stage("publication", {"signing": signing}, work)
+
+
+def _signed(
+    run: StudyRun, reference: Reference, decision: Mapping[str, Any], signing: Mapping[str, Any]
+) -> states.Release:
+    """Return the release after its steps so far; raise when one of them was not its due."""
+    manifest = Digest(signing["manifest"])
+    release = states.propose(reference, POLICIES[run.study.protocol.policy])
+    verdict = Verdict.model_validate(decision["verdict"])
+    release = states.gate(release, verdict, manifest=manifest)
+    threshold = release_trust(run).threshold
+    for site in signing["signed_by"]:
+        release = states.sign(release, site=site, manifest=manifest, threshold=threshold)
+    return release
 
 
 def release_trust(run: StudyRun) -> Trust:

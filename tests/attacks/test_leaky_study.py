@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow]
 
 PATIENTS = 192
 SITE = "north"
-TWIN = (("length_images = 28_000", "length_images = 4_000"), ("enabled = false", "enabled = true"))
+TWIN = (("length_images = 28_000", "length_images = 1_200"), ("enabled = false", "enabled = true"))
 
 
 def _verdict(folder: Path, document: str) -> Verdict:

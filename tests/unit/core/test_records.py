@@ -1,4 +1,4 @@
-"""Records are frozen; an Update is checked; patients never show."""
+"""Records are frozen; patients never show."""
 
 from __future__ import annotations
 
@@ -7,21 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vitrael.core.digest import digest_json
-from vitrael.core.errors import WeightsError
-from vitrael.core.records import PatientImages, SampleRequest, Update
-
-
-def make_update(**changes: object) -> Update:
-    whole = Update(
-        tensors={"weight": np.zeros(3, np.float32)},
-        num_examples=10,
-        protocol=digest_json("protocol"),
-        stage="teacher",
-        round=1,
-        metrics={},
-    )
-    return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
+from vitrael.core.records import PatientImages, SampleRequest
 
 
 def make_patients() -> PatientImages:
@@ -31,27 +17,6 @@ def make_patients() -> PatientImages:
         patient_B=np.array([4711, 4711, 4712]),
         visit_B=np.array([0, 1, 0]),
     )
-
-
-def test_whole_update_is_accepted() -> None:
-    make_update().check({"weight": np.ones(3, np.float32)})
-
-
-@pytest.mark.parametrize("count", [0, -1])
-def test_update_that_counts_nobody_is_refused(count: int) -> None:
-    with pytest.raises(WeightsError, match="counts no example"):
-        make_update(num_examples=count).check({"weight": np.ones(3, np.float32)})
-
-
-def test_update_with_other_tensors_is_refused() -> None:
-    with pytest.raises(WeightsError, match="tensor bias is missing"):
-        make_update().check({"weight": np.ones(3, np.float32), "bias": np.ones(1, np.float32)})
-
-
-def test_update_with_nan_is_refused() -> None:
-    update = make_update(tensors={"weight": np.full(3, np.nan, np.float32)})
-    with pytest.raises(WeightsError, match="not finite"):
-        update.check({"weight": np.ones(3, np.float32)})
 
 
 @pytest.mark.parametrize("show", [repr, str, "{}".format])

@@ -7,9 +7,9 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+
 from tests.factories.federation import SITES, STUDY, InProcess, consent_everywhere, utc_now
 from tests.fakes.federation import HandlerExchange
-
 from vitrael.client.site.settings import load_settings
 from vitrael.client.site.steward import Steward
 from vitrael.core.errors import EXIT_OK, EXIT_REFUSED

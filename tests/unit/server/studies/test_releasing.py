@@ -70,7 +70,7 @@ def test_release_that_a_site_did_not_sign_is_not_published(
         )
         assert signing["signed_by"] == ["north", "harbour"]
         with pytest.raises(VerificationError):
-            publish_release(run, signing=signing)
+            publish_release(run, decision=found["gates 0"], signing=signing)
 
 
 def test_sites_refuse_to_sign_what_their_own_gates_refuse(
@@ -91,14 +91,16 @@ def test_sites_refuse_to_sign_what_their_own_gates_refuse(
 
 
 def test_other_manifest_than_the_signed_one_is_not_published(
-    finished_home: Path,
+    finished_home: Path, documents: Documents
 ) -> None:
+    found = documents(finished_home)
+    signing = {"manifest": digest_bytes(b"another"), "signed_by": list(SITES)}
     with (
         lenient(),
         federation(finished_home) as told,
         pytest.raises(VerificationError, match="not the release that was signed"),
     ):
-        publish_release(told.run(), signing={"manifest": digest_bytes(b"another")})
+        publish_release(told.run(), decision=found["gates 0"], signing=signing)
 
 
 def test_participation_names_who_was_absent_and_why(home: Path) -> None:
