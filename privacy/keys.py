@@ -7,6 +7,7 @@ Private keys live as PEM PKCS#8 files of mode 0600 in one folder, ``signing.pem`
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from vitrael.core.errors import AuthError
 from vitrael.core.study import Name
 
 T = TypeVar("T")
+
+_UNFINISHED = ".keys-unfinished"
 
 PublicKeyHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """The 32 raw bytes of an Ed25519 or X25519 public key."""
@@ -83,19 +86,32 @@ class KeyPair:
         return cls(signing, sealing)
 
     def save(self, folder: Path) -> None:
-        """Write both keys, mode 0600; raise AuthError rather than replace a key."""
+        """Write both keys, mode 0600; raise AuthError rather than replace a key.
+
+        A mark stands in the folder while only one may be there: half a pair that a killed process
+        has left beside its mark is of use to nobody and is replaced, any other key never.
+        """
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name, key in (("signing", self.signing), ("sealing", self.sealing)):
-            path = folder / f"{name}.pem"
-            if path.exists():
-                raise AuthError(
-                    f"{path} exists already",
-                    why="a key that is replaced cannot be had back",
-                    fix="choose an empty folder",
-                )
+        mark = folder / _UNFINISHED
+        pair: dict[Path, Ed25519PrivateKey | X25519PrivateKey] = {
+            folder / "signing.pem": self.signing,
+            folder / "sealing.pem": self.sealing,
+        }
+        there = [path for path in pair if path.exists()]
+        if len(there) == len(pair):
+            mark.unlink(missing_ok=True)
+        if there and not mark.exists():
+            raise AuthError(
+                f"{there[0]} exists already",
+                why="a key that is replaced cannot be had back",
+                fix="choose an empty folder",
+            )
+        write_atomically(mark, b"")
+        for path, key in pair.items():
             pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
             write_atomically(path, pem)
             path.chmod(0o600)
+        mark.unlink()
 
     @property
     def public(self) -> PublicKeys:
@@ -106,11 +122,16 @@ class KeyPair:
         )
 
 
-def _load_private(path: Path) -> object:
-    fix = "restore the keys that were made at enrolment"
+def read_private(path: Path, *, fix: str) -> bytes:
+    """Return the bytes of a secret file.
+
+    Raises AuthError, with ``fix`` as its remedy, when it cannot be read, and when it is open to
+    other users.
+    """
     try:
-        mode = path.stat().st_mode
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read()
     except OSError as error:
         raise AuthError(f"key {path} cannot be read", why=error.strerror or "", fix=fix) from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -119,6 +140,12 @@ def _load_private(path: Path) -> object:
             why=f"its mode is {stat.S_IMODE(mode):o}",
             fix=f"chmod 600 {path}",
         )
+    return data
+
+
+def _load_private(path: Path) -> object:
+    fix = "restore the keys that were made at enrolment"
+    data = read_private(path, fix=fix)
     try:
         return load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:

@@ -156,6 +156,7 @@ def recall(*, name: str, home: Path, reason: str, dry_run: bool, yes: bool, as_j
     from vitrael.privacy.release.recall import sign_recall  # noqa: PLC0415
     from vitrael.privacy.release.trust import load_trust  # noqa: PLC0415
     from vitrael.server.settings import utc_now  # noqa: PLC0415
+    from vitrael.server.studies.recording import record_recall  # noqa: PLC0415
 
     reference = parse_reference(name)
     catalogue = home / "catalogue"
@@ -173,4 +174,6 @@ def recall(*, name: str, home: Path, reason: str, dry_run: bool, yes: bool, as_j
         key = KeyPair.load(home / "keys").signing
         notice = sign_recall(manifest.read_bytes(), key, reason=reason, now=utc_now())
         publish_recall(catalogue, reference, recall=notice, trust=load_trust(home / "trust.json"))
+        if (home / "mlflow").is_dir():
+            record_recall(home)
     click.echo(json.dumps(facts) if as_json else f"{name} is recalled: {reason}")

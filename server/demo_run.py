@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL
 from vitrael.core.study import Study
 from vitrael.server.federation.layout import RehearsalLayout
 from vitrael.server.progress import Progress
@@ -24,7 +26,10 @@ class DemoOutcome:
 
 
 def run_demo(home: Path, study: Study, *, port: int | None) -> tuple[DemoOutcome, int]:
-    """Run what is left of a prepared home's study; return its outcome and the exit code."""
+    """Run what is left of a prepared home's study; return its outcome and the exit code.
+
+    7 stands for a study that would end with 0 and had to leave unreadable scans out.
+    """
     layout = RehearsalLayout(
         home=home, sites=study.roster.sites, port=port, threads=study.performance.threads
     )
@@ -34,20 +39,28 @@ def run_demo(home: Path, study: Study, *, port: int | None) -> tuple[DemoOutcome
     document = json.loads((home / "outcome.json").read_bytes())
     commands = _commands(home, document)
     outcome = {**document, "home": str(home), "seconds": round(result.seconds), **commands}
-    return DemoOutcome(outcome, _tell(outcome, study)), result.exit_code
+    code = result.exit_code
+    if code == EXIT_OK and _unreadable(home):
+        code = EXIT_PARTIAL
+    return DemoOutcome(outcome, _tell(outcome, study)), code
+
+
+def _unreadable(home: Path) -> int:
+    """Return how many scans were left out at the intake because they could not be used."""
+    counts = json.loads((home / "prepared.json").read_bytes())["scans"]
+    return sum(int(site["unreadable"]) for site in counts.values())
 
 
 def _commands(home: Path, document: dict[str, Any]) -> dict[str, str]:
     commands = {"mlflow": ui_command(home)}
     if document["outcome"] == "pass":
         name, _, version = document["release"].partition("@")
-        trust = f"--trust {home / 'trust.json'}"
-        target = home / f"pulled-{name}-{version}"
-        source = home / "catalogue"
-        commands["pull"] = (
-            f"vitrael pull {document['release']} --from {source} {trust} --to {target}"
-        )
-        commands["verify"] = f"vitrael verify {target} {trust}"
+        trust = ["--trust", str(home / "trust.json")]
+        target = str(home / f"pulled-{name}-{version}")
+        source = ["--from", str(home / "catalogue")]
+        pull = ["vitrael", "pull", document["release"], *source, *trust, "--to", target]
+        commands["pull"] = shlex.join(pull)
+        commands["verify"] = shlex.join(["vitrael", "verify", target, *trust])
     return commands
 
 

@@ -29,6 +29,18 @@ def utc_now() -> datetime:
     return datetime.now(UTC)  # noqa: TID251 - the process boundary is where time comes in
 
 
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """Let whatever the command writes be for its user alone: store, log, cache, progress."""
+    import os  # noqa: PLC0415
+
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 @click.group()
 def site() -> None:
     """Join studies, see all that leaves, say no."""
@@ -38,6 +50,7 @@ def site() -> None:
 @_HOME
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Overrules site.toml.")
 @click.option("--threads", type=click.IntRange(min=1), help="Overrules site.toml.")
+@_private_files()
 def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) -> None:
     """Run the steward until SIGTERM: it has the scans and the keys, and needs no network.
 
@@ -61,7 +74,7 @@ def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) 
         click.echo(f"steward of site {settings.name} listens at {path}", err=True)
 
     with _log_file(settings), closing(Steward(settings, clock=utc_now)) as steward:
-        serve(settings, steward.answer, ready=announce)
+        serve(settings, steward.answer, ready=announce, note=steward.note_refusal)
 
 
 @site.command()
@@ -77,6 +90,7 @@ def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) 
 @click.option("--dry-run", is_flag=True, help="Show what would be signed; sign nothing.")
 @click.option("--yes", is_flag=True, help="Sign without asking.")
 @_JSON
+@_private_files()
 def consent(
     study: Path,
     home: Path,

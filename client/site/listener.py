@@ -1,7 +1,8 @@
 """The steward's one ear: a Unix socket, one request at a time, and the spool folder beside it.
 
 A request is one line ``{"parcel": "<folder under spool/in>"}``; the answer is one line, either
-``{"parcel": "<folder under spool/out>"}`` or ``{"error": "<sentence>"}``.
+``{"parcel": "<folder under spool/out>"}`` or ``REFUSAL``, one fixed sentence: why nothing signed
+came back stands in the site's log and journal and is not for whoever carries parcels.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ logger = logging.getLogger(__name__)
 
 Answer = Callable[[Parcel], dict[str, bytes]]
 
+Note = Callable[[str, int], object]
+"""Writes a reason and a count of bytes into the journal, before these bytes go."""
+
+REFUSAL = b'{"error": "the steward took no task from this parcel; its log tells why"}\n'
+
 LONGEST_PATH = 100
 """Bytes of a socket's path that every Unix takes."""
 
@@ -47,22 +53,26 @@ def serve(
     answer: Answer,
     *,
     ready: Callable[[Path], object],
+    note: Note | None = None,
     keep_on: Callable[[], bool] = lambda: True,
 ) -> None:
     """Answer one request after another for as long as ``keep_on()`` holds.
 
-    ``ready`` is called with the socket's path once it listens. Raises ProcessError when another
-    steward serves this home.
+    ``ready`` is called with the socket's path once it listens, ``note`` with the reason whenever
+    ``REFUSAL`` is about to go; without it the log alone tells the reason. Raises ProcessError
+    when another steward serves this home.
     """
     with _only_one(settings), _listening(settings) as (listener, path):
         ready(path)
         while keep_on():
             connection, _ = listener.accept()
             with connection:
-                _serve_one(connection, settings, answer)
+                _serve_one(connection, settings, answer, note=note)
 
 
-def _serve_one(connection: socket.socket, settings: SiteSettings, answer: Answer) -> None:
+def _serve_one(
+    connection: socket.socket, settings: SiteSettings, answer: Answer, *, note: Note | None
+) -> None:
     folder = None
     try:
         name = _read_request(connection)
@@ -70,23 +80,33 @@ def _serve_one(connection: socket.socket, settings: SiteSettings, answer: Answer
         reply = answer(parcel)
         folder = settings.outbox / uuid.uuid4().hex
         _lay_out(folder, reply)
-        line = {"parcel": folder.name}
+        line = json.dumps({"parcel": folder.name}).encode() + b"\n"
     except VitraelError as error:
-        logger.warning("request refused: %s", type(error).__name__)
-        line = {"error": error.sentence()}
+        line = _refuse(error.sentence(), note)
     except OSError as error:
-        logger.warning("request refused: %s", type(error).__name__)
-        line = {"error": f"the spool cannot be used: {error.strerror or type(error).__name__}."}
+        reason = error.strerror or type(error).__name__
+        line = _refuse(f"the spool cannot be used: {reason}.", note)
     except Exception as error:  # noqa: BLE001 - the process boundary: no request ends the steward
-        logger.error("unexpected %s", type(error).__name__)  # noqa: TRY400 - its text may tell data
-        line = {"error": f"the steward failed unexpectedly: {type(error).__name__}."}
+        # The type alone: the text may tell data.
+        line = _refuse(f"the steward failed unexpectedly: {type(error).__name__}.", note)
     try:
         connection.settimeout(_PATIENCE_S)
-        connection.sendall(json.dumps(line).encode() + b"\n")
+        connection.sendall(line)
     except OSError:
         logger.warning("the courier hung up before its answer")
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse(reason: str, note: Note | None) -> bytes:
+    """Return what the courier is told, the same whatever the reason, once the reason is noted."""
+    logger.warning("request refused: %s", reason)
+    if note is not None:
+        try:
+            note(reason, len(REFUSAL))
+        except VitraelError as error:
+            logger.error("the refusal stands in no journal: %s", error.sentence())  # noqa: TRY400
+    return REFUSAL
 
 
 def _read_request(connection: socket.socket) -> str:

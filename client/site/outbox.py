@@ -1,8 +1,8 @@
 """The outbox: the only door by which anything leaves a site.
 
 ``RULES`` lists, stage by stage, every field and every array that may leave, with its bounds; what
-it does not name is refused. A result is checked, written into the journal, sealed for the
-coordinator and signed, in that order.
+it does not name is refused. A result is checked, sealed for the coordinator and signed, and
+written into the journal before it is handed over.
 """
 
 from __future__ import annotations
@@ -56,6 +56,13 @@ class MeasuredBody(Body):
     reason: Annotated[str, StringConstraints(max_length=500)] = ""
     metrics: dict[str, float] = Field(default_factory=dict)
     counts: dict[str, int] = Field(default_factory=dict)
+
+
+class FilterBody(MeasuredBody):
+    """Numbers of the filter, and the operating point that gave them by its salted digest."""
+
+    commitment: Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64})?$")] = ""
+    """Empty without an operating point."""
 
 
 class SigningBody(Body):
@@ -120,10 +127,10 @@ RULES: Final[Mapping[StageName, StageRule]] = {
     "consent": StageRule(ConsentBody),
     "codec": StageRule(TrainingBody, like_input=("codec",)),
     "latents": StageRule(Body, arrays={"moments": _MOMENTS}),
-    "calibration": StageRule(MeasuredBody, labels=_CALIBRATION),
+    "calibration": StageRule(FilterBody, labels=_CALIBRATION),
     "teacher": StageRule(TrainingBody, like_input=("denoiser",)),
     "screening": StageRule(
-        MeasuredBody, labels=frozenset({"candidates", "kept"}), arrays={"votes": {"keep": _VOTES}}
+        FilterBody, labels=frozenset({"candidates", "kept"}), arrays={"votes": {"keep": _VOTES}}
     ),
     "audit": StageRule(MeasuredBody, labels=_AUDIT),
     "signing": StageRule(SigningBody),
@@ -185,9 +192,13 @@ class Outbox:
         reply = self._reply(task, status=status, reason=reason[:_LONGEST_REASON])
         return self._release(task, reply, {})
 
-    def note_refusal(self, reason: str) -> None:
-        """Write down that something was refused to which there is no reply."""
-        self._journal.append(Entry(event="refused", reason=reason[:_LONGEST_REASON]))
+    def note_refusal(self, reason: str, *, size: int = 0) -> None:
+        """Write down that something was refused to which there is no signed reply.
+
+        ``size`` counts the bytes of the fixed sentence that its bearer gets.
+        """
+        entry = Entry(event="refused", bytes=size, reason=reason[:_LONGEST_REASON])
+        self._journal.append(entry)
 
     def _reply(
         self, task: Task, *, status: Literal["done", "refused", "failed"], reason: str = ""

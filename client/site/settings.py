@@ -21,8 +21,9 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from vitrael.core.configs import Section
-from vitrael.core.errors import AuthError, ConfigError
+from vitrael.core.errors import ConfigError
 from vitrael.core.study import Name, Performance
+from vitrael.privacy.keys import read_private
 
 
 class Limits(Section):
@@ -60,16 +61,12 @@ class SiteSettings:
     def read_split_key(self) -> bytes:
         """Return the secret that parts this site's patients into splits (``keys/split.key``).
 
-        Raises AuthError when it cannot be read.
+        Raises AuthError when it cannot be read or is open to other users.
         """
-        try:
-            return (self.keys / "split.key").read_bytes()
-        except OSError as error:
-            raise AuthError(
-                "the key of the splits cannot be read",
-                why=error.strerror or "",
-                fix="restore keys/split.key; with another key patients would change their splits",
-            ) from error
+        return read_private(
+            self.keys / "split.key",
+            fix="restore keys/split.key; with another key patients would change their splits",
+        )
 
     @property
     def coordinator(self) -> Path:

@@ -2,7 +2,8 @@
 
 It obeys only envelopes that the coordinator's key signed, the one fixed at enrolment, whoever
 delivers them. Before a task starts it checks, in this order: signature, site, consent, nonce. A
-finished Update is returned again and never computed twice.
+finished Update is returned again and never computed twice, and nobody gets a second one for other
+inputs: who could ask again with one voxel changed would learn from every answer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from vitrael.client.site.consent import Agreement, find_agreement
 from vitrael.client.site.journal import Clock, Journal
@@ -19,13 +21,17 @@ from vitrael.client.site.settings import SiteSettings
 from vitrael.client.site.store import Finished, Store, storage_error
 from vitrael.client.site.tasks import TASKS, SiteContext, TaskRunner
 from vitrael.core.data.cohort import Cohort
-from vitrael.core.errors import AuthError, EnvelopeError, VitraelError
+from vitrael.core.errors import AuthError, ConsentError, EnvelopeError, VitraelError
 from vitrael.core.messages import ENVELOPE, Parcel, StageName, Task
 from vitrael.core.study import Study
 from vitrael.privacy.envelope import open_task, open_task_attachments
 from vitrael.privacy.keys import KeyPair, load_public_keys
 
 logger = logging.getLogger(__name__)
+
+_IN_ROUNDS: Final[frozenset[StageName]] = frozenset({"codec", "teacher"})
+_ASKED_ANEW: Final[frozenset[StageName]] = frozenset({"consent", "signing"})
+"""Stages that tell nothing more of a patient however often they are answered."""
 
 
 def open_cohort(settings: SiteSettings, study: Study) -> Cohort:
@@ -93,6 +99,13 @@ class Steward:
         logger.warning("task failed", extra={"stage": task.stage, "round": task.round})
         return self._outbox.send_word(task, status="failed", reason=reason)
 
+    def note_refusal(self, reason: str, size: int) -> None:
+        """Write down why a parcel got no signed reply, and the bytes that its bearer gets instead.
+
+        Raises StorageError when the journal cannot be written.
+        """
+        self._outbox.note_refusal(reason, size=size)
+
     def _open(self, parcel: Parcel) -> Task:
         task = open_task(parcel.get(ENVELOPE, b""), self._coordinator)
         if task.site != self._settings.name:
@@ -118,6 +131,7 @@ class Steward:
         done = None if task.stage == "consent" else self._store.find_finished(task)
         if done is not None:
             return done
+        self._check_first(task)
         inputs = open_task_attachments(task, parcel, site=self._keys)
         self._progress.begin(task.stage, task.round)
         context = self._prepare_context(agreement)
@@ -126,6 +140,23 @@ class Steward:
         if task.stage != "consent":
             self._store.finish(task, finished, now=self._clock())
         return finished
+
+    def _check_first(self, task: Task) -> None:
+        """Raise ConsentError when the round has its answer, or is none of the stage's."""
+        if task.stage in _ASKED_ANEW:
+            return
+        if task.round and task.stage not in _IN_ROUNDS:
+            raise ConsentError(
+                f"stage {task.stage} has one round alone",
+                why=f"the task asks for round {task.round + 1}",
+                fix="ask for it once a study",
+            )
+        if self._store.has_other_answer(task):
+            raise ConsentError(
+                f"round {task.round + 1} of {task.stage} was answered already for other inputs",
+                why="one answer a round is what this site consented to",
+                fix="resume the study from its records, or propose a new study",
+            )
 
     def _prepare_context(self, agreement: Agreement) -> SiteContext:
         """Return the warm context of this protocol; another protocol's is let go."""

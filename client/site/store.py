@@ -73,6 +73,8 @@ class FinishedRow(Base):
     stage: Mapped[str] = mapped_column(_NAME, primary_key=True)
     round: Mapped[int] = mapped_column(primary_key=True)
     input_digest: Mapped[Digest] = mapped_column(primary_key=True)
+    roster: Mapped[Digest]
+    """Empty where an earlier version did not write it down."""
     num_examples: Mapped[int]
     body: Mapped[dict[str, Any]]
     outputs: Mapped[dict[str, Any]]
@@ -160,6 +162,7 @@ class Store:
                     stage=task.stage,
                     round=task.round,
                     input_digest=task.input_digest,
+                    roster=task.roster,
                     num_examples=result.num_examples,
                     body=dict(result.body),
                     outputs=outputs,
@@ -181,6 +184,18 @@ class Store:
         with explain_storage("a finished update"):
             tensors = {name: self._read(Digest(digest)) for name, digest in outputs.items()}
         return Finished(body, tensors, num_examples)
+
+    def has_other_answer(self, task: Task) -> bool:
+        """Return whether the task's round was finished before with other inputs."""
+        others = select(FinishedRow.input_digest).where(
+            FinishedRow.protocol == task.protocol,
+            FinishedRow.roster.in_((task.roster, "")),
+            FinishedRow.stage == task.stage,
+            FinishedRow.round == task.round,
+            FinishedRow.input_digest != task.input_digest,
+        )
+        with self._transaction() as session:
+            return session.scalars(others.limit(1)).first() is not None
 
     def _read(self, digest: Digest) -> Tensors:
         path = self._tensor_path(digest)

@@ -7,6 +7,7 @@ holds a path, a header text or a voxel value. The header is judged before a voxe
 from __future__ import annotations
 
 import gzip
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,8 @@ from vitrael.core.data.scan import Scan
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import ScanError
 from vitrael.core.geometry import Affine, check_affine, spacing_mm
+
+Dtype = Literal["float32", "int16"]
 
 MAX_VOXELS = 512**3
 """More than any clinical brain scan; 512 MiB as float32."""
@@ -54,11 +57,24 @@ def read_nifti(path: Path, *, label: str = "the scan", modality: str = "T1w") ->
         raise ScanError(f"{label} cannot be used", why=why, fix=error.fix) from None
 
 
-def write_nifti(scan: Scan, path: Path, *, dtype: Literal["float32", "int16"] = "float32") -> None:
-    """Write a one-channel scan, atomically; equal scans give equal bytes.
+def decode_nifti(data: bytes, *, label: str = "the scan", modality: str = "T1w") -> Scan:
+    """Return the scan of a compressed file's bytes; refuses what ``read_nifti`` refuses."""
+    with tempfile.NamedTemporaryFile(suffix=".nii.gz") as file:
+        file.write(data)
+        file.flush()
+        return read_nifti(Path(file.name), label=label, modality=modality)
+
+
+def write_nifti(scan: Scan, path: Path, *, dtype: Dtype = "float32") -> None:
+    """Write a one-channel scan, atomically; a ``.gz`` name is compressed. See ``encode_nifti``."""
+    write_atomically(path, encode_nifti(scan, dtype=dtype, compressed=path.suffix == ".gz"))
+
+
+def encode_nifti(scan: Scan, *, dtype: Dtype, compressed: bool) -> bytes:
+    """Return the bytes of a one-channel scan's file; equal scans give equal bytes.
 
     ``int16`` stores rounded values with a slope and an intercept: half a step of
-    (max - min) / 65535 is lost. A ``.gz`` name is compressed with time stamp 0.
+    (max - min) / 65535 is lost. The compressed file has time stamp 0.
     """
     if scan.image_CDHW.shape[0] != 1:
         raise ScanError(
@@ -69,10 +85,8 @@ def write_nifti(scan: Scan, path: Path, *, dtype: Literal["float32", "int16"] = 
     image.header.set_xyzt_units("mm")
     image.set_sform(scan.affine, code=1)
     image.set_qform(scan.affine, code=1)
-    data = image.to_bytes()
-    if path.suffix == ".gz":
-        data = gzip.compress(data, compresslevel=6, mtime=0)
-    write_atomically(path, data)
+    data: bytes = image.to_bytes()
+    return gzip.compress(data, compresslevel=6, mtime=0) if compressed else data
 
 
 def _read(path: Path, *, modality: str) -> Scan:

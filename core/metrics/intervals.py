@@ -16,6 +16,8 @@ from scipy import stats
 from vitrael.core.errors import DataError
 
 CONFIDENCE: Final = 0.95
+UNIT: Final = (0.0, 1.0)
+"""Where shares and areas lie."""
 
 
 class Interval(NamedTuple):
@@ -32,12 +34,21 @@ class Estimate(NamedTuple):
     error: float
 
 
+class Shuffled(NamedTuple):
+    """Absolute correlations after shuffling: their mean and the quantiles either side."""
+
+    mean: float
+    low: float
+    high: float
+
+
 def clopper_pearson(hits: float, trials: int, *, confidence: float = CONFIDENCE) -> Interval:
     """Return the exact bounds of a share (Clopper and Pearson 1934).
 
     ``hits`` may be a sum of numbers in [0, 1]: their variance is at most that of hits and misses,
-    so the bounds are then cautious. No trial gives (0, 1). Raises DataError for hits outside
-    0..trials.
+    so the bounds are then cautious. They are exact for independent trials alone: for scores that
+    share what they are compared with they are approximate. No trial gives (0, 1). Raises
+    DataError for hits outside 0..trials.
     """
     if trials < 0 or not 0 <= hits <= trials + 1e-9:
         raise DataError(f"{hits} hits in {trials} trials is not a share")
@@ -50,10 +61,20 @@ def clopper_pearson(hits: float, trials: int, *, confidence: float = CONFIDENCE)
     return Interval(low, high)
 
 
-def normal_interval(estimate: Estimate, *, confidence: float = CONFIDENCE) -> Interval:
-    """Return the bounds of an estimate whose error is normal."""
+def normal_interval(
+    estimate: Estimate,
+    *,
+    confidence: float = CONFIDENCE,
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval:
+    """Return the bounds of an estimate whose error is normal.
+
+    They are cut to ``within``, where the quantity lies, but never so that they leave the value out.
+    """
+    value = estimate.value
     reach = float(stats.norm.ppf(confidence)) * estimate.error
-    return Interval(estimate.value - reach, estimate.value + reach)
+    least, most = within
+    return Interval(min(value, max(least, value - reach)), max(value, min(most, value + reach)))
 
 
 def pearson_r(first: np.ndarray, second: np.ndarray) -> float:
@@ -75,18 +96,29 @@ def pearson_interval(r: float, n: int, *, confidence: float = CONFIDENCE) -> Int
 
 
 def permuted_r(
-    asked: np.ndarray, measured: np.ndarray, *, rng: np.random.Generator, draws: int = 1
-) -> float:
-    """Return the mean absolute correlation after shuffling what was asked: the control."""
+    asked: np.ndarray,
+    measured: np.ndarray,
+    *,
+    rng: np.random.Generator,
+    draws: int = 1,
+    confidence: float = CONFIDENCE,
+) -> Shuffled:
+    """Return absolute correlations after shuffling what was asked: the control.
+
+    The quantiles are those at 1 - ``confidence`` and at ``confidence`` over the shufflings.
+    """
     values = [abs(pearson_r(rng.permutation(asked), measured)) for _ in range(draws)]
-    return float(np.mean(values))
+    mean = float(np.mean(values))
+    low, high = (float(np.quantile(values, level)) for level in (1 - confidence, confidence))
+    return Shuffled(mean, min(mean, low), max(mean, high))
 
 
 def auc(higher: np.ndarray, lower: np.ndarray) -> Estimate:
     """Return P(a score of ``higher`` is above one of ``lower``), ties as half, with its error.
 
-    The error is that of DeLong, DeLong and Clarke-Pearson (1988), floored by that of one pair
-    turning over, so that a perfect separation of few patients is not certain.
+    The error is that of DeLong, DeLong and Clarke-Pearson (1988), which vanishes when the groups
+    are separated. So it is never below that of Hanley and McNeil (1982) for an area half a patient
+    of the smaller group short of 1: a perfect separation of few patients is not certain.
     Raises DataError when a group is empty.
     """
     edges = np.unique(np.concatenate([higher, lower]))
@@ -108,7 +140,7 @@ def binned_auc(
     above = 1 - (np.cumsum(h) - h / 2) / n_high
     value = float(h @ below / n_high)
     variance = _spread(below, h) / n_high + _spread(above, low) / n_low
-    return Estimate(value, math.sqrt(max(variance, (1 / (n_high * n_low)) ** 2)))
+    return Estimate(value, math.sqrt(max(variance, _least_variance(n_high, n_low))))
 
 
 def stratified(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
@@ -127,21 +159,52 @@ def stratified(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estim
 
 
 def share_excess(
-    hits: int, control_hits: int, trials: int, *, scale: float = 1.0, confidence: float = CONFIDENCE
+    hits: Sequence[int],
+    control_hits: Sequence[int],
+    trials: int,
+    *,
+    scales: Sequence[float],
+    confidence: float = CONFIDENCE,
 ) -> tuple[float, Interval]:
-    """Return share - scale * control share with bounds, both shares out of ``trials``.
+    """Return the sum over strata of (hits - scale * control hits) / ``trials``, with bounds.
 
-    The bounds of the two shares are joined by the method of variance estimates recovery
-    (Zou and Donner 2008, equation 2).
+    Every stratum sees the same trials. The bounds of the two sums are joined by the method of
+    variance estimates recovery (Zou and Donner 2008, equation 2). That of the control reaches as
+    far as if all strata had the largest scale, which no mixture of scales exceeds; equal scales
+    lose nothing by it. Value and bounds are cut to [-1, 1]. Raises DataError without a trial.
     """
-    if trials < 1:
+    if trials < 1 or not hits:
         raise DataError("there is no trial to compare")
-    p, q = hits / trials, scale * control_hits / trials
-    a = clopper_pearson(hits, trials, confidence=confidence)
-    b = clopper_pearson(control_hits, trials, confidence=confidence)
-    low = p - q - math.hypot(p - a.low, scale * b.high - q)
-    high = p - q + math.hypot(a.high - p, q - scale * b.low)
-    return p - q, Interval(max(-1.0, low), min(1.0, high))
+    scaled = sum(s * c for s, c in zip(scales, control_hits, strict=True))
+    value = (sum(hits) - scaled) / trials
+    p_low, p_high = _reaches(hits, trials, confidence=confidence)
+    q_low, q_high = (max(scales) * x for x in _reaches(control_hits, trials, confidence=confidence))
+    bounds = (value - math.hypot(p_low, q_high), value, value + math.hypot(p_high, q_low))
+    low, middle, high = (min(1.0, max(-1.0, bound)) for bound in bounds)
+    return middle, Interval(low, high)
+
+
+def _reaches(hits: Sequence[int], trials: int, *, confidence: float) -> tuple[float, float]:
+    """Return how far the bounds of a sum of shares lie below and above it.
+
+    Hits are taken as exclusive, so that the sum is a share; more of them than trials as separate.
+    """
+    total = sum(hits)
+    cases = trials if total <= trials else trials * len(hits)
+    low, high = clopper_pearson(total, cases, confidence=confidence)
+    return (total - low * cases) / trials, (high * cases - total) / trials
+
+
+def _least_variance(first: float, second: float) -> float:
+    """Return Hanley and McNeil's variance of an area of 1 - 1 / (2 * the smaller group).
+
+    It depends on which group is which; the larger of the two ways is returned.
+    """
+    area = 1 - 1 / (2 * min(first, second))
+    both, one = area / (2 - area) - area**2, 2 * area**2 / (1 + area) - area**2
+    a, b = (float(x) - 1 for x in (first, second))
+    spread = max(a * both + b * one, b * both + a * one)
+    return float((area * (1 - area) + spread) / (first * second))
 
 
 def _spread(values: np.ndarray, counts: np.ndarray) -> float:

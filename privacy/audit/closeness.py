@@ -2,10 +2,11 @@
 
 A sample of a generator that knows nothing particular of its training patients has its nearest
 real neighbour among them as often as their number makes likely: half of the time, once the odds
-are divided by how many more they are. The distance is the Euclidean one between images, relative
-to how near the patient is to other real people: without that, a few average patients, whom every
-sample is nearest to, would decide the share. It shares nothing with the filter. Such distances
-alone prove no privacy (Yao et al. 2025, "The DCR Delusion"); here they can only refuse.
+are divided by how many more they are. Rarely is as telling as often: samples that keep clear of
+the training patients show where these are. The distance is the Euclidean one between images,
+relative to how near the patient is to other real people: without that, a few average patients,
+whom every sample is nearest to, would decide the share. It shares nothing with the filter. Such
+distances alone prove no privacy (Yao et al. 2025, "The DCR Delusion"); here they can only refuse.
 
 Axes: R released samples, P patients, Q reference patients, who are in neither group. Distances
 ``[R, P]`` and ``[Q, P]`` are to the nearest of a patient's scans.
@@ -20,7 +21,13 @@ from typing import Final
 import numpy as np
 
 from vitrael.core.digest import Digest
-from vitrael.core.metrics.intervals import CONFIDENCE, Estimate, normal_interval, stratified
+from vitrael.core.metrics.intervals import (
+    CONFIDENCE,
+    UNIT,
+    Estimate,
+    normal_interval,
+    stratified,
+)
 from vitrael.core.records import PatientImages
 from vitrael.privacy.evidence import Measurement, not_estimable
 
@@ -110,7 +117,7 @@ def pool_closeness(
     pooled = stratified(
         [Estimate(part.share, part.error) for part in told], [part.patients for part in told]
     )
-    low, high = normal_interval(pooled, confidence=confidence)
+    low, high = normal_interval(pooled, confidence=confidence, within=UNIT)
     return Measurement(
         name=_NAME,
         value=pooled.value,

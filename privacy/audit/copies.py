@@ -3,7 +3,7 @@
 A match is registered similarity above a strict operating point, taken from held-out patients who
 met the whole training gallery, as they are and after the study's own autoencoder (which makes
 images smoother and so more alike). The same count against the sealed audit patients is the
-control, scaled to the size of the gallery.
+control, scaled at each site to the size of its gallery.
 
 Axes: R released samples, H held-out patients, N scans.
 """
@@ -77,18 +77,22 @@ def pool_copies(
 ) -> Measurement:
     """Return the excess share of copies among the released samples.
 
-    Hits are added over sites, as if no sample copied patients of two. A site that could not
-    count (None) makes the whole not estimable: copies of its patients would go unseen.
+    The excess of every site, its hits less its own scale times its control hits, is added up, as
+    if no sample copied patients of two. A site that could not count (None) makes the whole not
+    estimable: copies of its patients would go unseen.
     """
     counted = [part for part in parts if part is not None and part.samples and part.scale > 0]
     if not parts or len(counted) < len(parts):
         why = f"a site has fewer than {LEAST_PATIENTS} held-out patients to set the point with"
         return not_estimable(_NAME, why, method=_METHOD, unit="samples", confidence=confidence)
     samples = min(part.samples for part in counted)
-    hits = min(samples, sum(part.hits for part in counted))
-    control = min(samples, sum(part.control_hits for part in counted))
-    scale = float(np.mean([part.scale for part in counted]))
-    value, (low, high) = share_excess(hits, control, samples, scale=scale, confidence=confidence)
+    value, (low, high) = share_excess(
+        [part.hits for part in counted],
+        [part.control_hits for part in counted],
+        samples,
+        scales=[part.scale for part in counted],
+        confidence=confidence,
+    )
     return Measurement(
         name=_NAME,
         value=value,

@@ -3,9 +3,10 @@
 The attack scores every patient by how near a released sample comes, relative to how near other
 real patients come: a density ratio in the manner of DOMIAS (van Breugel et al. 2023,
 arXiv 2302.12580) with nearest-neighbour densities. Scored are training patients against sealed
-held-out ones. The placebo scores random halves of one group against each other: it must find
-nothing. The control plants copies of half the training patients among the samples: it must find
-something, or the attack is too weak to acquit anybody.
+held-out ones. An area far below one half is a finding too: samples that keep clear of the
+training patients tell who they are. The placebo scores random halves of one group against each
+other: it must find nothing. The control plants copies of half the training patients among the
+samples: it must find something, or the attack is too weak to acquit anybody.
 
 Axes: R released samples, P patients, Q reference patients.
 """
@@ -22,6 +23,7 @@ from vitrael.core.digest import Digest
 from vitrael.core.errors import DataError
 from vitrael.core.metrics.intervals import (
     CONFIDENCE,
+    UNIT,
     Estimate,
     auc,
     normal_interval,
@@ -114,7 +116,7 @@ def pool_membership(
 def _measurement(
     name: str, estimate: Estimate, *, n: int, confidence: float, inputs: tuple[Digest, ...]
 ) -> Measurement:
-    low, high = normal_interval(estimate, confidence=confidence)
+    low, high = normal_interval(estimate, confidence=confidence, within=UNIT)
     return Measurement(
         name=name,
         value=estimate.value,

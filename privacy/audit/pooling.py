@@ -3,6 +3,8 @@
 A *tally* is what a site's reply holds: ``{"estimable": bool, "metrics": {...}, "counts": {...}}``.
 Labels are written and read in this module alone. A site whose tally lacks a part makes the
 measurement of that part not estimable: what one site could not look at, nobody has looked at.
+The same holds of a site that showed the filter no plant of a class or no fresh patient, or had no
+pair of visits to verify its encoder with. A filter that is off was shown them, and dropped none.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from vitrael.privacy.evidence import PLANT_CLASSES, Measurement, counted, not_es
 
 SiteTally = Mapping[str, Any]  # a reply's body: JSON
 _PERMUTATIONS: Final = 200
-_VERIFICATION = "one visit against the other, and against strangers; patients as trials"
+_VERIFICATION = (
+    "one visit against the other, and against strangers; patients as trials, bounds approximate"
+)
 
 
 def write_audit(
@@ -82,7 +86,7 @@ def audit_measurements(
 ) -> tuple[Measurement, ...]:
     """Return power, false positives, copies, closeness and membership, pooled over the sites."""
     power = tuple(
-        share_dropped(
+        _pool_shown(
             f"filter.power.{kind}",
             [_tally(tally, f"plants.{kind}") for tally in tallies],
             unit="plants",
@@ -92,7 +96,7 @@ def audit_measurements(
         )
         for kind in PLANT_CLASSES
     )
-    false_positives = share_dropped(
+    false_positives = _pool_shown(
         "filter.false_positive_rate",
         [_tally(tally, "fresh") for tally in tallies],
         unit="fresh patients",
@@ -116,13 +120,18 @@ def verification_measurement(
     confidence: float = CONFIDENCE,
     inputs: tuple[Digest, ...] = (),
 ) -> Measurement:
-    """Return the encoder's verification AUC over the calibration patients of all sites."""
+    """Return the encoder's verification AUC over the calibration patients of all sites.
+
+    Its bounds are those of Clopper and Pearson with patients as trials, and approximate: the
+    patients of a site are the strangers of each other, so their wins are not independent.
+    """
     name, unit = "filter.verification_auc", "patients with two visits"
-    wins = sum(float(tally["metrics"].get("verification.wins", 0.0)) for tally in tallies)
-    patients = sum(int(tally["counts"].get("verification.patients", 0)) for tally in tallies)
-    if patients == 0:
-        why = "no site has two calibration patients with two visits each"
+    trials = [int(tally["counts"].get("verification.patients", 0)) for tally in tallies]
+    if not trials or min(trials) < 1:
+        why = "a site has fewer than two calibration patients with two visits each"
         return not_estimable(name, why, method=_VERIFICATION, unit=unit, confidence=confidence)
+    patients = sum(trials)
+    wins = sum(float(tally["metrics"].get("verification.wins", 0.0)) for tally in tallies)
     wins = min(wins, float(patients))
     low, high = clopper_pearson(wins, patients, confidence=confidence)
     return Measurement(
@@ -172,10 +181,13 @@ def conditioning_measurements(
     confidence: float = CONFIDENCE,
     inputs: tuple[Digest, ...] = (),
 ) -> tuple[Measurement, Measurement]:
-    """Return the correlation of asked and measured volume, and that after shuffling the asked."""
+    """Return the correlation of asked and measured volume, and that after shuffling the asked.
+
+    The bounds of the latter are quantiles over the shufflings.
+    """
     n = len(asked_B)
     r = pearson_r(asked_B, measured_B)
-    shuffled = permuted_r(asked_B, measured_B, rng=rng, draws=_PERMUTATIONS)
+    shuffled = permuted_r(asked_B, measured_B, rng=rng, draws=_PERMUTATIONS, confidence=confidence)
     low, high = pearson_interval(r, n, confidence=confidence)
     return (
         Measurement(
@@ -191,13 +203,33 @@ def conditioning_measurements(
         ),
         Measurement(
             name="conditioning.permuted_r",
-            value=shuffled,
+            value=shuffled.mean,
+            low=shuffled.low,
+            high=shuffled.high,
             n=n,
             unit="released samples",
             confidence=confidence,
-            method=f"mean absolute Pearson over {_PERMUTATIONS} shufflings",
+            method=f"absolute Pearson over {_PERMUTATIONS} shufflings: mean and quantiles",
             inputs=inputs,
         ),
+    )
+
+
+def _pool_shown(
+    name: str,
+    tallies: Sequence[Tally],
+    *,
+    unit: str,
+    method: str,
+    confidence: float,
+    inputs: tuple[Digest, ...],
+) -> Measurement:
+    """Return the pooled share of dropped images, unless a site showed its filter none."""
+    if any(tally.shown == 0 for tally in tallies):
+        why = f"a site could show no {unit} to a calibrated filter"
+        return not_estimable(name, why, method=method, unit=unit, confidence=confidence)
+    return share_dropped(
+        name, tallies, unit=unit, method=method, confidence=confidence, inputs=inputs
     )
 
 

@@ -26,7 +26,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
-from vitrael.core.data.nifti import write_nifti
+from vitrael.core.data.nifti import encode_nifti
 from vitrael.core.data.synthetic import SyntheticSet
 from vitrael.core.digest import Digest, digest_file
 from vitrael.core.errors import StorageError
@@ -91,11 +91,19 @@ def write_bundle(contents: Contents, folder: Path) -> Manifest:
     return manifest
 
 
+def image_files(samples: SyntheticSet) -> dict[str, bytes]:
+    """Return every image file of the release by its path: what is audited is what is released."""
+    return {
+        path: encode_nifti(scan, dtype="int16", compressed=True)
+        for path, scan in zip(_image_paths(samples), samples.scans(), strict=True)
+    }
+
+
 def _fill(folder: Path, contents: Contents) -> Manifest:
-    for path, scan in zip(_image_paths(contents.samples), contents.samples.scans(), strict=True):
+    for path, data in image_files(contents.samples).items():
         target = folder / path
         target.parent.mkdir(parents=True)
-        write_nifti(scan, target, dtype="int16")
+        target.write_bytes(data)
     for path, data in _documents(contents).items():
         (folder / path).write_bytes(data)
     (folder / "croissant.json").write_bytes(_croissant(contents, _entries(folder)))

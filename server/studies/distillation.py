@@ -16,7 +16,7 @@ from vitrael.core.configs import DiffusionConfig
 from vitrael.core.data.conditions import unscale_conditions
 from vitrael.core.data.measure import measure_volumes
 from vitrael.core.digest import Digest
-from vitrael.core.errors import DataError, WeightsError
+from vitrael.core.errors import DataError, VerificationError, WeightsError
 from vitrael.core.geometry import centred_affine
 from vitrael.core.models.brain_ldm import (
     LatentGenerator,
@@ -109,6 +109,14 @@ def screen_candidates(
                 raise WeightsError(
                     f"the votes of {site} are refused",
                     why=f"there must be one for each of the {count} candidates",
+                )
+            promised = calibration.get("sites", {}).get(site, {}).get("commitment", "")
+            body = answer.reply.body
+            if body.get("estimable") and body.get("commitment", "") != promised:
+                raise VerificationError(
+                    f"the votes of {site} are refused",
+                    why="its operating point is not the one that it froze before",
+                    fix="let the site restore its cache, or start a fresh study",
                 )
             kept = votes.astype(bool)
             keep &= kept

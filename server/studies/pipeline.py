@@ -54,7 +54,7 @@ def run_study(home: Path, exchange: Exchange) -> int:
     screening = screen_candidates(run, candidates=candidates, calibration=calibration)
     student = train_student(run, codec=codec, candidates=candidates, screening=screening)
     samples = synthesize(run, codec=codec, student=student, condition=scale["condition"])
-    audit = audit_samples(run, codec=codec, samples=samples)
+    audit = audit_samples(run, codec=codec, student=student, samples=samples)
     decision = judge_release(
         run, calibration=calibration, screening=screening, samples=samples, audit=audit
     )

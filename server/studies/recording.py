@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrael.core.digest import Digest, canonical_json
+from vitrael.core.errors import StorageError
 from vitrael.core.study import Study, load_study
 from vitrael.server.db.engine import open_database
 from vitrael.server.objects import ObjectStore
@@ -105,6 +106,14 @@ def _scalars(details: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in details.items() if isinstance(value, int | float | str)}
 
 
+def record_recall(home: Path) -> None:
+    """Move the alias of a recalled release's student from ``released`` to ``recalled``."""
+    recorder = Recorder(home)
+    version = recorder.registry.aliases(recorder.model).get("released")
+    if version is not None:
+        recorder.registry.move_alias(recorder.model, version, to="recalled")
+
+
 @contextmanager
 def recording(home: Path) -> Iterator[None]:
     """Record the study of a home while the body runs, and what is left when it ends.
@@ -133,3 +142,9 @@ def recording(home: Path) -> Iterator[None]:
         thread.join(timeout=120)
     if failures:
         raise failures[0]
+    if thread.is_alive():
+        raise StorageError(
+            "the record in MLflow is not finished",
+            why="it did not answer for 120 s",
+            fix="resume the study; what is missing is recorded then",
+        )

@@ -27,7 +27,7 @@ from vitrael.privacy.audit.pooling import (
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import POLICIES, Verdict, decide
 from vitrael.privacy.release import states
-from vitrael.privacy.release.bundle import Contents, write_bundle
+from vitrael.privacy.release.bundle import Contents, image_files, write_bundle
 from vitrael.privacy.release.catalogue import publish
 from vitrael.privacy.release.manifest import MANIFEST, Reference
 from vitrael.privacy.release.sign import add_signature
@@ -41,13 +41,18 @@ _VENTRICLE = COVARIATES.index("ventricle_ml")
 _SIGNED_FILES = (MANIFEST, "evidence.json", "verdict.json")
 
 
-def audit_samples(run: StudyRun, *, codec: Digest, samples: Mapping[str, Any]) -> dict[str, Any]:
-    """Stage ``audit``: each site tallies the samples, and its own filter, on sealed patients."""
+def audit_samples(
+    run: StudyRun, *, codec: Digest, student: Digest, samples: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Stage ``audit``: each site tallies the samples, and its own filter, on sealed patients.
+
+    What the sites judge are the image files of the release themselves; they sign no others.
+    """
 
     def work() -> StageResult:
-        tensors = run.objects.get_tensors(Digest(samples["samples"]))
+        files = image_files(read_samples(run, student=student, samples=samples))
         attachments = {
-            "released": {"image": tensors["image"].astype(np.float16)},
+            "released": {path: np.frombuffer(data, np.uint8) for path, data in files.items()},
             "codec": run.objects.get_tensors(codec),
         }
         answers = ask_sites(run, "audit", attachments)
@@ -67,13 +72,14 @@ def judge_release(
 ) -> dict[str, Any]:
     """Stage ``gates``: pool the tallies into Evidence and let the policy decide."""
     protocol = run.study.protocol
+    took_part = _took_part(run)
 
     def work() -> StageResult:
         tensors = run.objects.get_tensors(Digest(samples["samples"]))
         confidence = protocol.audit.confidence
         inputs = (Digest(samples["samples"]), digest_json(audit))
         measurements = (
-            participation_measurement(took_part=_took_part(run), roster=len(run.members)),
+            participation_measurement(took_part=took_part, roster=len(run.members)),
             screening_measurement(tuple(screening["sites"].values())),
             verification_measurement(tuple(calibration["sites"].values()), confidence=confidence),
             *audit_measurements(
@@ -100,6 +106,7 @@ def judge_release(
         "screening": screening,
         "samples": samples,
         "audit": audit,
+        "took_part": took_part,
         "policy": POLICIES[protocol.policy].model_dump(mode="json"),
     }
     return run.stage("gates", inputs, work)

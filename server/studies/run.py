@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrael.core.digest import Digest, digest_json
+from vitrael.core.errors import VitraelError
 from vitrael.core.study import Study, load_study
 from vitrael.privacy.keys import KeyPair, PublicKeys, load_roster, roster_digest
 from vitrael.server.db.engine import open_database
@@ -79,7 +80,10 @@ class StudyRun:
         try:
             result = work()
         except BaseException as error:
-            self.ledger.fail(record, f"{type(error).__name__}: {error}")
+            # The ledger is read by people and quoted in reports: no foreign text, no paths.
+            name = type(error).__name__
+            reason = error.sentence() if isinstance(error, VitraelError) else name
+            self.ledger.fail(record, reason)
             raise
         output = self.objects.put_json(dict(result.document))
         self.ledger.finish(

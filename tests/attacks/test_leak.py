@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 
 from vitrael.client.site.tasks import SiteContext, audit, calibrate, screen
+from vitrael.core.data.nifti import encode_nifti
 from vitrael.core.data.phantoms.brain import (
     age_anatomy,
     draw_acquisition,
     draw_anatomy,
     render_brain,
 )
+from vitrael.core.data.scan import Scan
 from vitrael.core.data.splits import Split
+from vitrael.core.geometry import centred_affine
 from vitrael.core.messages import Task
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import stream
@@ -29,6 +32,7 @@ from vitrael.privacy.audit.pooling import audit_measurements, screening_measurem
 from vitrael.privacy.evidence import PLANT_CLASSES, Measurement
 
 _SIZES = {"T": 40, "F": 8, "C": 10, "A": 16, "U": 4}
+_RELEASED = 32
 _NO_TASK = cast("Task", None)
 
 
@@ -68,6 +72,7 @@ def _study(root: Path, *, screening: bool) -> Study:
     study = load_study(root / "deploy" / "studies" / "brain-demo.toml")
     document = study.model_dump(mode="json")
     document["protocol"]["screening"]["enabled"] = screening
+    document["protocol"]["distillation"] = {"candidates": _RELEASED, "released": _RELEASED}
     for system in document["protocol"]["systems"]:
         if system["kind"] == "reid_encoder":
             system["training"]["length_images"] = 480
@@ -99,13 +104,21 @@ def site(root: Path, tmp_path_factory: pytest.TempPathFactory) -> SiteContext:
 
 
 def _audited(context: SiteContext, released: np.ndarray) -> dict[str, Measurement]:
-    body = audit.run(_NO_TASK, {"released": {"image": released}}, context).body
+    data = context.study.protocol.data
+    affine = centred_affine(data.grid_vox, spacing=data.spacing_mm)
+    files = {
+        f"{number:03d}.nii.gz": np.frombuffer(
+            encode_nifti(Scan(image, affine, "T1w"), dtype="int16", compressed=True), np.uint8
+        )
+        for number, image in enumerate(released)
+    }
+    body = audit.run(_NO_TASK, {"released": files}, context).body
     return {m.name: m for m in audit_measurements([body])}
 
 
 @pytest.fixture(scope="module")
 def strangers(site: SiteContext) -> np.ndarray:
-    return _people("released", 32, site.study.protocol.data.grid_vox)
+    return _people("released", _RELEASED, site.study.protocol.data.grid_vox)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +131,7 @@ def leaky(root: Path, site: SiteContext, tmp_path_factory: pytest.TempPathFactor
     """Return the audit of copies of T in the twin study without screening."""
     cache = tmp_path_factory.mktemp("leaky")
     context = _site(_study(root, screening=False), cache, _SIZES)
-    scans = context.cohort.images(Split.TRAINING).image_BCDHW[:32]
+    scans = context.cohort.images(Split.TRAINING).image_BCDHW[:_RELEASED]
     copies = np.clip(scans + stream(3, "copies").normal(0, 0.03, scans.shape), 0, 1)
     return _audited(context, copies.astype(np.float32))
 
@@ -133,7 +146,7 @@ def test_filter_catches_plants_and_keeps_strangers(
 ) -> None:
     for kind in set(PLANT_CLASSES) - {"autoencoder"}:
         assert _value(honest[f"filter.power.{kind}"]) >= 0.85, kind
-    result = screen.run(_NO_TASK, {"candidates": {"image": strangers}}, site)
+    result = screen.judge(strangers, site)
     assert result.tensors["votes"]["keep"].mean() > 0.8
     assert screening_measurement([result.body]).value == 1.0
 
@@ -160,9 +173,9 @@ def test_leak_is_found_and_its_twin_is_not(
 
 
 def test_filter_survives_a_restart_of_the_steward(site: SiteContext, strangers: np.ndarray) -> None:
-    warm = screen.run(_NO_TASK, {"candidates": {"image": strangers[:8]}}, site)
+    warm = screen.judge(strangers, site)
     site.warm.clear()
-    cold = screen.run(_NO_TASK, {"candidates": {"image": strangers[:8]}}, site)
+    cold = screen.judge(strangers, site)
     assert (warm.tensors["votes"]["keep"] == cold.tensors["votes"]["keep"]).all()
 
 
@@ -173,7 +186,7 @@ def test_too_few_patients_leave_candidates_unscreened(
     context = _site(_study(root, screening=True), tmp_path, few)
     body = calibrate.run(_NO_TASK, {}, context).body
     assert not body["estimable"]
-    result = screen.run(_NO_TASK, {"candidates": {"image": strangers[:4]}}, context)
+    result = screen.judge(strangers, context)
     assert result.tensors["votes"]["keep"].all()
     assert not result.body["estimable"]
     assert not any(m.estimable for m in _audited(context, strangers).values())

@@ -1,14 +1,20 @@
 """The thresholds of the rehearsal policy, justified by simulation at the rehearsal's sizes.
 
-Patients are random directions in a space of 40 dimensions, the released samples either new draws
-(an ideal generator) or, for a part of them, training patients with little noise (one that copies).
+The sizes are those of ``deploy/studies/brain-demo.toml`` with 160 patients a site. Patients are
+random directions in a space of 40 dimensions, the released samples either new draws (an ideal
+generator), or for a part of them training patients with little noise (one that copies), or new
+draws pushed away from the training patients (one that leaves a hole around each of them).
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
+import pytest
 
 from vitrael.core.digest import digest_json
+from vitrael.core.metrics.intervals import Estimate, auc, stratified
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import stream
 from vitrael.privacy.audit.closeness import (
@@ -17,15 +23,24 @@ from vitrael.privacy.audit.closeness import (
     relative_distances,
 )
 from vitrael.privacy.audit.copies import count_copies, strict_point
-from vitrael.privacy.audit.membership import attack_scores, measure_membership
+from vitrael.privacy.audit.membership import (
+    Membership,
+    attack_scores,
+    measure_membership,
+    pool_membership,
+)
 from vitrael.privacy.audit.pooling import audit_measurements, write_audit
 from vitrael.privacy.audit.power import Tally
 from vitrael.privacy.evidence import Evidence
-from vitrael.privacy.gates import POLICIES, Verdict, judge
+from vitrael.privacy.gates import POLICIES, Gate, Verdict, judge
 
-_SITES, _TRAINING, _HELD_OUT, _REFERENCE, _RELEASED, _DIMENSIONS = 3, 55, 22, 33, 96, 40
+_SITES, _TRAINING, _HELD_OUT, _REFERENCE, _RELEASED, _DIMENSIONS = 3, 80, 32, 48, 96, 40
 _AUDITED = ("copies.excess_share", "closeness.training_share", "membership.auc")
-_TRIALS = 15
+_SIDES = {(name, "upper_at_most") for name in _AUDITED} | {
+    (name, "lower_at_least") for name in _AUDITED[1:]
+}
+_PLACEBO = "membership.placebo_gap"
+_TRIALS, _HOLE_TRIALS, _PLACEBO_TRIALS = 20, 10, 300
 
 
 def _patients(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -81,7 +96,21 @@ def _site_tally(
     )
 
 
-def _verdict(copied_frac: float, seed: int) -> Verdict:
+def _repelled(image: np.ndarray, people: np.ndarray) -> np.ndarray:
+    """Return samples that moved away from the people near them, at their own length."""
+    moved, others = image.reshape(len(image), -1), people.reshape(len(people), -1)
+    length = np.linalg.norm(moved, axis=1, keepdims=True)
+    for _ in range(40):
+        squares = ((moved[:, None] - others) ** 2).sum(-1)
+        weight = np.exp((squares.min(1, keepdims=True) - squares) / 2)
+        moved = moved + 0.1 * (moved - weight / weight.sum(1, keepdims=True) @ others)
+        moved = moved * length / np.linalg.norm(moved, axis=1, keepdims=True)
+    return moved.reshape(image.shape).astype(np.float32)
+
+
+def _verdict(
+    copied_frac: float, seed: int, *, hole: Literal["training", "strangers"] | None = None
+) -> Verdict:
     rng = stream(seed, "thresholds")
     sizes = (_TRAINING, _HELD_OUT, _REFERENCE)
     sites = [tuple(_patients(rng, size) for size in sizes) for _ in range(_SITES)]
@@ -89,27 +118,69 @@ def _verdict(copied_frac: float, seed: int) -> Verdict:
     copied = round(copied_frac * _RELEASED)
     everyone = np.concatenate([site[0] for site in sites])
     released[:copied] = _noisy(everyone[rng.permutation(len(everyone))[:copied]], rng)
+    if hole:
+        strangers = _patients(rng, len(everyone))
+        released = _repelled(released, everyone if hole == "training" else strangers)
     tallies = [_site_tally(released, splits, rng) for splits in sites]
     evidence = Evidence(
         protocol=digest_json("simulation"), measurements=audit_measurements(tallies)
     )
     gates = [gate for gate in POLICIES["rehearsal"].gates if gate.measurement in _AUDITED]
-    assert len(gates) == len(_AUDITED)
+    assert {(gate.measurement, gate.bound) for gate in gates} == _SIDES
     return judge(evidence, gates)
 
 
+def _refused_frac(verdicts: list[Verdict]) -> float:
+    return float(np.mean([not verdict.passed for verdict in verdicts]))
+
+
 def test_ideal_generator_passes_nine_times_of_ten() -> None:
-    passed = [_verdict(0.0, seed).passed for seed in range(_TRIALS)]
-    assert np.mean(passed) >= 0.9
+    assert _refused_frac([_verdict(0.0, seed) for seed in range(_TRIALS)]) <= 0.1
 
 
-def test_copying_generator_is_refused_nine_times_of_ten() -> None:
-    verdicts = [_verdict(0.25, seed) for seed in range(_TRIALS)]
-    assert np.mean([not verdict.passed for verdict in verdicts]) >= 0.9
+@pytest.mark.parametrize("copied_frac", [0.1, 0.25])
+def test_copying_generator_is_refused_nine_times_of_ten(copied_frac: float) -> None:
+    assert _refused_frac([_verdict(copied_frac, seed) for seed in range(_TRIALS)]) >= 0.9
 
 
 def test_leak_is_refused_by_bounds_beyond_the_threshold() -> None:
+    """The samples can copy 96 of 240 patients, so the attack's area is near 0.7 at most."""
     verdict = _verdict(1.0, 0)
     proven = {f.gate.measurement for f in verdict.findings if f.proven}
-    assert {"copies.excess_share", "membership.auc"} <= proven
+    refused = {f.gate.measurement for f in verdict.findings if not f.passed}
+    assert proven >= {"copies.excess_share"}
+    assert refused >= {"copies.excess_share", "membership.auc"}
+    assert not {f.gate.measurement for f in _verdict(0.0, 0).findings if f.proven}
     assert all(f.outcome != "not estimable" for f in verdict.findings)
+
+
+def test_hole_around_training_patients_is_refused_from_below_alone() -> None:
+    verdicts = [_verdict(0.0, seed, hole="training") for seed in range(_HOLE_TRIALS)]
+    closed = {f.gate.bound for v in verdicts for f in v.findings if not f.passed}
+    assert _refused_frac(verdicts) >= 0.9
+    assert closed == {"lower_at_least"}
+
+
+def test_hole_around_strangers_is_none_of_the_patients() -> None:
+    verdicts = [_verdict(0.0, seed, hole="strangers") for seed in range(_HOLE_TRIALS)]
+    assert _refused_frac(verdicts) <= 0.1
+
+
+@pytest.mark.parametrize(("shift", "least", "most"), [(0.0, 0.9, 1.0), (2.0, 0.0, 0.1)])
+def test_placebo_of_thirty_patients_a_side_passes_nine_times_of_ten(
+    shift: float, least: float, most: float
+) -> None:
+    """Halves that differ, as a placebo must never find, are the control."""
+    gates = [gate for gate in POLICIES["rehearsal"].gates if gate.measurement == _PLACEBO]
+    passed = [_placebo_passes(gates, seed, shift) for seed in range(_PLACEBO_TRIALS)]
+    assert len(gates) == 2
+    assert least <= np.mean(passed) <= most
+
+
+def _placebo_passes(gates: list[Gate], seed: int, shift: float) -> bool:
+    rng = stream(seed, "placebo")
+    halves = [auc(rng.normal(shift, 1, 15), rng.normal(0, 1, 15)) for _ in range(2)]
+    attack, control = Estimate(0.5, 0.1), Estimate(0.9, 0.1)
+    part = Membership(attack, stratified(halves, [30, 30]), control, members=30, others=30)
+    measurements = pool_membership([part])
+    return judge(Evidence(protocol=digest_json("placebo"), measurements=measurements), gates).passed

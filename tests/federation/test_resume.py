@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,21 @@ def _run_until_killed(home: Path, *, stage: tuple[str, int], site: str | None) -
 
     with Rehearsal(RehearsalLayout(home=home, sites=SITES), on_event=strike) as rehearsal:
         rehearsal.start()
+        _demand_no_network(rehearsal)
         rehearsal.watch(timeout_s=180)
+
+
+def _demand_no_network(rehearsal: Rehearsal) -> None:
+    """See that every steward, which trains in this run, has a loopback of its own and no more."""
+    if not rehearsal.guard:
+        assert os.geteuid() != 0, "root can take the network from a process"
+        return
+    ours = Path("/proc/self/ns/net").readlink()
+    for site in SITES:
+        pid = rehearsal.group.children[f"site {site}: steward"].pid
+        devices = Path(f"/proc/{pid}/net/dev").read_text(encoding="ascii").splitlines()[2:]
+        assert [line.split(":")[0].strip() for line in devices] == ["lo"]
+        assert Path(f"/proc/{pid}/ns/net").readlink() != ours
 
 
 def test_killed_supernode_and_server_app_change_no_weight(tmp_path: Path) -> None:

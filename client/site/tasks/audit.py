@@ -6,6 +6,7 @@ samples: its answers are part of what is told of the patients.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,7 +15,11 @@ from vitrael.client.site.tasks import SiteContext, TaskResult
 from vitrael.client.site.tasks.filtering import study_round_trip
 from vitrael.client.site.tasks.networks import site_compute
 from vitrael.client.site.tasks.screen import choose_filter, read_images
+from vitrael.client.site.tasks.sign_release import AUDITED
+from vitrael.core.data.nifti import decode_nifti
 from vitrael.core.data.splits import Split
+from vitrael.core.digest import digest_bytes, write_atomically
+from vitrael.core.errors import DataError
 from vitrael.core.messages import Task
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import stream
@@ -50,10 +55,12 @@ _PARTS = 4
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:  # noqa: ARG001 - every task is called alike
     """Return the site's tally of ``released``; ``codec`` gives the autoencoder of the plants.
 
-    Raises DataError for samples of another shape than the study's.
+    ``released`` holds the image files of the release, uint8, by their path. Their digests are
+    kept: this site will sign no other files. Raises ScanError for a file that is no image, and
+    DataError for images of another shape than the study's.
     """
     device = site_compute(context).device
-    released = read_images(inputs["released"], context)
+    released = _read_files(inputs["released"], context)
     round_trip = study_round_trip(context, inputs.get("codec"))
     audit = SiteAudit(context, released, round_trip, device=device)
     plants, fresh = audit.show_plants()
@@ -68,6 +75,21 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
         plants=plants, fresh=fresh, copies=copies, closeness=closeness, membership=membership
     )
     return TaskResult(body=body, num_examples=len(released))
+
+
+def _read_files(files: Tensors, context: SiteContext) -> np.ndarray:
+    """Return the images of files ``[B, 1, D, H, W]`` and keep the files' digests."""
+    data = {name: np.asarray(files[name], np.uint8).tobytes() for name in sorted(files)}
+    scans = [
+        decode_nifti(content, label=f"released image {number}")
+        for number, content in enumerate(data.values(), start=1)
+    ]
+    if len({scan.image_CDHW.shape for scan in scans}) != 1:
+        raise DataError("the released images are not all of one shape, or there is none")
+    images = read_images({"image": np.stack([scan.image_CDHW for scan in scans])}, context)
+    digests = sorted(digest_bytes(content) for content in data.values())
+    write_atomically(context.cache / AUDITED, json.dumps(digests).encode())
+    return np.asarray(np.clip(images, 0, 1))
 
 
 class SiteAudit:

@@ -46,7 +46,8 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     """Return counts and the encoder's verification; ``estimable`` says whether there is a filter.
 
     Too few patients to learn from, or for the asked rate, leave no operating point; the reason
-    says so, and candidates will be marked unscreened. Otherwise the reason holds the commitment.
+    says so, and candidates will be marked unscreened. ``commitment`` names the operating point by
+    its salted digest and is empty without one.
     With ``codec`` among the inputs the filter also knows scans after the autoencoder's round trip.
     """
     protocol, device = context.study.protocol, site_compute(context).device
@@ -61,7 +62,14 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     }
     if counts["patients.filter"] < LEAST_TO_LEARN or not len(training):
         why = "too few patients in the splits for training and filter"
-        return TaskResult(body={"estimable": False, "reason": why, "metrics": {}, "counts": counts})
+        body = {
+            "estimable": False,
+            "reason": why,
+            "commitment": "",
+            "metrics": {},
+            "counts": counts,
+        }
+        return TaskResult(body=body)
     codec = inputs.get("codec")
     round_trip = study_round_trip(context, codec)
     encoder = _train(with_round_trips(learning, round_trip), context, device=device)
@@ -116,10 +124,11 @@ def _body(
         least = least_null_patients(rate)
         reason = f"{null_patients} patients are too few for a rate of {rate:g}, it takes {least}"
     else:
-        reason = f"operating point frozen as {point.commitment}"
+        reason = "the operating point is frozen"
     return {
         "estimable": point is not None,
         "reason": reason,
+        "commitment": "" if point is None else point.commitment,
         "metrics": {"verification.wins": round(verification.wins, 6)},
         "counts": {
             **counts,

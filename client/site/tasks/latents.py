@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:  # noqa: ARG001 - every task is called alike
     """Return ``moments``: float64 sums over latents, covariates, and the codec's own error.
 
-    ``latent``: over elements of T's latents by channel. ``condition``: over all patients' first
-    visits. ``ceiling``: ventricle volume before and after the codec, over F and U, whose images
-    the codec has not learned from. Of covariates and volumes, sums over too few patients are
-    sent as zeros; those over the latents tell less than the codec's own weights.
+    ``latent``: over elements of T's latents by channel. ``condition``: over the first visits
+    of all patients but the sealed ones of A. ``ceiling``: ventricle volume before and after the
+    codec, over F and U, whose images the codec has not learned from. Of covariates and
+    volumes, sums over too few patients are sent as zeros; those over the latents tell less than
+    the codec's own weights.
     """
     compute = site_compute(context)
     codec = load_codec(context, inputs["codec"], compute.device)
@@ -46,7 +47,7 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     latent = encode_images(codec, training, compute.device)
     elements = latent.movedim(1, -1).reshape(-1, latent.shape[1]).double().numpy()
     context.report(1, 3)
-    every = [context.cohort.images(split) for split in Split]
+    every = [context.cohort.images(split) for split in Split if split is not Split.AUDIT]
     condition = np.concatenate([part.condition_BK[part.visit_B == 0] for part in every])
     context.report(2, 3)
     unseen = [context.cohort.images(split) for split in (Split.FILTER, Split.UTILITY)]

@@ -12,19 +12,32 @@ from vitrael.core.errors import DataError
 from vitrael.core.messages import Task
 from vitrael.core.weights import Tensors
 from vitrael.privacy.reid.roles import Keep, keep_all
+from vitrael.privacy.reid.screen import Screener
 
 _CHUNK = 32
 _IMAGE_AXES = 5
 
 
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:  # noqa: ARG001 - every task is called alike
-    """Return ``votes``: ``keep`` uint8 ``[B]``, one for each row of ``candidates``.
+    """Return the votes on ``candidates``; DataError unless they are all that the study has."""
+    image = read_images(inputs["candidates"], context)
+    asked = context.study.protocol.distillation.candidates
+    if len(image) != asked:
+        raise DataError(
+            "the task brings another number of candidates than the study",
+            why=f"{len(image)} instead of {asked}",
+            fix="send all candidates of the study, and no others",
+        )
+    return judge(image, context)
+
+
+def judge(image: np.ndarray, context: SiteContext) -> TaskResult:
+    """Return ``votes``: ``keep`` uint8 ``[B]``, one for each row of ``image`` ``[B, 1, D, H, W]``.
 
     ``estimable`` is false, and every vote a yes, when screening is off in the study or no
     operating point could be calibrated: the candidates count as unscreened. No score leaves.
-    Raises DataError for candidates of another shape than the study's.
+    ``commitment`` names the operating point that voted, empty when there is none.
     """
-    image = read_images(inputs["candidates"], context)
     keep, why = choose_filter(context)
     rows = []
     for at in range(0, len(image), _CHUNK):
@@ -35,6 +48,7 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
         body={
             "estimable": not why,
             "reason": why,
+            "commitment": keep.point.commitment if isinstance(keep, Screener) else "",
             "metrics": {},
             "counts": {"candidates": len(votes), "kept": int(votes.sum())},
         },

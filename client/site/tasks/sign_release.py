@@ -6,6 +6,7 @@ its file name: ``manifest.json``, ``evidence.json`` and ``verdict.json``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from pydantic import ValidationError
@@ -23,6 +24,9 @@ from vitrael.privacy.release.sign import sign_manifest
 ATTACHMENT = "manifest"
 FILES = ("manifest.json", "evidence.json", "verdict.json")
 
+AUDITED = "audited.json"
+"""Where ``tasks.audit`` keeps the digests of what it judged."""
+_IMAGE = ".nii.gz"
 _FIX = "ask the coordinator which release this is; nothing was signed"
 
 
@@ -30,12 +34,14 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     """Return this site's signature on the manifest.
 
     Raises VerificationError, and signs nothing, when the manifest belongs to another protocol,
-    roster or policy, when evidence or verdict are not the files that it names, when the verdict is
-    not what the study's gates say of the evidence, or when it refuses.
+    roster or policy, names image files that this site has not audited, when evidence or verdict
+    are not the files that it names, when the verdict is not what the study's gates say of the
+    evidence, or when it refuses.
     """
     files = _read_files(inputs)
     manifest = parse_manifest(files["manifest.json"])
     _check_belongs(manifest, task, policy=context.study.protocol.policy)
+    _check_audited(manifest, context)
     for name in FILES[1:]:
         if digest_bytes(files[name]) != manifest.files[name].digest:
             raise VerificationError(
@@ -69,6 +75,20 @@ def _check_belongs(manifest: Manifest, task: Task, *, policy: str) -> None:
                 why=f"{said} instead of {agreed}",
                 fix=_FIX,
             )
+
+
+def _check_audited(manifest: Manifest, context: SiteContext) -> None:
+    named = sorted(e.digest for name, e in manifest.files.items() if name.endswith(_IMAGE))
+    try:
+        audited = json.loads((context.cache / AUDITED).read_bytes())
+    except (OSError, ValueError):
+        audited = []
+    if not named or named != audited:
+        raise VerificationError(
+            "the manifest names images that this site has not audited",
+            why="their files differ from those of the audit",
+            fix=_FIX,
+        )
 
 
 def _check_verdict(files: Mapping[str, bytes], manifest: Manifest, task: Task) -> None:

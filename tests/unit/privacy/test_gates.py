@@ -32,16 +32,23 @@ def _gate(bound: Bound = "upper_at_most", threshold: float = 0.7, **changes: obj
     return Gate.model_validate({**facts, **changes})
 
 
-def _ideal(gate: Gate) -> dict[str, object]:
-    """Return numbers that pass a gate with room."""
-    up = gate.bound.endswith("at_least")
-    value = 1.0 if up else 0.0
-    return {"value": value, "low": value, "high": value, "n": 10_000, "confidence": 0.95}
+def _ideal(name: str, policy: Policy) -> Measurement:
+    """Return numbers that pass every gate of the policy on one measurement with room."""
+    ups = {g.bound.endswith("at_least") for g in policy.gates if g.measurement == name}
+    value = 0.5 if len(ups) > 1 else float(ups.pop())
+    return _measured(name, value=value, low=value, high=value, n=10_000)
 
 
 def _ideal_evidence(policy: Policy) -> Evidence:
-    by_name = {g.measurement: _measured(g.measurement, **_ideal(g)) for g in policy.gates}
-    return _evidence(*by_name.values())
+    return _evidence(*(_ideal(name, policy) for name in {g.measurement for g in policy.gates}))
+
+
+def _spoiled(ideal: Measurement, gate: Gate) -> Measurement:
+    """Return the measurement with no more changed than what the gate looks at."""
+    side = {"upper": "high", "lower": "low", "value": "value"}[gate.bound.split("_")[0]]
+    wrong = gate.threshold + (-1e-6 if gate.bound.endswith("at_least") else 1e-6)
+    changes = {"low": wrong, "high": wrong, "value": wrong} if side == "value" else {side: wrong}
+    return Measurement.model_validate(ideal.model_dump() | changes)
 
 
 def test_empty_list_of_gates_refuses() -> None:
@@ -135,12 +142,45 @@ def test_ideal_evidence_passes_every_policy(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "gate"), [(name, gate) for name, policy in POLICIES.items() for gate in policy.gates]
 )
-def test_every_gate_can_refuse_alone(name: str, gate: Gate) -> None:
+def test_missing_or_spoiled_measurement_refuses(name: str, gate: Gate) -> None:
     ideal = _ideal_evidence(POLICIES[name]).measurements
     rest = tuple(m for m in ideal if m.name != gate.measurement)
-    verdict = decide(_evidence(*rest), POLICIES[name])
-    assert not verdict.passed
-    assert not verdict.publishable
+    spoiled = _spoiled(_ideal(gate.measurement, POLICIES[name]), gate)
+    for evidence in (_evidence(*rest), _evidence(*rest, spoiled)):
+        verdict = decide(evidence, POLICIES[name])
+        assert gate in [finding.gate for finding in verdict.findings if not finding.passed]
+        closed = {finding.gate.measurement for finding in verdict.findings if not finding.passed}
+        assert closed == {gate.measurement}
+        assert not verdict.publishable
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("measurement", ["membership.auc", "closeness.training_share"])
+@pytest.mark.parametrize("value", [0.0, 0.05, 0.95, 1.0])
+def test_area_far_from_one_half_refuses_on_either_side(
+    name: str, measurement: str, value: float
+) -> None:
+    ideal = _ideal_evidence(POLICIES[name]).measurements
+    rest = tuple(m for m in ideal if m.name != measurement)
+    far = _measured(measurement, value=value, low=value, high=value, n=10_000)
+    closed = [f.gate for f in decide(_evidence(*rest, far), POLICIES[name]).findings if f.proven]
+    side = "lower_at_least" if value < 0.5 else "upper_at_most"
+    assert [(gate.measurement, gate.bound) for gate in closed] == [(measurement, side)]
+
+
+def test_names_of_gates_are_unique() -> None:
+    for policy in POLICIES.values():
+        names = [gate.name for gate in policy.gates]
+        assert len(set(names)) == len(names)
+
+
+def test_fifty_nine_plants_are_too_few_for_a_rehearsal() -> None:
+    gates = [g for g in POLICIES["rehearsal"].gates if g.measurement == "filter.power.exact"]
+    plants = {"value": 1.0, "low": 0.95, "high": 1.0}
+    enough = _evidence(_measured("filter.power.exact", n=60, **plants))
+    few = _evidence(_measured("filter.power.exact", n=59, **plants))
+    assert judge(enough, gates).passed
+    assert judge(few, gates).findings[0].outcome == "not estimable"
 
 
 def test_rehearsal_is_never_publishable() -> None:

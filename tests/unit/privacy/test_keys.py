@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vitrael.core.digest import write_atomically
 from vitrael.core.errors import AuthError
 from vitrael.privacy.keys import (
     KeyPair,
@@ -39,6 +40,43 @@ def test_key_open_to_others_is_refused(tmp_path: Path) -> None:
 
 def test_key_is_never_replaced(tmp_path: Path) -> None:
     KeyPair.create().save(tmp_path)
+    with pytest.raises(AuthError, match="exists already"):
+        KeyPair.create().save(tmp_path)
+
+
+@pytest.mark.parametrize("left", [(), ("signing.pem",), ("signing.pem", "sealing.pem")])
+def test_save_that_was_killed_is_done_again_or_was_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: tuple[str, ...]
+) -> None:
+    def write_some(path: Path, data: bytes) -> None:
+        if path.suffix == ".pem" and path.name not in left:
+            raise KeyboardInterrupt
+        write_atomically(path, data)
+
+    def killed(_path: Path) -> None:
+        raise KeyboardInterrupt
+
+    first, second = KeyPair.create(), KeyPair.create()
+    with monkeypatch.context() as patch:
+        patch.setattr("vitrael.privacy.keys.write_atomically", write_some)
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            first.save(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.pem")} == set(left)
+    whole = len(left) == 2
+    if whole:
+        with pytest.raises(AuthError, match="exists already"):
+            second.save(tmp_path)
+    else:
+        second.save(tmp_path)
+    assert KeyPair.load(tmp_path).public == (first if whole else second).public
+    assert {path.name for path in tmp_path.iterdir()} == {"signing.pem", "sealing.pem"}
+
+
+@pytest.mark.parametrize("name", ["signing.pem", "sealing.pem"])
+def test_key_whose_other_half_was_lost_is_not_replaced(tmp_path: Path, name: str) -> None:
+    KeyPair.create().save(tmp_path)
+    (tmp_path / name).unlink()
     with pytest.raises(AuthError, match="exists already"):
         KeyPair.create().save(tmp_path)
 

@@ -217,6 +217,7 @@ def make_home(tmp_path: Path, study_file: Path) -> Callable[[str], Home]:
         keys = members["north"]
         keys.save(path / "keys")
         (path / "keys" / "split.key").write_bytes(bytes(32))
+        (path / "keys" / "split.key").chmod(0o600)
         (path / "site.toml").write_text('name = "north"\n')
         save_public_keys(coordinator.public, path / "coordinator.json")
         save_roster({site: pair.public for site, pair in members.items()}, path / "roster.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +57,17 @@ def test_consent_with_a_roster_of_others_is_refused(home: Home, study: str) -> N
     (home.path / "roster.json").write_text("{}")
     with pytest.raises(ConsentError, match="roster"):
         call("consent", study, "--home", str(home.path), "--yes")
+
+
+def test_what_consent_writes_is_for_its_user_alone(home: Home, study: str) -> None:
+    before = os.umask(0o022)
+    try:
+        call("consent", study, "--home", str(home.path), "--yes")
+        assert os.umask(0o022) == 0o022  # the command leaves it as it was
+    finally:
+        os.umask(before)
+    assert home.settings.store.stat().st_mode & 0o077 == 0
+    assert home.settings.journal.stat().st_mode & 0o077 == 0
 
 
 def test_journal_is_shown(home: Home) -> None:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from vitrael.client.site.courier.spool import call_steward, write_parcel
-from vitrael.client.site.listener import LONGEST_PATH, read_bounded, serve
-from vitrael.core.errors import DataError, EnvelopeError, ProcessError
+from vitrael.client.site.listener import LONGEST_PATH, REFUSAL, read_bounded, serve
+from vitrael.core.errors import DataError, EnvelopeError, ProcessError, StorageError
 from vitrael.core.messages import Parcel
 
 if TYPE_CHECKING:
     from tests.unit.client.site.conftest import Home
-    from vitrael.client.site.listener import Answer
+    from vitrael.client.site.listener import Answer, Note
 
 Listen = Callable[["Answer", int], "contextmanager[Path]"]
 
 
 @contextmanager
-def listening(home: Home, answer: Answer, *, requests: int) -> Iterator[Path]:
+def listening(
+    home: Home, answer: Answer, *, requests: int, note: Note | None = None
+) -> Iterator[Path]:
     """Serve that many requests in a thread."""
     left = iter(range(requests))
     ready = threading.Event()
@@ -39,7 +40,7 @@ def listening(home: Home, answer: Answer, *, requests: int) -> Iterator[Path]:
     thread = threading.Thread(
         target=serve,
         args=(home.settings, answer),
-        kwargs={"ready": announce, "keep_on": lambda: next(left, None) is not None},
+        kwargs={"ready": announce, "note": note, "keep_on": lambda: next(left, None) is not None},
     )
     thread.start()
     assert ready.wait(10)
@@ -52,14 +53,13 @@ def echo(parcel: Parcel) -> dict[str, bytes]:
     return dict(parcel)
 
 
-def say(path: Path, data: bytes) -> dict[str, str]:
+def hear(path: Path, data: bytes) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(10)
         connection.connect(str(path))
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
-        answer: dict[str, str] = json.loads(connection.recv(4096))
-        return answer
+        return connection.recv(4096)
 
 
 def test_courier_and_steward_understand_each_other(home: Home) -> None:
@@ -68,18 +68,46 @@ def test_courier_and_steward_understand_each_other(home: Home) -> None:
     assert list(home.settings.inbox.iterdir()) == list(home.settings.outbox.iterdir()) == []
 
 
-def test_error_is_told_and_the_next_request_is_served(home: Home) -> None:
+def test_error_is_noted_and_the_next_request_is_served(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
     answers: list[Exception] = [EnvelopeError("not for us"), ValueError("patient p-17")]
+    notes: list[tuple[str, int]] = []
 
     def refuse(_parcel: Parcel) -> dict[str, bytes]:
         raise answers.pop(0)
 
-    with listening(home, refuse, requests=2):
-        with pytest.raises(ProcessError, match="not for us"):
-            call_steward(home.path, {"envelope": b"x"}, wait_s=10)
-        with pytest.raises(ProcessError, match="ValueError") as caught:
-            call_steward(home.path, {"envelope": b"x"}, wait_s=10)
-        assert "p-17" not in str(caught.value)
+    with listening(home, refuse, requests=2, note=lambda *note: notes.append(note)):
+        for said in ("not for us", "ValueError"):
+            with pytest.raises(ProcessError, match="its log tells why") as caught:
+                call_steward(home.path, {"envelope": b"x"}, wait_s=10)
+            assert said not in str(caught.value)
+            assert said in notes[-1][0]
+            assert said in caplog.text
+    assert {size for _, size in notes} == {len(REFUSAL)}
+    assert "p-17" not in f"{notes} {caplog.text}"
+
+
+def test_refusal_stands_in_the_journal_with_its_bytes(home: Home) -> None:
+    write_parcel(home.settings.inbox / "a", {"envelope": b"no envelope"})
+    with closing(home.steward()) as steward:
+        told = listening(home, steward.answer, requests=1, note=steward.note_refusal)
+        with told as path:
+            assert hear(path, b'{"parcel": "a"}\n') == REFUSAL
+    line = home.lines()[-1]
+    assert (line.event, line.bytes) == ("refused", len(REFUSAL))
+    assert "not DSSE" in line.reason
+
+
+def test_refusal_without_a_journal_is_the_same_sentence(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_reason: str, _size: int) -> None:
+        raise StorageError("the journal cannot be written")
+
+    with listening(home, echo, requests=1, note=full) as path:
+        assert hear(path, b"no JSON\n") == REFUSAL
+    assert "in no journal: the journal cannot be written" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -96,8 +124,10 @@ def test_error_is_told_and_the_next_request_is_served(home: Home) -> None:
     ],
 )
 def test_bad_request_is_refused(home: Home, data: bytes, said: str) -> None:
-    with listening(home, echo, requests=1) as path:
-        assert said in say(path, data)["error"]
+    reasons: list[str] = []
+    with listening(home, echo, requests=1, note=lambda why, _: reasons.append(why)) as path:
+        assert hear(path, data) == REFUSAL
+    assert said in reasons[0]
 
 
 def test_full_spool_leaves_no_half_reply(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,8 +138,10 @@ def test_full_spool_leaves_no_half_reply(home: Home, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("vitrael.client.site.listener.write_parcel", full)
-    with listening(home, echo, requests=1) as path:
-        assert "no disk space left" in say(path, b'{"parcel": "a"}\n')["error"]
+    reasons: list[str] = []
+    with listening(home, echo, requests=1, note=lambda why, _: reasons.append(why)) as path:
+        assert hear(path, b'{"parcel": "a"}\n') == REFUSAL
+    assert "no disk space left" in reasons[0]
     assert list(home.settings.outbox.iterdir()) == []
 
 
@@ -117,7 +149,7 @@ def test_second_steward_is_refused(home: Home) -> None:
     with listening(home, echo, requests=1) as path:
         with pytest.raises(ProcessError, match="another steward"):
             serve(home.settings, echo, ready=lambda _: None)
-        say(path, b"\n")
+        hear(path, b"\n")
     assert not home.settings.steward.exists()
     assert not path.exists()
 

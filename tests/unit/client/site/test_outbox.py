@@ -186,6 +186,25 @@ def test_number_off_the_list_is_refused(home: Home, outbox: Outbox, stage: str, 
     assert "17" not in str(caught.value)
 
 
+DIGEST = "sha256:" + "0a" * 32
+
+
+@pytest.mark.parametrize("stage", ["calibration", "screening"])
+def test_commitment_is_a_digest_or_nothing(home: Home, outbox: Outbox, stage: str) -> None:
+    for commitment in ("", DIGEST):
+        body = {"estimable": True, "commitment": commitment}
+        assert outbox.check(home.task(stage=stage), TaskResult(body=body), {}).body == body
+    for wrong in ("p-17", DIGEST[:-1], f"{DIGEST}\n", DIGEST.upper(), None):
+        body = {"estimable": True, "commitment": wrong}
+        with pytest.raises(DataError, match="refuses the field commitment"):
+            outbox.check(home.task(stage=stage), TaskResult(body=body), {})
+
+
+def test_commitment_is_the_filters_alone(home: Home, outbox: Outbox) -> None:
+    with pytest.raises(DataError, match="not on its list"):
+        outbox.check(home.task(stage="audit"), TaskResult(body={"commitment": DIGEST}), {})
+
+
 def test_whole_audit_is_on_the_list(home: Home, outbox: Outbox) -> None:
     estimate = Estimate(0.5, 0.01)
     body = write_audit(

@@ -97,6 +97,16 @@ def test_sigterm_ends_the_steward_cleanly(consenting: Home) -> None:
     assert not (consenting.path / "steward.sock").exists()
 
 
+def test_what_the_steward_writes_is_for_its_user_alone(home: Home) -> None:
+    before = {*home.path.rglob("*")}
+    with running(home, within=("sh", "-c", 'umask 022; exec "$@"', "sh")):
+        assert consent_status(home) == "refused"
+        written = {*home.path.rglob("*")} - before
+        assert {home.settings.store, home.settings.log, home.settings.outbox} <= written
+        open_to_others = {path.name for path in written if path.stat().st_mode & 0o077}
+    assert open_to_others <= {"steward.sock"}  # its folder keeps others out
+
+
 def test_killed_steward_starts_again(consenting: Home) -> None:
     with running(consenting) as process:
         assert consent_status(consenting) == "done"

@@ -46,3 +46,9 @@ def test_missing_split_key_is_refused(home: Home) -> None:
     (home.path / "keys" / "split.key").unlink()
     with pytest.raises(AuthError, match="splits"):
         home.settings.read_split_key()
+
+
+def test_split_key_open_to_others_is_refused(home: Home) -> None:
+    (home.path / "keys" / "split.key").chmod(0o604)
+    with pytest.raises(AuthError, match=r"604.*chmod 600"):
+        home.settings.read_split_key()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
 from vitrael.client.site import store as store_module
 from vitrael.client.site.store import Base, Finished, Store
+from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import StorageError
 from vitrael.core.weights import pack_tensors
 
@@ -52,6 +56,50 @@ def test_finished_update_comes_back_bit_for_bit(home: Home, store: Store) -> Non
 def test_other_work_finds_nothing(home: Home, store: Store, changes: dict[str, object]) -> None:
     store.finish(home.task(), RESULT, now=home.clock())
     assert store.find_finished(home.task(**changes)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"inputs": {}}, True),
+        ({"parameters": {"x": 1}}, True),
+        ({}, False),
+        ({"inputs": {}, "round": 1}, False),
+        ({"inputs": {}, "stage": "teacher"}, False),
+        ({"inputs": {}, "roster": digest_bytes(b"other")}, False),
+        ({"inputs": {}, "protocol": digest_bytes(b"other")}, False),
+    ],
+)
+def test_other_answer_is_one_of_the_same_round_with_other_inputs(
+    home: Home, store: Store, changes: dict[str, object], *, found: bool
+) -> None:
+    store.finish(home.task(), RESULT, now=home.clock())
+    assert store.has_other_answer(home.task(**changes)) is found
+
+
+@pytest.mark.parametrize("consents", [0, 1, 2])
+def test_update_of_the_first_version_keeps_its_round(home: Home, consents: int) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(store_module.MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    task = home.task()
+    engine = create_engine(f"sqlite:///{home.settings.store}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for roster in (task.roster, digest_bytes(b"other"))[:consents]:
+            consent = text("INSERT INTO consents VALUES (:protocol, :roster, x'00', '{}', '')")
+            connection.execute(consent, {"protocol": task.protocol, "roster": roster})
+        connection.execute(
+            text("INSERT INTO finished VALUES (:protocol, 'codec', 0, :input, 7, '{}', '{}', '')"),
+            {"protocol": task.protocol, "input": task.input_digest},
+        )
+    engine.dispose()
+    with closing(Store(home.settings.store, updates=home.settings.updates)) as store:
+        assert store.find_finished(task) is not None
+        assert store.has_other_answer(home.task(inputs={}))
+        another = home.task(inputs={}, roster=digest_bytes(b"third"))
+        assert store.has_other_answer(another) is (consents != 1)  # unknown: better no than twice
 
 
 def test_kill_between_tensors_and_row_counts_nothing(

@@ -90,7 +90,10 @@ def test_correlation_interval_and_its_control() -> None:
     r = pearson_r(asked, measured)
     low, high = pearson_interval(r, 96)
     assert 0.8 < low < r < high < 1
-    assert permuted_r(asked, measured, rng=rng, draws=50) < 0.15
+    shuffled = permuted_r(asked, measured, rng=rng, draws=50)
+    assert 0 <= shuffled.low < shuffled.mean < shuffled.high < 0.3
+    assert shuffled.mean < 0.15
+    assert permuted_r(asked[:9], measured[:9], rng=rng, draws=50).high > 0.3
 
 
 def test_constant_series_has_no_correlation() -> None:
@@ -100,9 +103,44 @@ def test_constant_series_has_no_correlation() -> None:
 
 
 def test_share_excess_of_equal_shares_covers_zero() -> None:
-    value, (low, high) = share_excess(5, 5, 100)
+    value, (low, high) = share_excess([5], [5], 100, scales=[1.0])
     assert value == 0
     assert low < 0 < high
-    value, (low, _) = share_excess(60, 0, 100, scale=2.5)
+    value, (low, _) = share_excess([60], [0], 100, scales=[2.5])
     assert value == pytest.approx(0.6)
     assert low > 0.4
+    with pytest.raises(DataError):
+        share_excess([], [], 100, scales=[])
+
+
+def test_excess_of_unequal_scales_is_covered() -> None:
+    rng = stream(5, "excess")
+    scales, shares = (1.0, 5.0), (0.10, 0.02)
+    truth = 0.10 + 0.05 - (1.0 * shares[0] + 5.0 * shares[1])
+    bounds = []
+    for _ in range(400):
+        hits, control = rng.binomial(96, (0.10, 0.05)), rng.binomial(96, shares)
+        bounds.append(share_excess(hits.tolist(), control.tolist(), 96, scales=scales)[1])
+    assert np.mean([high < truth for _, high in bounds]) < 0.07
+    assert np.mean([low > truth for low, _ in bounds]) < 0.07
+    assert np.mean([high < truth + 0.3 for _, high in bounds]) > 0.5
+
+
+@pytest.mark.parametrize("size", [5, 10, 30, 1000])
+def test_perfect_separation_of_few_is_not_certain(size: int) -> None:
+    apart = auc(np.arange(size) + size, np.arange(size))
+    low, high = normal_interval(apart, within=(0, 1))
+    assert (apart.value, high) == (1.0, 1.0)
+    assert 0.2 / size < 1 - low < 1.2 / size
+    assert auc(np.arange(size), np.arange(size) + size).error == pytest.approx(apart.error)
+
+
+def test_floor_of_the_error_leaves_ordinary_areas_alone() -> None:
+    scores = stream(6, "ordinary").normal(size=(2, 40))
+    assert auc(*scores).error == pytest.approx(math.sqrt(81 / (12 * 40 * 40)), rel=0.1)
+
+
+def test_bounds_are_cut_to_where_the_quantity_lies() -> None:
+    assert normal_interval(Estimate(0.98, 0.1), within=(0, 1)).high == 1
+    assert normal_interval(Estimate(0.98, 0.1)).high > 1
+    assert normal_interval(Estimate(1.5, 0.1), within=(0, 1)).high == 1.5

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vitrael.core.digest import digest_json
 from vitrael.core.errors import DataError
 from vitrael.core.metrics.intervals import Estimate
 from vitrael.core.records import PatientImages
@@ -26,7 +27,8 @@ from vitrael.privacy.audit.pooling import (
     write_audit,
 )
 from vitrael.privacy.audit.power import Tally, show_to_filter
-from vitrael.privacy.evidence import PLANT_CLASSES, Measurement
+from vitrael.privacy.evidence import PLANT_CLASSES, Evidence, Measurement
+from vitrael.privacy.gates import POLICIES, judge
 from vitrael.privacy.reid.roles import keep_all
 
 
@@ -117,6 +119,56 @@ def test_control_hits_are_scaled_to_the_gallery() -> None:
     assert pooled.value == pytest.approx(0)
 
 
+def test_excess_is_each_sites_own() -> None:
+    unequal = (Copies(96, 10, 10, 1.0), Copies(96, 5, 0, 5.0))
+    excess = _named(*(_tally(copies=part) for part in unequal))["copies.excess_share"]
+    assert excess.value == pytest.approx(5 / 96)
+    assert excess.high is not None
+    assert excess.high > 0.1
+    mean_scale = 15 / 96 - 3.0 * 10 / 96
+    assert excess.value > mean_scale
+
+
+def test_equal_scales_are_pooled_as_one_site_would_be() -> None:
+    parts = [Copies(96, 10, 4, 2.5), Copies(96, 6, 1, 2.5)]
+    two = _named(*(_tally(copies=part) for part in parts))["copies.excess_share"]
+    one = _named(_tally(copies=Copies(96, 16, 5, 2.5)))["copies.excess_share"]
+    assert (two.value, two.low, two.high) == pytest.approx((one.value, one.low, one.high))
+
+
+def test_samples_that_copy_patients_of_every_site_are_no_fewer_copies() -> None:
+    everywhere = _named(*[_tally(copies=Copies(96, 96, 30, 1.0))] * 3)["copies.excess_share"]
+    nowhere = _named(*[_tally(copies=Copies(96, 0, 60, 2.5))] * 3)["copies.excess_share"]
+    assert everywhere.value == 1.0
+    assert everywhere.low is not None
+    assert everywhere.low > 0.5
+    assert nowhere.value == -1.0
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ({"plants": {"exact": Tally(0, 0)}}, "filter.power.exact"),
+        ({"fresh": Tally(0, 0)}, "filter.false_positive_rate"),
+    ],
+)
+def test_site_that_showed_its_filter_nothing_is_not_passed_over(
+    part: dict[str, object], name: str
+) -> None:
+    assert _named(_tally(), _tally())[name].estimable
+    assert not _named(_tally(), _tally(**part))[name].estimable
+
+
+def test_filter_that_is_off_is_measured_and_refused() -> None:
+    off = _named(*[_tally(0)] * 3)["filter.power.exact"]
+    on = _named(*[_tally(20)] * 3)["filter.power.exact"]
+    gates = [g for g in POLICIES["rehearsal"].gates if g.measurement == "filter.power.exact"]
+    verdict = judge(Evidence(protocol=digest_json("p"), measurements=(off,)), gates)
+    assert (off.value, off.n) == (0.0, 60)
+    assert verdict.findings[0].outcome == "refused"
+    assert judge(Evidence(protocol=digest_json("p"), measurements=(on,)), gates).passed
+
+
 def test_strict_point_is_above_every_stranger() -> None:
     null = stream(5, "null").uniform(0.2, 0.6, (30, 50))
     point = strict_point(null)
@@ -188,6 +240,12 @@ def test_conditioning_and_its_control() -> None:
     assert control.value is not None
     assert real.value > 0.9
     assert control.value < 0.25
+    assert control.high is not None
+    assert control.value < control.high < 0.25
+    assert control.n == 96
+    _, few = conditioning_measurements(asked[:12], asked[:12], rng=rng)
+    assert few.high is not None
+    assert few.high > 0.25
     constant, _ = conditioning_measurements(asked, np.ones(96), rng=rng)
     assert not constant.estimable
 
@@ -205,7 +263,30 @@ def test_verification_counts_patients_as_trials() -> None:
     measured = verification_measurement([tally] * 3)
     assert (measured.value, measured.n) == (1.0, 33)
     assert measured.low == pytest.approx(0.913, abs=1e-3)
-    assert not verification_measurement([{"metrics": {}, "counts": {}}]).estimable
+    lacking: dict[str, object] = {"metrics": {}, "counts": {}}
+    assert not verification_measurement([lacking]).estimable
+    assert not verification_measurement([]).estimable
+
+
+@pytest.mark.parametrize("patients", [None, 0])
+def test_one_site_without_calibration_pairs_leaves_verification_open(patients: int | None) -> None:
+    tally = {"metrics": {"verification.wins": 11.0}, "counts": {"verification.patients": 11}}
+    counts = {} if patients is None else {"verification.patients": patients}
+    lacking = {"metrics": {"verification.wins": 0.0}, "counts": counts}
+    assert verification_measurement([tally, tally]).estimable
+    assert not verification_measurement([tally, lacking]).estimable
+
+
+def test_areas_stay_within_their_bounds() -> None:
+    sure = Estimate(1.0, 0.06)
+    told = _named(
+        _tally(
+            closeness=Closeness(0.01, 0.06, 22, 96), membership=Membership(sure, sure, sure, 55, 22)
+        )
+    )
+    assert told["closeness.training_share"].low == 0
+    assert told["membership.auc"].high == 1
+    assert told["membership.auc"].low == pytest.approx(1 - 1.645 * 0.06, abs=1e-3)
 
 
 def test_absent_site_is_seen() -> None:

@@ -100,7 +100,7 @@ def test_failed_bundle_leaves_nothing(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundle, "write_nifti", fail)
+    monkeypatch.setattr(bundle, "encode_nifti", fail)
     with pytest.raises(OSError, match="No space"):
         write_bundle(releases.contents(), tmp_path / "release")
     assert list(tmp_path.iterdir()) == []

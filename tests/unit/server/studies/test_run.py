@@ -62,7 +62,7 @@ def test_error_fails_the_attempt_and_a_later_one_may_finish_it(run: StudyRun) ->
     assert run.stage("audit", {}, counting([])) == {"made": 1}
     history = run.ledger.history(run.study.protocol.digest)
     assert [record.status for record in history] == ["failed", "finished"]
-    assert history[0].reason == "DataError: no."
+    assert history[0].reason == "no."
 
 
 def test_members_stand_in_the_order_of_the_study(run: StudyRun) -> None:

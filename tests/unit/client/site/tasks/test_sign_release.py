@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from vitrael.client.site.tasks.sign_release import FILES
+from vitrael.client.site.tasks.sign_release import AUDITED, FILES
 from vitrael.core.digest import canonical_json, digest_bytes
 from vitrael.core.study import Study
 from vitrael.privacy.evidence import Evidence, Measurement
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 Files = dict[str, bytes]
 OTHER = digest_bytes(b"another")
+IMAGE = "sub-syn0001/anat/sub-syn0001_T1w.nii.gz"
 
 
 def good_evidence(study: Study) -> Evidence:
@@ -58,6 +60,7 @@ def release(
         "verdict.json": canonical_json(verdict.model_dump(mode="json")),
     }
     entries = {n: FileEntry(digest=digest_bytes(d), size_bytes=len(d)) for n, d in files.items()}
+    other = FileEntry(digest=OTHER, size_bytes=1)
     fields: dict[str, object] = {
         "name": "brain-demo",
         "version": 1,
@@ -65,14 +68,22 @@ def release(
         "roster": roster_digest({name: keys.public for name, keys in home.members.items()}),
         "policy": home.study.protocol.policy,
         "publishable": verdict.publishable,
-        "files": {**entries, "study.toml": FileEntry(digest=OTHER, size_bytes=1)},
+        "files": {**entries, **dict.fromkeys(("study.toml", IMAGE), other)},
         **changes,
     }
     return {"manifest.json": Manifest.model_validate(fields).to_bytes(), **files}
 
 
-def ask(home: Home, files: Files) -> Reply:
+def audit(home: Home, *digests: str) -> None:
+    """Put down what the audit of this study was shown."""
+    folder = home.settings.cache / home.study.protocol.digest.removeprefix("sha256:")[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / AUDITED).write_text(json.dumps(sorted(digests)))
+
+
+def ask(home: Home, files: Files, *, audited: tuple[str, ...] = (OTHER,)) -> Reply:
     home.consent()
+    audit(home, *audited)
     arrays = {name: np.frombuffer(data, np.uint8) for name, data in files.items()}
     attachments = {"manifest": arrays}
     parcel = home.parcel(home.task(attachments, stage="signing"), attachments)
@@ -154,6 +165,15 @@ def test_anything_else_is_refused_unsigned(
     reply = ask(home, make(home))
     assert (reply.status, reply.body) == ("refused", {})
     assert re.search(said, reply.reason)
+
+
+@pytest.mark.parametrize("audited", [(), (digest_bytes(b"other images"),), (OTHER, OTHER)])
+def test_images_that_this_site_has_not_audited_are_not_signed(
+    home: Home, audited: tuple[str, ...]
+) -> None:
+    reply = ask(home, release(home), audited=audited)
+    assert (reply.status, reply.body) == ("refused", {})
+    assert "has not audited" in reply.reason
 
 
 def test_task_without_the_files_fails(home: Home) -> None:

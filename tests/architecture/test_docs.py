@@ -1,0 +1,77 @@
+"""The page on what leaves a site is as long as the list that the outbox keeps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+from vitrael.client.site.outbox import RULES, StageRule
+from vitrael.core.messages import StageName
+
+PAGE = "docs/privacy/what-leaves-a-site.md"
+
+
+def sections(text: str) -> dict[str, str]:
+    """Return the part below each heading of a stage."""
+    found = re.finditer(r"^### `(\w+)`$(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
+    return {match[1]: match[2] for match in found}
+
+
+def rows(text: str) -> set[str]:
+    """Return the first cells of the page's table."""
+    return set(re.findall(r"^\| (\w+) \|", text, re.MULTILINE))
+
+
+def names(rule: StageRule) -> Iterator[str]:
+    """Yield all that a rule lets out by name."""
+    yield from rule.body.model_fields
+    yield from rule.labels
+    yield from rule.like_input
+    for attachment, arrays in rule.arrays.items():
+        yield from (attachment, *arrays)
+
+
+def unsaid(rule: StageRule, section: str) -> list[str]:
+    """Return the names of a rule that stand in no code of its section; a star is no whole name."""
+    said = [word for word in re.findall(r"`([^`]+)`", section) if word.strip("*")]
+    return [name for name in names(rule) if not any(fnmatchcase(name, word) for word in said)]
+
+
+@pytest.mark.parametrize("stage", RULES)
+def test_all_that_may_leave_stands_on_the_page(stage: StageName, root: Path) -> None:
+    text = (root / PAGE).read_text(encoding="utf-8")
+    assert unsaid(RULES[stage], sections(text)[stage]) == []
+
+
+def test_page_has_every_stage_and_no_other(root: Path) -> None:
+    text = (root / PAGE).read_text(encoding="utf-8")
+    assert list(sections(text)) == list(RULES)
+    assert rows(text) - {"stage"} == set(RULES)
+
+
+@pytest.mark.parametrize(
+    ("stage", "word"),
+    [
+        ("consent", "consent"),
+        ("codec", "curve_loss"),
+        ("teacher", "denoiser"),
+        ("latents", "ceiling.square"),
+        ("screening", "keep"),
+        ("audit", "membership.placebo_error"),
+        ("audit", "plants.*.dropped"),
+    ],
+)
+def test_word_that_is_left_out_is_noticed(stage: StageName, word: str, root: Path) -> None:
+    section = sections((root / PAGE).read_text(encoding="utf-8"))[stage]
+    assert f"`{word}`" in section
+    assert unsaid(RULES[stage], section.replace(f"`{word}`", "`*`")) != []
+
+
+def test_new_field_is_noticed(root: Path) -> None:
+    section = sections((root / PAGE).read_text(encoding="utf-8"))["latents"]
+    wider = StageRule(RULES["latents"].body, labels=frozenset({"patients.age"}))
+    assert unsaid(wider, section) == ["patients.age"]
