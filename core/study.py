@@ -169,7 +169,7 @@ class Performance(Section):
 
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = Field(default=1, ge=1, description="torch threads of a site")
-    coordinator_threads: int = Field(default=2, ge=1, description="torch threads of the server")
+    coordinator_threads: int = Field(default=1, ge=1, description="torch threads of the server")
     bf16: Literal["auto", "off"] = Field(
         default="auto", description="bfloat16 autocast where the processor has it"
     )
