@@ -97,12 +97,11 @@ class Task(Message):
     deadline_s: float = Field(gt=0, description="how long the coordinator waits for the reply")
     inputs: dict[AttachmentName, DigestField] = Field(default_factory=dict)
     """Digest of each attachment before it was sealed."""
-    parameters: dict[str, JsonValue] = Field(default_factory=dict)
 
     @property
     def input_digest(self) -> Digest:
         """Name of all that decides the result: equal for two attempts at the same work."""
-        return digest_json([self.roster, self.site, self.inputs, self.parameters])
+        return digest_json([self.roster, self.site, self.inputs])
 
 
 class Reply(Message):

@@ -201,29 +201,36 @@ def load_study(path: Path) -> Study:
     Raises StudyError that names file, key and remedy. The ``dp`` path is refused until it exists.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except OSError as error:
         raise StudyError(
             f"study {path} cannot be read", why=error.strerror or "", fix="check the path"
         ) from error
+    return parse_study(data, label=str(path))
+
+
+def parse_study(data: bytes, *, label: str) -> Study:
+    """Return the study that a TOML document holds; raise StudyError, which calls it ``label``."""
+    try:
+        document = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StudyError(
-            f"study {path} is not TOML", why=str(error), fix="mend the line that is named"
+            f"study {label} is not TOML", why=str(error), fix="mend the line that is named"
         ) from error
     try:
         study = Study.model_validate(document)
     except ValidationError as error:
-        raise _explain(path, error) from error
+        raise _explain(label, error) from error
     if study.protocol.path == "dp":
         raise StudyError(
-            f'study {path}: protocol.path "dp" is not built yet',
+            f'study {label}: protocol.path "dp" is not built yet',
             why="no differentially private training exists in this version",
             fix='set protocol.path = "empirical"',
         )
     return study
 
 
-def _explain(path: Path, error: ValidationError) -> StudyError:
+def _explain(label: str, error: ValidationError) -> StudyError:
     first = error.errors(include_url=False, include_input=False)[0]
     key = ".".join(str(part) for part in first["loc"]) or "the document"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -237,4 +244,4 @@ def _explain(path: Path, error: ValidationError) -> StudyError:
         why, fix = "the kind is unknown", f"use one of {expected}"
     else:
         why, fix = re.sub(r"^Value error, ", "", first["msg"]), f"correct {key}"
-    return StudyError(f"study {path}: {key}{more}", why=why, fix=fix)
+    return StudyError(f"study {label}: {key}{more}", why=why, fix=fix)

@@ -95,7 +95,7 @@ def verify(
         same_name = expected.split("@")[0] == manifest["name"]
         raise RefusedError(f"this is {reference}" + (older if same_name else f", not {expected}"))
     check_files(folder, held, manifest, signed_by)
-    check_verdict(folder)
+    check_verdict(folder, manifest)
     return manifest, signed_by
 
 
@@ -304,12 +304,19 @@ def check_files(
         raise RefusedError(f"{shown(extra[0])} does not belong to the release")
 
 
-def check_verdict(folder: Path) -> None:
-    """Raise RefusedError unless the release passed its gates."""
+def check_verdict(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise RefusedError unless the verdict is of this evidence and policy, and a pass."""
     try:
-        outcome = json.loads((folder / "verdict.json").read_bytes())["outcome"]
+        evidence = json.loads((folder / "evidence.json").read_bytes())
+        verdict = json.loads((folder / "verdict.json").read_bytes())
+        outcome = verdict["outcome"]
+        said = [verdict["evidence"], verdict["policy"], verdict["publishable"]]
+        said.append(evidence["protocol"])
+        digest = f"sha256:{hashlib.sha256(compact(evidence)).hexdigest()}"
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RefusedError("verdict.json holds no verdict") from error
+        raise RefusedError("evidence.json or verdict.json holds none") from error
+    if said != [digest, manifest["policy"], manifest["publishable"], manifest["protocol"]]:
+        raise RefusedError("evidence, verdict and manifest do not belong together")
     if outcome != "pass":
         raise RefusedError("the release was refused by its gates")
 

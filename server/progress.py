@@ -26,6 +26,7 @@ STAGES = (
     "synthesis",
     "audit",
     "gates",
+    "bundle",
     "signing",
     "publication",
 )

@@ -30,8 +30,6 @@ from vitrael.privacy.keys import KeyPair, load_public_keys
 logger = logging.getLogger(__name__)
 
 _IN_ROUNDS: Final[frozenset[StageName]] = frozenset({"codec", "teacher"})
-_ASKED_ANEW: Final[frozenset[StageName]] = frozenset({"consent", "signing"})
-"""Stages that tell nothing more of a patient however often they are answered."""
 
 
 def open_cohort(settings: SiteSettings, study: Study) -> Cohort:
@@ -142,8 +140,11 @@ class Steward:
         return finished
 
     def _check_first(self, task: Task) -> None:
-        """Raise ConsentError when the round has its answer, or is none of the stage's."""
-        if task.stage in _ASKED_ANEW:
+        """Raise ConsentError when the round has its answer, or is none of the stage's.
+
+        So a site signs one release of a protocol. A consent may be asked for again.
+        """
+        if task.stage == "consent":
             return
         if task.round and task.stage not in _IN_ROUNDS:
             raise ConsentError(

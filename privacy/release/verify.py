@@ -8,7 +8,7 @@ The order of the checks, each with its own refusal:
 4. name: it is the release that was asked for, not another one or an older version;
 5. files: each is there with its digest, and none is a link;
 6. nothing else is in the folder;
-7. verdict: its gates let it pass.
+7. verdict: it is that of this Evidence and policy, and its gates let it pass.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrael.core.digest import Digest, digest_file
+from vitrael.core.digest import Digest, digest_file, digest_json
 from vitrael.core.errors import VerificationError
 from vitrael.privacy.release.manifest import (
     MANIFEST,
@@ -96,7 +96,7 @@ def verify_release(
             why=f"{MANIFEST} does not list it",
             fix="remove it, or get the release again",
         )
-    _check_verdict(folder)
+    _check_verdict(folder, manifest)
     return VerifiedRelease(
         folder=folder,
         name=manifest.name,
@@ -203,12 +203,25 @@ def _check_files(
             progress(manifest.files[path].size_bytes)
 
 
-def _check_verdict(folder: Path) -> None:
+def _check_verdict(folder: Path, manifest: Manifest) -> None:
     try:
-        document = json.loads((folder / "verdict.json").read_bytes())
-        outcome = document["outcome"]
+        evidence = json.loads((folder / "evidence.json").read_bytes())
+        verdict = json.loads((folder / "verdict.json").read_bytes())
+        said = {name: verdict[name] for name in ("evidence", "policy", "publishable")}
+        outcome, protocol = verdict["outcome"], evidence["protocol"]
+        due = {
+            "evidence": digest_json(evidence),
+            "policy": manifest.policy,
+            "publishable": manifest.publishable,
+        }
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise VerificationError("verdict.json holds no verdict") from error
+        raise VerificationError("evidence.json or verdict.json holds none") from error
+    if protocol != manifest.protocol or said != due:
+        raise VerificationError(
+            "evidence, verdict and manifest do not belong together",
+            why="the verdict is of other evidence, policy or protocol",
+            fix=_AGAIN,
+        )
     if outcome != "pass":
         raise VerificationError(
             "the release was refused by its gates",

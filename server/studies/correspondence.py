@@ -50,7 +50,6 @@ def ask_sites(
     attachments: Mapping[str, Tensors],
     *,
     round_index: int = 0,
-    parameters: Mapping[str, Any] | None = None,
 ) -> Answers:
     """Return every site's answer to one task.
 
@@ -69,7 +68,6 @@ def ask_sites(
             issued_utc=run.clock().isoformat(),
             deadline_s=run.study.protocol.federation.deadline_s,
             inputs=attachment_digests(attachments),
-            parameters=dict(parameters or {}),
         )
         for site in run.members
     }

@@ -23,6 +23,7 @@ from vitrael.server.studies.federated import (
     train_teacher,
 )
 from vitrael.server.studies.releasing import (
+    assemble_bundle,
     audit_samples,
     is_rehearsal,
     judge_release,
@@ -60,7 +61,8 @@ def run_study(home: Path, exchange: Exchange) -> int:
     )
     verdict = Verdict.model_validate(decision["verdict"])
     if verdict.passed:
-        signing = sign_release(run, student=student, samples=samples, decision=decision)
+        bundle = assemble_bundle(run, student=student, samples=samples, decision=decision)
+        signing = sign_release(run, bundle=bundle)
         publish_release(run, decision=decision, signing=signing)
     page = write_study_report(run, samples=samples, decision=decision)
     _write_outcome(run, verdict, page=page, screening=screening)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vitrael.core.data.synthetic import SyntheticSet, synthetic_set
-from vitrael.core.digest import Digest, digest_json
-from vitrael.core.errors import VerificationError
+from vitrael.core.digest import Digest, digest_bytes, digest_json
+from vitrael.core.errors import StorageError, VerificationError
 from vitrael.core.geometry import centred_affine
 from vitrael.core.records import Samples
 from vitrael.core.rng import stream
@@ -38,7 +38,7 @@ from vitrael.server.studies.reporting import render_bundle_report
 from vitrael.server.studies.run import StageResult, StudyRun
 
 _VENTRICLE = COVARIATES.index("ventricle_ml")
-_SIGNED_FILES = (MANIFEST, "evidence.json", "verdict.json")
+_SIGNED_FILES = (MANIFEST, "study.toml", "evidence.json", "verdict.json")
 
 
 def audit_samples(
@@ -112,36 +112,61 @@ def judge_release(
     return run.stage("gates", inputs, work)
 
 
-def sign_release(
+def assemble_bundle(
     run: StudyRun, *, student: Digest, samples: Mapping[str, Any], decision: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Stage ``signing``: write the bundle and have every site sign its manifest.
+    """Stage ``bundle``: write the release's folder, once; the sites are asked to sign it as it is.
 
-    The document names the bundle's folder below the home, the manifest and who signed.
+    The report in it tells times, so that a second writing would be another release.
     """
-    reference = Reference(name=run.study.protocol.name, version=run.study.protocol.version)
+    reference = _reference(run)
 
     def work() -> StageResult:
         folder = bundle_folder(run.home, reference)
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not finish
         manifest = write_bundle(_contents(run, reference, student, samples, decision), folder)
-        files = {
-            name: np.frombuffer((folder / name).read_bytes(), np.uint8) for name in _SIGNED_FILES
-        }
+        return StageResult({"release": str(reference), "manifest": manifest.digest})
+
+    return run.stage("bundle", {"samples": samples, "decision": decision}, work)
+
+
+def sign_release(run: StudyRun, *, bundle: Mapping[str, Any]) -> dict[str, Any]:
+    """Stage ``signing``: have every site sign the bundle's manifest; the document says who did.
+
+    Raises StorageError when the bundle is no longer the one that was written.
+    """
+
+    def work() -> StageResult:
+        folder = bundle_folder(run.home, _reference(run))
+        files = _read_signed_files(folder, manifest=bundle["manifest"])
         answers = ask_sites(run, "signing", {"manifest": files})
         for site, answer in answers.by_site.items():
             add_signature(folder, str(answer.reply.body["signature"]).encode(), site=site)
-        document = {"manifest": manifest.digest, "signed_by": list(answers.by_site)}
+        document = {"manifest": bundle["manifest"], "signed_by": list(answers.by_site)}
         return StageResult(document, answers.details, tuple(answers.by_site))
 
-    return run.stage("signing", {"samples": samples, "decision": decision}, work)
+    return run.stage("signing", {"bundle": bundle}, work)
+
+
+def _read_signed_files(folder: Path, *, manifest: str) -> dict[str, np.ndarray]:
+    try:
+        files = {name: (folder / name).read_bytes() for name in _SIGNED_FILES}
+    except OSError:
+        files = {}
+    if not files or digest_bytes(files[MANIFEST]) != manifest:
+        raise StorageError(
+            "the release's bundle is not the one that was written",
+            why="its folder below bundles/ is gone or was changed",
+            fix="put it back as it was, or run the study in a fresh home",
+        )
+    return {name: np.frombuffer(data, np.uint8) for name, data in files.items()}
 
 
 def publish_release(
     run: StudyRun, *, decision: Mapping[str, Any], signing: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Stage ``publication``: verify as a researcher would, then put the bundle in the catalogue."""
-    reference = Reference(name=run.study.protocol.name, version=run.study.protocol.version)
+    reference = _reference(run)
 
     def work() -> StageResult:
         folder, trust = bundle_folder(run.home, reference), release_trust(run)
@@ -176,6 +201,11 @@ def _signed(
 def release_trust(run: StudyRun) -> Trust:
     """Return whom a researcher must trust: every site of the roster has to have signed."""
     return trust_roster(run.members, coordinator=run.keys.public, threshold=len(run.members))
+
+
+def _reference(run: StudyRun) -> Reference:
+    """Return the one release that a protocol can have."""
+    return Reference(name=run.study.protocol.name, version=run.study.protocol.version)
 
 
 def bundle_folder(home: Path, reference: Reference) -> Path:

@@ -1,7 +1,7 @@
 """The last stage: a site signs a release whose verdict it has recomputed itself.
 
-The attachment ``manifest`` holds the bytes of three files of the release, each a uint8 array under
-its file name: ``manifest.json``, ``evidence.json`` and ``verdict.json``.
+The attachment ``manifest`` holds the bytes of four files of the release, each a uint8 array under
+its file name: ``manifest.json``, ``study.toml``, ``evidence.json`` and ``verdict.json``.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from pydantic import ValidationError
 
 from vitrael.client.site.tasks import SiteContext, TaskResult
 from vitrael.core.digest import digest_bytes
-from vitrael.core.errors import DataError, VerificationError
+from vitrael.core.errors import DataError, StudyError, VerificationError
 from vitrael.core.messages import Task
+from vitrael.core.study import Protocol, parse_study
 from vitrael.core.weights import Tensors
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import POLICIES, Verdict, decide
-from vitrael.privacy.release.manifest import Manifest, parse_manifest
+from vitrael.privacy.release.manifest import Manifest, Reference, parse_manifest
 from vitrael.privacy.release.sign import sign_manifest
 
 ATTACHMENT = "manifest"
-FILES = ("manifest.json", "evidence.json", "verdict.json")
+FILES = ("manifest.json", "study.toml", "evidence.json", "verdict.json")
 
 AUDITED = "audited.json"
 """Where ``tasks.audit`` keeps the digests of what it judged."""
@@ -33,20 +34,22 @@ _FIX = "ask the coordinator which release this is; nothing was signed"
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
     """Return this site's signature on the manifest.
 
-    Raises VerificationError, and signs nothing, when the manifest belongs to another protocol,
-    roster or policy, names image files that this site has not audited, when evidence or verdict
-    are not the files that it names, when the verdict is not what the study's gates say of the
-    evidence, or when it refuses.
+    Raises VerificationError, and signs nothing, when the manifest is of another release, protocol,
+    roster or policy than the study's, names image files that this site has not audited, when study,
+    evidence or verdict are not the files that it names, when the study's document says another
+    protocol, when the verdict is not what the study's gates say of the evidence, or when it
+    refuses.
     """
     files = _read_files(inputs)
     manifest = parse_manifest(files["manifest.json"])
-    _check_belongs(manifest, task, policy=context.study.protocol.policy)
+    _check_belongs(manifest, task, context.study.protocol)
     _check_audited(manifest, context)
     for name in FILES[1:]:
         if digest_bytes(files[name]) != manifest.files[name].digest:
             raise VerificationError(
                 f"{name} is not the file that the manifest names", why="digests differ", fix=_FIX
             )
+    _check_study(files["study.toml"], manifest)
     _check_verdict(files, manifest, task)
     signature = sign_manifest(files["manifest.json"], context.keys.signing, site=context.name)
     return TaskResult(body={"signature": signature.decode()})
@@ -62,11 +65,13 @@ def _read_files(inputs: Mapping[str, Tensors]) -> dict[str, bytes]:
     return {name: arrays[name].tobytes() for name in FILES}
 
 
-def _check_belongs(manifest: Manifest, task: Task, *, policy: str) -> None:
+def _check_belongs(manifest: Manifest, task: Task, agreed_to: Protocol) -> None:
+    own = Reference(agreed_to.name, agreed_to.version)
     pairs = (
+        ("release", str(manifest.reference), str(own)),
         ("protocol", manifest.protocol, task.protocol),
         ("roster", manifest.roster, task.roster),
-        ("policy", manifest.policy, policy),
+        ("policy", manifest.policy, agreed_to.policy),
     )
     for name, said, agreed in pairs:
         if said != agreed:
@@ -87,6 +92,21 @@ def _check_audited(manifest: Manifest, context: SiteContext) -> None:
         raise VerificationError(
             "the manifest names images that this site has not audited",
             why="their files differ from those of the audit",
+            fix=_FIX,
+        )
+
+
+def _check_study(data: bytes, manifest: Manifest) -> None:
+    try:
+        study = parse_study(data, label="study.toml")
+    except StudyError as error:
+        raise VerificationError(
+            "the release's study.toml is no study", why="it cannot be read", fix=_FIX
+        ) from error
+    if study.protocol.digest != manifest.protocol:
+        raise VerificationError(
+            "the release's study.toml says another protocol than its manifest",
+            why=f"{study.protocol.digest} instead of {manifest.protocol}",
             fix=_FIX,
         )
 

@@ -43,9 +43,9 @@ def reply(**changes: object) -> Reply:
         st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False), max_size=3
     )
 )
-def test_bytes_give_the_same_task_back(parameters: dict[str, float]) -> None:
-    sent = task(parameters=parameters)
-    assert Task.from_bytes(sent.to_bytes()) == sent
+def test_bytes_give_the_same_reply_back(body: dict[str, float]) -> None:
+    sent = reply(body=body)
+    assert Reply.from_bytes(sent.to_bytes()) == sent
 
 
 def test_bytes_that_are_not_canonical_are_refused() -> None:
@@ -54,9 +54,9 @@ def test_bytes_that_are_not_canonical_are_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_parameters_without_a_json_form_are_refused(value: float) -> None:
+def test_body_without_a_json_form_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match=r"JSON|finite"):
-        task(parameters={"x": value}).to_bytes()
+        reply(body={"x": value}).to_bytes()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,6 @@ def test_input_digest_forgets_attempt_and_nonce_alone() -> None:
     again = task(nonce="1" * 32, attempt=1, issued_utc="2031-05-02T12:00:00+00:00")
     assert again.input_digest == task().input_digest
     others = [
-        task(parameters={"x": 1}),
         task(inputs={"codec": DIGEST}),
         task(site="south"),
         task(roster=OTHER),

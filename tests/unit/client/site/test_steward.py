@@ -225,12 +225,13 @@ def test_next_round_has_other_inputs(home: Home, steward: Steward) -> None:
         assert home.open(steward.answer(home.parcel(task, brought)))[0].status == "done"
 
 
-def test_signature_is_given_for_each_release(home: Home) -> None:
+def test_one_release_of_a_protocol_is_signed(home: Home) -> None:
     home.consent()
     steward = home.steward({"signing": lambda *_: TaskResult(body={"signature": "x"})})
-    for number in range(2):
-        task = home.task({}, stage="signing", parameters={"release": number})
-        assert home.open(steward.answer(home.parcel(task, {})))[0].status == "done"
+    for number, status in enumerate(("done", "refused")):
+        brought = {"manifest": {"manifest.json": np.full(3, number, np.uint8)}}
+        task = home.task(brought, stage="signing")
+        assert home.open(steward.answer(home.parcel(task, brought)))[0].status == status
 
 
 def test_task_sent_twice_is_answered_twice(

@@ -329,7 +329,32 @@ def test_signed_release_without_a_verdict_is_refused(
 ) -> None:
     (release / "verdict.json").write_text("[]")
     _relist(release, releases, "verdict.json")
-    assert refuse().what == "verdict.json holds no verdict"
+    assert refuse().what == "evidence.json or verdict.json holds none"
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("verdict.json", "evidence", "sha256:" + "0" * 64),
+        ("verdict.json", "policy", "public"),
+        ("verdict.json", "publishable", True),
+        ("evidence.json", "protocol", "sha256:" + "0" * 64),
+        ("evidence.json", "measurements", []),
+    ],
+)
+def test_verdict_of_something_else_is_refused_whoever_signed(
+    name: str,
+    field: str,
+    value: object,
+    release: Path,
+    releases: Releases,
+    refuse: Callable[..., VerificationError],
+) -> None:
+    document = json.loads((release / name).read_bytes())
+    assert document[field] != value
+    (release / name).write_text(json.dumps({**document, field: value}))
+    _relist(release, releases, name)
+    assert refuse().what == "evidence, verdict and manifest do not belong together"
 
 
 @pytest.mark.parametrize(

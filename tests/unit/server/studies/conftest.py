@@ -81,6 +81,28 @@ def finished_home(finished: Ended, tmp_path: Path) -> Path:
     return copy_homes(finished.home, tmp_path)
 
 
+@pytest.fixture(scope="session")
+def unsigned(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Homes of a study that was killed before its second site could sign; not to be changed."""
+    from tests.factories.federation import Interruption, copy_homes, federation
+    from vitrael.server.studies.pipeline import run_study
+
+    home = copy_homes(prepared, tmp_path_factory.mktemp("unsigned"))
+    with lenient(), federation(home) as told:
+        told.interrupt = ("signing", 0, "harbour")
+        with pytest.raises(Interruption):
+            run_study(home, told.exchange)
+    return home
+
+
+@pytest.fixture
+def unsigned_home(unsigned: Path, tmp_path: Path) -> Path:
+    """The killed study's homes, for the test to go on with."""
+    from tests.factories.federation import copy_homes
+
+    return copy_homes(unsigned, tmp_path)
+
+
 @pytest.fixture
 def documents() -> Callable[[Path], dict[str, Any]]:
     """Return a reader of the finished stages' documents, by stage and round."""

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("tiny study")
 
 Documents = Callable[[Path], dict[str, Any]]
 
-ALONE = {"candidates", "student", "synthesis", "gates", "publication"}
+ALONE = {"candidates", "student", "synthesis", "gates", "bundle", "publication"}
 """Stages that ask no site."""
 FEDERATED = [
     (stage, number)

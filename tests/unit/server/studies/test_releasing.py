@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import pytest
 from tests.factories.federation import SITES, federation
 from tests.unit.server.studies.conftest import Ended, lenient
 from vitrael.core.digest import Digest, digest_bytes, digest_file
-from vitrael.core.errors import QuorumError, VerificationError
+from vitrael.core.errors import QuorumError, StorageError, VerificationError
 from vitrael.privacy.release.trust import load_trust
 from vitrael.privacy.release.verify import verify_release
 from vitrael.server.studies.federated import collect_consents
+from vitrael.server.studies.pipeline import run_study
 from vitrael.server.studies.releasing import (
     _participation,
     _took_part,
+    assemble_bundle,
     is_rehearsal,
     publish_release,
     read_samples,
@@ -54,40 +57,78 @@ def test_every_site_of_the_roster_has_to_sign(finished: Ended, documents: Docume
     assert found["publication 0"]["manifest"] == found["signing 0"]["manifest"]
 
 
-def test_release_that_a_site_did_not_sign_is_not_published(
-    finished_home: Path, documents: Documents
+def test_study_killed_while_it_signs_goes_on_with_the_same_release(
+    unsigned_home: Path, documents: Documents
 ) -> None:
-    found = documents(finished_home)
-    with lenient(), federation(finished_home) as told:
-        told.spoil["valley"] = lambda *_: "the line is cut"
+    bundle = documents(unsigned_home)["bundle 0"]
+    with lenient(), federation(unsigned_home) as told:
+        assert run_study(unsigned_home, told.exchange) == 0
+        assert {task.stage for task in told.seen} == {"signing"}
+    found = documents(unsigned_home)
+    assert found["bundle 0"] == bundle
+    assert found["publication 0"]["manifest"] == bundle["manifest"]
+
+
+def test_site_signs_one_release_of_a_protocol(unsigned_home: Path, documents: Documents) -> None:
+    found = documents(unsigned_home)
+    with lenient(), federation(unsigned_home) as told:
         run = told.run()
-        samples = {**found["synthesis 0"], "again": True}
-        signing = sign_release(
+        shutil.rmtree(unsigned_home / "bundles")
+        other = assemble_bundle(
             run,
             student=Digest(found["student 0"]["denoiser"]),
-            samples=samples,
+            samples={**found["synthesis 0"], "again": True},
             decision=found["gates 0"],
         )
+        assert other["manifest"] != found["bundle 0"]["manifest"]  # its report tells other times
+        told.spoil["harbour"] = lambda *_: "the line is cut"
+        told.spoil["valley"] = lambda *_: "the line is cut"
+        with pytest.raises(QuorumError, match="answered already for other inputs"):
+            sign_release(run, bundle=other)
+
+
+def test_release_that_a_site_did_not_sign_is_not_published(
+    unsigned_home: Path, documents: Documents
+) -> None:
+    found = documents(unsigned_home)
+    with lenient(), federation(unsigned_home) as told:
+        told.spoil["valley"] = lambda *_: "the line is cut"
+        run = told.run()
+        signing = sign_release(run, bundle=found["bundle 0"])
         assert signing["signed_by"] == ["north", "harbour"]
         with pytest.raises(VerificationError):
             publish_release(run, decision=found["gates 0"], signing=signing)
 
 
-def test_sites_refuse_to_sign_what_their_own_gates_refuse(
-    finished_home: Path, documents: Documents
+@pytest.mark.parametrize("change", ["gone", "changed"])
+def test_changed_bundle_is_not_shown_to_the_sites(
+    change: str, unsigned_home: Path, documents: Documents
 ) -> None:
-    found = documents(finished_home)
-    with (  # under the real policy
-        federation(finished_home) as told,
-        pytest.raises(QuorumError, match="not what the gates say") as caught,
+    found = documents(unsigned_home)
+    folder = unsigned_home / "bundles" / "tiny" / "1"
+    if change == "gone":
+        shutil.rmtree(folder)
+    else:
+        manifest = folder / "manifest.json"
+        manifest.write_bytes(manifest.read_bytes() + b" ")
+    with (
+        lenient(),
+        federation(unsigned_home) as told,
+        pytest.raises(StorageError, match="not the one that was written"),
     ):
-        sign_release(
-            told.run(),
-            student=Digest(found["student 0"]["denoiser"]),
-            samples={**found["synthesis 0"], "again": True},
-            decision=found["gates 0"],
-        )
-    assert all(f"{site}: refused" in caught.value.why for site in SITES)
+        sign_release(told.run(), bundle=found["bundle 0"])
+    assert told.seen == []
+
+
+def test_sites_refuse_to_sign_what_their_own_gates_refuse(
+    unsigned_home: Path, documents: Documents
+) -> None:
+    found = documents(unsigned_home)
+    with federation(unsigned_home) as told:  # under the real policy
+        told.spoil["north"] = lambda *_: "the line is cut"  # it has signed before the kill
+        with pytest.raises(QuorumError, match="not what the gates say") as caught:
+            sign_release(told.run(), bundle=found["bundle 0"])
+    assert all(f"{site}: refused" in caught.value.why for site in SITES[1:])
 
 
 def test_other_manifest_than_the_signed_one_is_not_published(

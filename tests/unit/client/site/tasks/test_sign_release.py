@@ -51,24 +51,28 @@ def release(
     *,
     evidence: Evidence | None = None,
     verdict: Verdict | None = None,
+    study_toml: bytes | None = None,
     **changes: object,
 ) -> Files:
     evidence = evidence or good_evidence(home.study)
     verdict = verdict or verdict_of(evidence, home.study)
+    if study_toml is None:
+        study_toml = (home.path.parent / "study.toml").read_bytes()
     files = {
+        "study.toml": study_toml,
         "evidence.json": canonical_json(evidence.model_dump(mode="json")),
         "verdict.json": canonical_json(verdict.model_dump(mode="json")),
     }
     entries = {n: FileEntry(digest=digest_bytes(d), size_bytes=len(d)) for n, d in files.items()}
     other = FileEntry(digest=OTHER, size_bytes=1)
     fields: dict[str, object] = {
-        "name": "brain-demo",
+        "name": home.study.protocol.name,
         "version": 1,
         "protocol": home.study.protocol.digest,
         "roster": roster_digest({name: keys.public for name, keys in home.members.items()}),
         "policy": home.study.protocol.policy,
         "publishable": verdict.publishable,
-        "files": {**entries, **dict.fromkeys(("study.toml", IMAGE), other)},
+        "files": {**entries, IMAGE: other},
         **changes,
     }
     return {"manifest.json": Manifest.model_validate(fields).to_bytes(), **files}
@@ -141,6 +145,24 @@ def other_policy(home: Home) -> Files:
     return release(home, policy="public")
 
 
+def other_name(home: Home) -> Files:
+    return release(home, name="brain-other")
+
+
+def other_version(home: Home) -> Files:
+    return release(home, version=2)
+
+
+def study_of_another_protocol(home: Home) -> Files:
+    text = (home.path.parent / "study.toml").read_text()
+    assert "released = 1" in text
+    return release(home, study_toml=text.replace("released = 1", "released = 2").encode())
+
+
+def study_that_is_none(home: Home) -> Files:
+    return release(home, study_toml=b"[protocol]")
+
+
 def no_manifest(home: Home) -> Files:
     return {**release(home), "manifest.json": b"{}"}
 
@@ -156,6 +178,10 @@ def no_manifest(home: Home) -> Files:
         (other_protocol, "another protocol than"),
         (other_roster, "another roster than"),
         (other_policy, "another policy than"),
+        (other_name, "another release than"),
+        (other_version, "another release than"),
+        (study_of_another_protocol, r"study\.toml says another protocol"),
+        (study_that_is_none, r"study\.toml is no study"),
         (no_manifest, "not well formed"),
     ],
 )
