@@ -25,6 +25,7 @@ NAMES: Final[Mapping[str, str]] = {
     **{f"filter.power.{kind}": f"share of planted copies caught: {kind}" for kind in PLANT_CLASSES},
     "filter.false_positive_rate": "share of fresh patients' scans that the filter would drop",
     "copies.excess_share": "released samples that copy a training scan, beyond the control",
+    "copies.control_power": "disguised training scans that the same search finds",
     "closeness.training_share": "released samples nearer to training than to held-out patients",
     "membership.auc": "attack that tells training from held-out patients by the released samples",
     "membership.placebo_gap": "the same attack between random halves: distance of its AUC from 0.5",

@@ -116,6 +116,7 @@ _AUDIT = frozenset(
         *(f"plants.{kind}.{count}" for kind in PLANT_CLASSES for count in ("shown", "dropped")),
         *(f"fresh.{count}" for count in ("shown", "dropped")),
         *(f"copies.{part}" for part in ("samples", "hits", "control_hits", "scale")),
+        *(f"copies.{part}" for part in ("planted", "planted_hits")),
         *(f"closeness.{part}" for part in ("patients", "samples", "share", "error")),
         *(f"membership.{part}" for part in ("members", "others")),
         *(f"membership.{part}" for part in ("attack", "placebo", "control")),

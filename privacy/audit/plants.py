@@ -7,7 +7,7 @@ They exist only at the site, for the length of one audit, and are never written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -32,15 +32,14 @@ def draw_plants(
     *,
     rng: np.random.Generator,
     round_trip: RoundTrip | None = None,
+    kinds: Sequence[str] = PLANT_CLASSES,
 ) -> dict[str, np.ndarray]:
-    """Return up to ``count`` plants of every class, ``[P, 1, D, H, W]``, distinct source patients.
+    """Return up to ``count`` plants of each class, ``[P, 1, D, H, W]``, distinct source patients.
 
     A cohort of fewer patients gives fewer plants. A class that cannot be made (a blend of one
     patient, a round trip without autoencoder) is empty.
     """
-    return {
-        kind: _plant(kind, images, count, rng=rng, round_trip=round_trip) for kind in PLANT_CLASSES
-    }
+    return {kind: _plant(kind, images, count, rng=rng, round_trip=round_trip) for kind in kinds}
 
 
 def bend_affinely(volume_DHW: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:

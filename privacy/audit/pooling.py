@@ -53,6 +53,8 @@ def write_audit(
         counts["copies.samples"] = copies.samples
         counts["copies.hits"] = copies.hits
         counts["copies.control_hits"] = copies.control_hits
+        counts["copies.planted"] = copies.planted
+        counts["copies.planted_hits"] = copies.planted_hits
         metrics["copies.scale"] = copies.scale
     if closeness is not None:
         counts["closeness.patients"] = closeness.patients
@@ -111,7 +113,7 @@ def audit_measurements(
     membership = pool_membership(
         [_membership(t) for t in tallies], confidence=confidence, inputs=inputs
     )
-    return (*power, false_positives, copies, closeness, *membership)
+    return (*power, false_positives, *copies, closeness, *membership)
 
 
 def verification_measurement(
@@ -247,6 +249,8 @@ def _copies(tally: SiteTally) -> Copies | None:
         hits=int(counts["copies.hits"]),
         control_hits=int(counts["copies.control_hits"]),
         scale=float(tally["metrics"]["copies.scale"]),
+        planted=int(counts["copies.planted"]),
+        planted_hits=int(counts["copies.planted_hits"]),
     )
 
 

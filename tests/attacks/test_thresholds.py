@@ -80,7 +80,10 @@ def _site_tally(
         plants={},
         fresh=Tally(0, 0),
         copies=count_copies(
-            _correlation(released, training), _correlation(released, held_out), point
+            _correlation(released, training),
+            _correlation(released, held_out),
+            _correlation(_noisy(training[:20], rng), training),
+            point,
         ),
         closeness=measure_closeness(
             *(

@@ -119,13 +119,11 @@ class SiteAudit:
         A filter that should be on and could not be calibrated is shown nothing: its power is not
         known to be zero, it is not known. One that is off catches nothing.
         """
-        study = self.context.study
         keep, why = choose_filter(self.context)
-        if why and study.protocol.screening.enabled:
+        if why and self.context.study.protocol.screening.enabled:
             return dict.fromkeys(PLANT_CLASSES, Tally(0, 0)), Tally(0, 0)
-        share = -(-study.protocol.audit.plants_per_class // len(study.roster.sites))
         rng = self._rng("plants")
-        plants = draw_plants(self.training, share, rng=rng, round_trip=self.round_trip)
+        plants = draw_plants(self.training, self._share(), rng=rng, round_trip=self.round_trip)
         fresh = show_to_filter({"fresh": _firsts(self.held_out)}, keep)["fresh"]
         return show_to_filter(plants, keep), fresh
 
@@ -148,7 +146,8 @@ class SiteAudit:
             return None
         similarity = registered_similarity(self.released, add_scans(gallery, held_out))
         scans = len(training)
-        return count_copies(similarity[:, :scans], similarity[:, scans:], point)
+        planted = registered_similarity(self._disguised_copies(), gallery)
+        return count_copies(similarity[:, :scans], similarity[:, scans:], planted, point)
 
     def measure_closeness(self) -> Closeness | None:
         """Return the share of samples nearer to training patients."""
@@ -181,6 +180,16 @@ class SiteAudit:
             )
         )
         return measure_membership(members, others, found, rng=rng)
+
+    def _share(self) -> int:
+        """Return how many plants of a class fall to this site."""
+        study = self.context.study
+        return -(-study.protocol.audit.plants_per_class // len(study.roster.sites))
+
+    def _disguised_copies(self) -> np.ndarray:
+        rng = self._rng("copies")
+        bent = draw_plants(self.training, self._share(), rng=rng, kinds=("affine",))["affine"]
+        return bent if self.round_trip is None else self.round_trip(bent)
 
     def _noisy_half(self, rng: np.random.Generator) -> np.ndarray:
         scans = _firsts(self.training)

@@ -46,7 +46,7 @@ def _tally(dropped: int = 20, **parts: object) -> dict[str, object]:
     facts: dict[str, object] = {
         "plants": dict.fromkeys(PLANT_CLASSES, Tally(20, dropped)),
         "fresh": Tally(22, 1),
-        "copies": Copies(96, 1, 0, 2.5),
+        "copies": Copies(96, 1, 0, 2.5, 20, 20),
         "closeness": Closeness(0.52, 0.06, 22, 96),
         "membership": Membership(
             Estimate(0.5, 0.06), Estimate(0.5, 0.06), Estimate(0.8, 0.04), 55, 22
@@ -93,6 +93,7 @@ def test_classes_that_cannot_be_made_are_empty() -> None:
     ("part", "name"),
     [
         ("copies", "copies.excess_share"),
+        ("copies", "copies.control_power"),
         ("closeness", "closeness.training_share"),
         ("membership", "membership.auc"),
     ],
@@ -109,18 +110,22 @@ def test_no_site_is_not_estimable() -> None:
 
 
 def test_hits_of_all_sites_are_added() -> None:
-    copies = _named(_tally(copies=Copies(96, 10, 0, 2.5)), _tally(copies=Copies(96, 9, 0, 2.5)))
+    parts = (Copies(96, 10, 0, 2.5, 20, 20), Copies(96, 9, 0, 2.5, 20, 15))
+    copies = _named(*(_tally(copies=part) for part in parts))
     assert copies["copies.excess_share"].value == pytest.approx(19 / 96)
+    assert (copies["copies.control_power"].value, copies["copies.control_power"].n) == (35 / 40, 40)
 
 
 def test_control_hits_are_scaled_to_the_gallery() -> None:
-    assert count_copies(np.ones((4, 10)), np.zeros((4, 5)), 0.9) == Copies(4, 4, 0, 2.0)
-    pooled = _named(_tally(copies=Copies(96, 10, 4, 2.5)))["copies.excess_share"]
+    assert count_copies(
+        np.ones((4, 10)), np.zeros((4, 5)), np.array([[0.95], [0.2]]), 0.9
+    ) == Copies(4, 4, 0, 2.0, 2, 1)
+    pooled = _named(_tally(copies=Copies(96, 10, 4, 2.5, 20, 20)))["copies.excess_share"]
     assert pooled.value == pytest.approx(0)
 
 
 def test_excess_is_each_sites_own() -> None:
-    unequal = (Copies(96, 10, 10, 1.0), Copies(96, 5, 0, 5.0))
+    unequal = (Copies(96, 10, 10, 1.0, 20, 20), Copies(96, 5, 0, 5.0, 20, 20))
     excess = _named(*(_tally(copies=part) for part in unequal))["copies.excess_share"]
     assert excess.value == pytest.approx(5 / 96)
     assert excess.high is not None
@@ -130,15 +135,17 @@ def test_excess_is_each_sites_own() -> None:
 
 
 def test_equal_scales_are_pooled_as_one_site_would_be() -> None:
-    parts = [Copies(96, 10, 4, 2.5), Copies(96, 6, 1, 2.5)]
+    parts = [Copies(96, 10, 4, 2.5, 20, 20), Copies(96, 6, 1, 2.5, 20, 20)]
     two = _named(*(_tally(copies=part) for part in parts))["copies.excess_share"]
-    one = _named(_tally(copies=Copies(96, 16, 5, 2.5)))["copies.excess_share"]
+    one = _named(_tally(copies=Copies(96, 16, 5, 2.5, 20, 20)))["copies.excess_share"]
     assert (two.value, two.low, two.high) == pytest.approx((one.value, one.low, one.high))
 
 
 def test_samples_that_copy_patients_of_every_site_are_no_fewer_copies() -> None:
-    everywhere = _named(*[_tally(copies=Copies(96, 96, 30, 1.0))] * 3)["copies.excess_share"]
-    nowhere = _named(*[_tally(copies=Copies(96, 0, 60, 2.5))] * 3)["copies.excess_share"]
+    everywhere = _named(*[_tally(copies=Copies(96, 96, 30, 1.0, 20, 20))] * 3)[
+        "copies.excess_share"
+    ]
+    nowhere = _named(*[_tally(copies=Copies(96, 0, 60, 2.5, 20, 20))] * 3)["copies.excess_share"]
     assert everywhere.value == 1.0
     assert everywhere.low is not None
     assert everywhere.low > 0.5

@@ -44,6 +44,7 @@ GOOD = (
     measure("filter.verification_auc", 0.957, 0.912, 0.988, 45, "patients"),
     measure("filter.false_positive_rate", 0.0333, 0.004, 0.115, 60, "patients"),
     measure("copies.excess_share", 0.0104, 0.0003, 0.0567, 96, "samples"),
+    measure("copies.control_power", 0.983, 0.911, 0.999, 60, "planted copies"),
     measure("closeness.training_share", 0.521, 0.437, 0.604, 96, "samples"),
     measure("membership.auc", 0.537, 0.441, 0.632, 120, "patients"),
     measure("membership.placebo_gap", 0.031, 0.0, 0.082, 120, "patients"),

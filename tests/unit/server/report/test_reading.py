@@ -27,7 +27,7 @@ def test_refusal_names_what_refused_and_what_could_not_be_measured(bad: ReportDa
     reading = read_verdict(bad)
     assert reading.banner == "refused"
     text = " ".join(reading.sentences)
-    assert "19 of 21 gates are open" in text
+    assert "20 of 22 gates are open" in text
     assert "Refused: copies.excess_share." in text
     assert "Could not be measured, which counts as refused: filter.power.blend." in text
     assert "not by chance: copies.excess_share" in text
