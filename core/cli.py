@@ -39,7 +39,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "release": "Recall releases.",
     },
     "Hospital site": {
-        "site": "Join studies, see all that leaves, say no.",
+        "site": "Consent to studies, run the steward, see all that leaves.",
     },
     "Researcher": {
         "pull": "Download a release and verify it.",
@@ -144,7 +144,8 @@ def run(arguments: Sequence[str]) -> int:
             list(arguments), prog_name="vitrael", standalone_mode=False, obj=invocation
         )
     except click.Abort as abort:
-        interrupted = isinstance(abort.__cause__, KeyboardInterrupt)
+        # At a prompt click raises Abort "from None": then the context alone tells Ctrl-C from "no".
+        interrupted = isinstance(abort.__cause__ or abort.__context__, KeyboardInterrupt)
         click.echo("Interrupted." if interrupted else "Nothing was done.", err=True)
         return EXIT_INTERRUPTED if interrupted else VitraelError.exit_code
     except click.ClickException as error:

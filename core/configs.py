@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Positive = Annotated[int, Field(gt=0)]
+
 
 class Section(BaseModel):
-    """A frozen part of a document; an unknown key is an error."""
+    """A frozen part of a document; an unknown key is an error, and so is NaN or infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TrainingConfig(Section):
@@ -24,17 +26,28 @@ class TrainingConfig(Section):
     ema_halflife_images: int = Field(default=0, ge=0, description="0: no moving average")
 
 
+class LocalTrainingConfig(TrainingConfig):
+    """How a network is trained that is trained in one place: there are no rounds to choose."""
+
+    rounds: Literal[1] = Field(default=1, description="of what is trained in one place")
+
+
 class AutoencoderConfig(Section):
     """A KL autoencoder (MONAI ``AutoencoderKL``) over patches, halving each axis between levels."""
 
     patch_vox: int = Field(default=2, ge=1, description="edge of the cubes that become channels")
-    channels: tuple[int, ...] = (24, 48)
+    channels: tuple[Positive, ...] = Field(default=(24, 48), min_length=1)
     latent_channels: int = Field(default=4, ge=1)
     res_blocks: int = Field(default=1, ge=1)
     norm_groups: int = Field(default=8, ge=1)
     square_weight: float = Field(default=4.0, ge=0, description="of the squared error beside L1")
     kl_weight: float = Field(default=1e-6, ge=0)
     training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        _demand_groups(self.channels, self.norm_groups)
+        return self
 
     @property
     def downsampling(self) -> int:
@@ -45,7 +58,7 @@ class AutoencoderConfig(Section):
 class DiffusionConfig(Section):
     """A latent diffusion U-Net with hybrid conditioning (Pinaya et al. 2022, section 2.2)."""
 
-    channels: tuple[int, ...] = (32, 64)
+    channels: tuple[Positive, ...] = Field(default=(32, 64), min_length=1)
     attention_levels: tuple[bool, ...] = (False, True)
     res_blocks: int = Field(default=1, ge=1)
     norm_groups: int = Field(default=8, ge=1)
@@ -56,11 +69,18 @@ class DiffusionConfig(Section):
     training: TrainingConfig
 
     @model_validator(mode="after")
-    def _levels_agree(self) -> DiffusionConfig:
+    def _levels_agree(self) -> Self:
+        _demand_groups(self.channels, self.norm_groups)
         if len(self.channels) != len(self.attention_levels):
             msg = "channels and attention_levels must have the same length"
             raise ValueError(msg)
         return self
+
+
+class StudentConfig(DiffusionConfig):
+    """The student's U-Net; the coordinator alone trains it."""
+
+    training: LocalTrainingConfig
 
 
 class BrainLDMConfig(Section):
@@ -69,17 +89,23 @@ class BrainLDMConfig(Section):
     kind: Literal["brain_ldm"]
     codec: AutoencoderConfig
     teacher: DiffusionConfig
-    student: DiffusionConfig
+    student: StudentConfig
 
 
 class ReidEncoderConfig(Section):
     """The network that recognizes a patient on another visit; trained at each site on F."""
 
     kind: Literal["reid_encoder"]
-    channels: tuple[int, ...] = (16, 32, 64)
+    channels: tuple[Positive, ...] = Field(default=(16, 32, 64), min_length=1)
     embedding: int = Field(default=64, ge=2)
     temperature: float = Field(default=0.1, gt=0)
-    training: TrainingConfig
+    training: LocalTrainingConfig
 
 
 SystemConfig = Annotated[BrainLDMConfig | ReidEncoderConfig, Field(discriminator="kind")]
+
+
+def _demand_groups(channels: tuple[int, ...], norm_groups: int) -> None:
+    if any(width % norm_groups for width in channels):
+        msg = f"channels must be multiples of norm_groups, which is {norm_groups}"
+        raise ValueError(msg)

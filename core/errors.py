@@ -24,10 +24,15 @@ A gate that refuses is no error: it is a Verdict, and the command ends with exit
 
 from __future__ import annotations
 
+import errno
+
 EXIT_OK = 0
 EXIT_REFUSED = 6
 EXIT_PARTIAL = 7
 EXIT_INTERRUPTED = 130
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a system says when a file cannot grow: no space, no quota, no larger file."""
 
 
 class VitraelError(Exception):
@@ -107,6 +112,21 @@ class WeightsError(DataError):
 
 class StorageError(VitraelError):
     """Disk space is missing, or stored state is locked or damaged."""
+
+
+def storage_error(
+    what: str,
+    error: OSError,
+    *,
+    fix: str = "make room on the disk and run the study again; what was finished is kept",
+) -> StorageError:
+    """Return the StorageError for what the disk said of ``what``; no path stands in it."""
+    full = error.errno in DISK_FULL
+    return StorageError(
+        f"{what} cannot be written" if full else f"{what} cannot be read or written",
+        why="there is no disk space left" if full else error.strerror or type(error).__name__,
+        fix=fix,
+    )
 
 
 class ProcessError(VitraelError):

@@ -1,4 +1,4 @@
-"""Voxels and world: the only home of 4x4 matrices. World is RAS+ in millimetres."""
+"""Voxels and world: what an affine matrix says and must hold. World is RAS+ in millimetres."""
 
 from __future__ import annotations
 

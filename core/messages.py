@@ -91,7 +91,7 @@ class Task(Message):
     site: Name
     stage: StageName
     round: int = Field(ge=0, description="counted from 0; 0 where a stage has no rounds")
-    attempt: int = Field(default=0, ge=0)
+    attempt: int = Field(default=0, ge=0, description="how often this round was begun before")
     nonce: Nonce
     issued_utc: UtcField
     deadline_s: float = Field(gt=0, description="how long the coordinator waits for the reply")

@@ -14,7 +14,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from vitrael.core.configs import BrainLDMConfig, ReidEncoderConfig, Section, SystemConfig
+from vitrael.core.configs import (
+    BrainLDMConfig,
+    Positive,
+    ReidEncoderConfig,
+    Section,
+    SystemConfig,
+)
 from vitrael.core.digest import Digest, digest_json
 from vitrael.core.errors import StudyError
 
@@ -61,7 +67,7 @@ class Data(Section):
     """What every site brings its scans to before anything else."""
 
     recipe: Literal["brain-t1"]
-    grid_vox: tuple[int, int, int] = Field(description="D, H, W after the recipe")
+    grid_vox: tuple[Positive, Positive, Positive] = Field(description="D, H, W after the recipe")
     spacing_mm: float = Field(gt=0, description="isotropic")
     covariates: dict[Literal["age_years", "sex", "ventricle_ml", "brain_ml"], CovariateRange]
     splits: Splits
@@ -127,8 +133,9 @@ class Protocol(Section):
             if kinds.count(kind) != 1:
                 msg = f"systems must hold exactly one of kind {kind}"
                 raise ValueError(msg)
-        codec, teacher = self.generator.codec, self.generator.teacher
-        divisor = codec.downsampling << (len(teacher.channels) - 1)
+        generator = self.generator
+        levels = max(len(generator.teacher.channels), len(generator.student.channels))
+        divisor = generator.codec.downsampling << (levels - 1)
         if any(size % divisor for size in self.data.grid_vox):
             msg = f"every axis of data.grid_vox must be a multiple of {divisor}"
             raise ValueError(msg)

@@ -10,10 +10,10 @@ you by another way than the release::
      "keys": {"harbour": "<64 hex>", "north": "<64 hex>", "valley": "<64 hex>"},
      "recall": "<64 hex>"}
 
-Exit code 0: everything holds. 3: the trust file cannot be used. 4: the release does not hold, and
-the message says what. It is written apart from ``vitrael verify`` on purpose: two readings of one
-rule, which a test holds to the same answers in the same order (recall, manifest, signatures, name,
-files, nothing else, verdict).
+Exit code 0: everything holds. 2: the call is wrong. 3: the trust file cannot be used. 4: the
+release does not hold or cannot be read, and the message says what. It is written apart from
+``vitrael verify`` on purpose: two readings of one rule, which a test holds to the same answers in
+the same order (recall, manifest, signatures, name, files, nothing else, verdict).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,47}")
 SEGMENT = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 KEY = re.compile(r"[0-9a-f]{64}")
+REFERENCE = re.compile(r"([a-z][a-z0-9-]{0,47})@([1-9][0-9]{0,8})")
 FIELDS = {"format", "name", "version", "protocol", "roster", "policy", "publishable", "files"}
 REQUIRED = {"evidence.json", "study.toml", "verdict.json"}
 RESERVED = {"manifest.json", "recalled.json", "signatures"}
@@ -59,7 +60,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Verify a Vitrael release.")
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("trust", type=Path, metavar="TRUST.json")
-    parser.add_argument("--expect", metavar="NAME@VERSION", help="refuse any other release")
+    parser.add_argument(
+        "--expect", type=parse_reference, metavar="NAME@VERSION", help="refuse any other release"
+    )
     arguments = parser.parse_args()
     try:
         trust = read_trust(arguments.trust)
@@ -80,6 +83,16 @@ def verify(
     folder: Path, trust: dict[str, Any], *, expected: str | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the manifest and the sites that signed it, else raise RefusedError."""
+    try:
+        return check_release(folder, trust, expected)
+    except OSError as error:
+        raise RefusedError(f"the release cannot be read: {error.strerror}") from error
+
+
+def check_release(
+    folder: Path, trust: dict[str, Any], expected: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what ``verify`` does; OSError when a file cannot be read."""
     if not folder.is_dir():
         raise RefusedError(f"there is no release at {folder}")
     held = list_files(folder)
@@ -99,6 +112,13 @@ def verify(
     return manifest, signed_by
 
 
+def parse_reference(text: str) -> str:
+    """Return a text that has the form NAME@VERSION; argparse tells of any other."""
+    if not REFERENCE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not of the form NAME@VERSION")
+    return text
+
+
 def read_trust(path: Path) -> dict[str, Any]:
     """Return the trust file's content, else raise TrustError."""
     try:
@@ -107,7 +127,7 @@ def read_trust(path: Path) -> dict[str, Any]:
         names_hold = all(NAME.fullmatch(name) for name in keys)
         keys_hold = all(KEY.fullmatch(key) for key in (*keys.values(), recall))
         known = trust.keys() == {"keys", "threshold", "recall"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TrustError("it cannot be read, or lacks threshold, keys or recall") from error
     if not (names_hold and keys_hold and known):
         raise TrustError("a name or a key is not in its form, or there is an unknown field")
@@ -323,8 +343,8 @@ def check_verdict(folder: Path, manifest: dict[str, Any]) -> None:
 
 def age(manifest: dict[str, Any], expected: str) -> str:
     """Return how the manifest's version stands to the expected one, as words."""
-    version = expected.rsplit("@", maxsplit=1)[-1]
-    return "an older" if version.isdigit() and manifest["version"] < int(version) else "another"
+    asked = REFERENCE.fullmatch(expected)
+    return "an older" if asked and manifest["version"] < int(asked[2]) else "another"
 
 
 def key_id_of(public: str) -> str:

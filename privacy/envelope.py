@@ -161,16 +161,12 @@ def make_task_parcel(
     return {ENVELOPE: sign_task(task, coordinator), **sealed}
 
 
-def open_task_parcel(
-    parcel: Parcel, *, site: KeyPair, coordinator: PublicKeys
-) -> tuple[Task, dict[str, Tensors]]:
-    """Return task and attachments; raise EnvelopeError unless signature and digests hold."""
-    task = open_task(parcel.get(ENVELOPE, b""), coordinator)
-    return task, open_task_attachments(task, parcel, site=site)
-
-
 def open_task_attachments(task: Task, parcel: Parcel, *, site: KeyPair) -> dict[str, Tensors]:
-    """Return the attachments of a task whose envelope was opened; EnvelopeError as above."""
+    """Return the attachments of a task that ``open_task`` gave.
+
+    Raises EnvelopeError unless they are those that the task names, with their digests. Of the
+    parcel nothing is read but the names until these are known to be right.
+    """
     return _unseal_all(parcel, task.inputs, key=site, message=task)
 
 

@@ -26,12 +26,21 @@ NAMES: Final[Mapping[str, str]] = {
     "filter.false_positive_rate": "share of fresh patients' scans that the filter would drop",
     "copies.excess_share": "released samples that copy a training scan, beyond the control",
     "copies.control_power": "disguised training scans that the same search finds",
+    "copies.worst_site": "the same at the site that is nearest to being proven copied",
     "closeness.training_share": "released samples nearer to training than to held-out patients",
+    "closeness.worst_site": "the same at the site that is nearest to being proven unequal",
     "membership.auc": "attack that tells training from held-out patients by the released samples",
-    "membership.placebo_gap": "the same attack between random halves: distance of its AUC from 0.5",
+    "membership.worst_site": "the same at the site where it is nearest to being proven to succeed",
+    "membership.placebo_gap": (
+        "the same attack between random halves, distance of its AUC from 0.5: "
+        "checks the machinery, not the release"
+    ),
     "membership.control_auc": "the same attack when copies are planted among the released samples",
     "conditioning.ventricle_r": "correlation of asked and measured ventricle volume",
-    "conditioning.permuted_r": "the same correlation, absolute, after shuffling what was asked",
+    "conditioning.permuted_r": (
+        "the same correlation, absolute, after shuffling what was asked: "
+        "checks the machinery, not the release"
+    ),
 }
 """Every name of a measurement, and what it says."""
 

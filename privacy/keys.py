@@ -126,19 +126,20 @@ def read_private(path: Path, *, fix: str) -> bytes:
     """Return the bytes of a secret file.
 
     Raises AuthError, with ``fix`` as its remedy, when it cannot be read, and when it is open to
-    other users.
+    other users. It names file and folder and not where they lie: a site may send the sentence.
     """
+    name = f"{path.parent.name}/{path.name}"
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             data = file.read()
     except OSError as error:
-        raise AuthError(f"key {path} cannot be read", why=error.strerror or "", fix=fix) from error
+        raise AuthError(f"key {name} cannot be read", why=error.strerror or "", fix=fix) from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise AuthError(
-            f"key {path} is open to other users",
+            f"key {name} is open to other users",
             why=f"its mode is {stat.S_IMODE(mode):o}",
-            fix=f"chmod 600 {path}",
+            fix=f"chmod 600 {name}",
         )
     return data
 

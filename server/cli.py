@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,8 +52,8 @@ def demo(
 
     Exit code 0: released, or a rehearsal with too few patients to screen; 6: refused by a gate.
     """
+    began = time.monotonic()
     from vitrael.server.demo import (  # noqa: PLC0415
-        PHANTOM_PATIENTS,
         DemoPlan,
         choose_home,
         demand_prepared,
@@ -62,25 +63,12 @@ def demo(
 
     place = home.absolute() if home else choose_home(Path("demo-home"), resume=resume)
     if resume:
-        study = demand_prepared(place)
-    else:
-        plan = DemoPlan(
-            home=place,
-            study=study_file or _bundled_study("brain-demo.toml"),
-            scans=scans,
-            policy=policy,
-            patients=patients or PHANTOM_PATIENTS,
-        )
-        study = prepare_demo(plan, tell=lambda text: click.echo(text, err=True))
-    outcome, code = run_demo(place, study, port=port)
+        demand_prepared(place)
+    plan = DemoPlan(home=place, study=study_file, scans=scans, policy=policy, patients=patients)
+    study = prepare_demo(plan, tell=lambda text: click.echo(text, err=True))
+    outcome, code = run_demo(place, study, port=port, began=began)
     click.echo(json.dumps(outcome.document) if as_json else outcome.text)
     return code
-
-
-def _bundled_study(name: str) -> Path:
-    from importlib.resources import files  # noqa: PLC0415
-
-    return Path(str(files("vitrael.deploy.studies") / name))
 
 
 @click.group()
@@ -176,4 +164,5 @@ def recall(*, name: str, home: Path, reason: str, dry_run: bool, yes: bool, as_j
         publish_recall(catalogue, reference, recall=notice, trust=load_trust(home / "trust.json"))
         if (home / "mlflow").is_dir():
             record_recall(home)
-    click.echo(json.dumps(facts) if as_json else f"{name} is recalled: {reason}")
+    told = f"{name} would be recalled: {reason}" if dry_run else f"{name} is recalled: {reason}"
+    click.echo(json.dumps(facts) if as_json else told)

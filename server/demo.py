@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib.resources import files
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ from vitrael.core.data.partition import find_scans, partition_by_subject, write_
 from vitrael.core.data.phantoms.cohorts import write_phantom_scans
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import CohortError, ProcessError, StorageError, UsageError
-from vitrael.core.study import Study, load_study
+from vitrael.core.study import Study, load_study, parse_study
 from vitrael.privacy.keys import KeyPair, save_public_keys, save_roster
 from vitrael.privacy.release.trust import save_trust, trust_roster
 
@@ -36,6 +37,7 @@ PHANTOM_VISITS = 2
 _FREE_BYTES = 1 << 30
 _CONSENT_S = 120
 _READY = "prepared.json"
+_BUNDLED = "brain-demo.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,13 @@ class DemoPlan:
     """What the demo was asked for."""
 
     home: Path
-    study: Path
+    study: Path | None = None
+    """None: the study of the demo that comes with the package."""
     scans: Path | None = None
     policy: Literal["rehearsal", "public"] | None = None
-    patients: int = PHANTOM_PATIENTS
+    """None: that of the study."""
+    patients: int | None = None
+    """Phantoms a site; None: ``PHANTOM_PATIENTS`` of them."""
 
 
 def choose_home(folder: Path, *, resume: bool) -> Path:
@@ -64,23 +69,65 @@ def choose_home(folder: Path, *, resume: bool) -> Path:
 def prepare_demo(plan: DemoPlan, *, tell: Callable[[str], None]) -> Study:
     """Make the homes of the coordinator and of every site; return the study.
 
-    A home that is prepared already is left as it is. Raises StorageError without enough disk,
-    CohortError for scans that cannot be used, UsageError for a home of something else.
+    A home that is prepared already is left as it is. Raises UsageError for one that was prepared
+    in another way than asked, StudyError for a study that cannot be used, StorageError without
+    enough disk, CohortError for scans that cannot be used.
     """
     if (plan.home / _READY).exists():
-        return load_study(plan.home / "study.toml")
+        return _demand_same(plan)
+    if plan.scans is not None and plan.patients is not None:
+        raise UsageError(
+            "--patients does not go with --scans",
+            why="it counts phantoms, and with --scans there are none",
+            fix="leave one of them out",
+        )
     _demand_space(plan.home)
-    document = tomllib.loads(plan.study.read_text(encoding="utf-8")) if plan.study.is_file() else {}
-    load_study(plan.study)
-    if plan.policy is not None:
-        document["protocol"]["policy"] = plan.policy
+    document = _asked_study(plan)
     plan.home.mkdir(parents=True, exist_ok=True)
-    write_atomically(plan.home / "study.toml", tomli_w.dumps(document).encode())
+    write_atomically(plan.home / "study.toml", document)
     study = load_study(plan.home / "study.toml")
     _enroll(plan.home, study, phantoms=plan.scans is None)
     counts = _write_scans(plan, study, tell=tell)
     _consent(plan.home, study)
-    write_atomically(plan.home / _READY, json.dumps({"scans": counts}).encode())
+    note = {"scans": counts, "asked": _asked_scans(plan)}
+    write_atomically(plan.home / _READY, json.dumps(note).encode())
+    return study
+
+
+def _asked_study(plan: DemoPlan) -> bytes:
+    """Return the study's document with the policy of the plan; raise StudyError if it is wrong."""
+    path = plan.study or Path(str(files("vitrael.deploy.studies") / _BUNDLED))
+    load_study(path)
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    if plan.policy is not None:
+        document["protocol"]["policy"] = plan.policy
+    return tomli_w.dumps(document).encode()
+
+
+def _asked_scans(plan: DemoPlan) -> dict[str, str | int]:
+    if plan.scans is not None:
+        return {"--scans": str(plan.scans.resolve())}
+    return {"--patients": plan.patients or PHANTOM_PATIENTS}
+
+
+def _demand_same(plan: DemoPlan) -> Study:
+    """Return the study of a prepared home; raise UsageError when the plan asks for another."""
+    study = load_study(plan.home / "study.toml")
+    made = json.loads((plan.home / _READY).read_bytes()).get("asked", {})
+    changed = []
+    if plan.policy not in (None, study.protocol.policy):
+        changed.append("--policy")
+    if plan.study and parse_study(_asked_study(plan), label=str(plan.study)) != study:
+        changed.append("--study")
+    given = {"--scans": plan.scans, "--patients": plan.patients}
+    asked = _asked_scans(plan)
+    changed += [name for name in given if given[name] and asked.get(name) != made.get(name)]
+    if changed:
+        raise UsageError(
+            f"{plan.home} is prepared in another way",
+            why=f"{' and '.join(changed)} would change it, and its sites have consented to it",
+            fix="leave that out to go on with it, or choose another --home",
+        )
     return study
 
 
@@ -146,7 +193,8 @@ def _write_scans(
 ) -> Mapping[str, dict[str, Any]]:
     folders = {site: site_home(plan.home, site) / "scans" for site in study.roster.sites}
     if plan.scans is None:
-        tell(f"drawing {plan.patients} phantom patients for each of {len(folders)} sites")
+        patients = plan.patients or PHANTOM_PATIENTS
+        tell(f"drawing {patients} phantom patients for each of {len(folders)} sites")
         data = study.protocol.data
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
             drawn = [
@@ -155,7 +203,7 @@ def _write_scans(
                     folder,
                     seed=study.protocol.seed,
                     site=site,
-                    patients=plan.patients,
+                    patients=patients,
                     visits=PHANTOM_VISITS,
                     grid_vox=data.grid_vox,
                     spacing_mm=data.spacing_mm,
@@ -164,7 +212,7 @@ def _write_scans(
             ]
             for future in drawn:
                 future.result()
-        return {site: {"patients": plan.patients, "unreadable": 0} for site in folders}
+        return {site: {"patients": patients, "unreadable": 0} for site in folders}
     return _take_in(plan.scans, study, folders, tell=tell)
 
 
@@ -181,6 +229,9 @@ def _take_in(
         patients = len({item.subject for item in taken.manifest.items})
         counts[site] = {"patients": patients, "unreadable": len(taken.unreadable)}
         tell(f"site {site}: {patients} patients, {len(taken.manifest.items)} scans taken in")
+        for covariate, count in taken.manifest.assumed.items():
+            if count:
+                tell(f"site {site}: {covariate} is not known and was assumed for {count} scans")
         for left in taken.left_out:
             tell(f"site {site}: scan {left.number} left out: {left.reason}")
     if not any(count["patients"] for count in counts.values()):

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL
 from vitrael.core.study import Study
+from vitrael.server.federation.exchange import ABSENT_S
 from vitrael.server.federation.layout import RehearsalLayout
 from vitrael.server.progress import Progress
-from vitrael.server.registry import ui_command
-from vitrael.server.rehearsal import rehearse
+from vitrael.server.registry import Registry, ui_command, ui_page
+from vitrael.server.rehearsal import MOST_RESTARTS, rehearse
 from vitrael.server.studies.recording import recording
+
+_SINGLE_EXCHANGES = ("consent", "latents", "calibration", "screening", "audit", "signing")
+_STARTING_S = 600.0
+_VOXELS_A_SECOND = 50_000
+"""What the coordinator brings through a network at least: a fortieth of what was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +33,49 @@ class DemoOutcome:
     text: str
 
 
-def run_demo(home: Path, study: Study, *, port: int | None) -> tuple[DemoOutcome, int]:
+def run_demo(
+    home: Path, study: Study, *, port: int | None, began: float
+) -> tuple[DemoOutcome, int]:
     """Run what is left of a prepared home's study; return its outcome and the exit code.
 
-    7 stands for a study that would end with 0 and had to leave unreadable scans out.
+    ``began`` is the moment, by ``time.monotonic``, from which its seconds are counted. 7 stands
+    for a study that would end with 0 and had to leave unreadable scans out.
     """
     layout = RehearsalLayout(
         home=home, sites=study.roster.sites, port=port, threads=study.performance.threads
     )
-    progress = Progress(sites=len(study.roster.sites))
+    progress = Progress(sites=len(study.roster.sites), began=began)
     with recording(home):
-        result = rehearse(layout, on_event=progress.follow)
+        result = rehearse(
+            layout, on_event=progress.follow, restart=True, timeout_s=longest_run_s(study)
+        )
     document = json.loads((home / "outcome.json").read_bytes())
-    commands = _commands(home, document)
-    outcome = {**document, "home": str(home), "seconds": round(result.seconds), **commands}
+    experiment = Registry.open(home).experiment(study.protocol.name, study.digest)
+    commands = {**_commands(home, document), "mlflow_page": ui_page(experiment)}
+    seconds = round(time.monotonic() - began)
+    outcome = {**document, "home": str(home), "seconds": seconds, **commands}
     code = result.exit_code
     if code == EXIT_OK and _unreadable(home):
         code = EXIT_PARTIAL
     return DemoOutcome(outcome, _tell(outcome, study)), code
+
+
+def longest_run_s(study: Study) -> float:
+    """Return the seconds after which a run of a study hangs: no patience of ours is longer.
+
+    Each exchange may take its deadline, and the wait for a site before it; each restart one more.
+    The coordinator trains the student and draws candidates and samples.
+    """
+    protocol, generator = study.protocol, study.protocol.generator
+    rounds = generator.codec.training.rounds + generator.teacher.training.rounds
+    exchanges = len(_SINGLE_EXCHANGES) + rounds + MOST_RESTARTS
+    images = (
+        generator.student.training.length_images
+        + protocol.distillation.candidates * generator.teacher.sampling_steps
+        + protocol.distillation.released * generator.student.sampling_steps
+    )
+    own_s = images * math.prod(protocol.data.grid_vox) / _VOXELS_A_SECOND
+    return _STARTING_S + exchanges * (protocol.federation.deadline_s + ABSENT_S) + own_s
 
 
 def _unreadable(home: Path) -> int:
@@ -85,6 +118,7 @@ def _tell(outcome: dict[str, Any], study: Study) -> str:
             if kind in marks
         ]
     lines += ["", f"Report:   {outcome['report']}", f"MLflow:   {outcome['mlflow']}"]
+    lines.append(f"          and then {outcome['mlflow_page']}")
     if "pull" in outcome:
         lines += [f"Download: {outcome['pull']}", f"Verify:   {outcome['verify']}"]
     return "\n".join(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from vitrael.core.digest import Digest, canonical_json, digest_bytes, digest_file, write_atomically
-from vitrael.core.errors import StorageError, WeightsError
+from vitrael.core.errors import DISK_FULL, StorageError, WeightsError
 from vitrael.core.weights import Tensors, pack_tensors, unpack_tensors
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ObjectStore:
@@ -115,7 +113,7 @@ class ObjectStore:
             raise self._explain(error, 0) from error
 
     def _explain(self, error: OSError, size: int) -> StorageError:
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             free = shutil.disk_usage(_existing(self._root)).free
             return StorageError(
                 f"{size:,} bytes cannot be stored",

@@ -40,6 +40,8 @@ class Progress:
     sites: int
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     clock: Callable[[], float] = time.monotonic
+    began: float | None = None
+    """When the command began, by the clock; None: now."""
     _stage: str = ""
     _round: int = 0
     _began: float = 0.0
@@ -49,7 +51,7 @@ class Progress:
 
     def __post_init__(self) -> None:
         """Start the clock."""
-        self._started = self.clock()
+        self._started = self.clock() if self.began is None else self.began
 
     def follow(self, event: Event) -> None:
         """Show one event."""

@@ -56,7 +56,9 @@ from vitrael.server.federation.progress import Tail
 _START_S = 120.0
 _REFUSED_S = 90.0
 _WATCH_S = 0.2
-_MOST_RESTARTS = 3
+_LONGEST_S = 86_400.0
+MOST_RESTARTS = 3
+"""Of one process."""
 _ACTIVATION_REFUSED = "2004"
 
 EventKind = Literal["starting", "running", "ready", "restarted", "progress"]
@@ -79,7 +81,6 @@ class RunOutcome:
 
     exit_code: int
     sentence: str
-    seconds: float
     restarts: int
 
 
@@ -88,17 +89,19 @@ def rehearse(
     *,
     on_event: Callable[[Event], None] = lambda _: None,
     restart: bool = False,
+    timeout_s: float = _LONGEST_S,
 ) -> RunOutcome:
     """Start the federation, run the study to its end, end every process, return the outcome.
 
-    With ``restart`` a lost courier, steward or ServerApp is started again, each a few times;
-    without, and for the SuperLink always, a lost process ends the rehearsal with a ProcessError
-    that names it. A failed study is raised as VitraelError with the ServerApp's sentence and exit
-    code. Ctrl-C, SIGTERM and every exception end all processes before they go on.
+    With ``restart`` a lost courier, steward or ServerApp is started again, ``MOST_RESTARTS`` times
+    each; without, and for the SuperLink always, a lost process ends the rehearsal with a
+    ProcessError that names it, as does a run that lasts longer than ``timeout_s``. A failed study
+    is raised as VitraelError with the ServerApp's sentence and exit code. Ctrl-C, SIGTERM and every
+    exception end all processes before they go on.
     """
     with Rehearsal(layout, on_event=on_event, restart=restart) as rehearsal:
         rehearsal.start()
-        return rehearsal.watch()
+        return rehearsal.watch(timeout_s=timeout_s)
 
 
 class Rehearsal:
@@ -169,8 +172,8 @@ class Rehearsal:
         self._wait("a steward does not listen", self._stewards_listen)
         self._tell(Event("ready", "coordinator", f"{len(layout.sites)} sites are connected"))
 
-    def watch(self, *, timeout_s: float | None = None) -> RunOutcome:
-        """Return how the run ended; raise ProcessError when a process is lost meanwhile.
+    def watch(self, *, timeout_s: float = _LONGEST_S) -> RunOutcome:
+        """Return how the run ended; raise ProcessError when a process is lost, or time is up.
 
         Raises VitraelError with the ServerApp's sentence and exit code when the study failed.
         """
@@ -180,10 +183,14 @@ class Rehearsal:
             for event in self._progress():
                 self._tell(event)
             if state is not None and state.status != "running":
-                return self._outcome(state, seconds=time.monotonic() - began)
+                return self._outcome(state)
             self._tend()
-            if timeout_s is not None and time.monotonic() - began >= timeout_s:
-                raise ProcessError(f"the run did not end within {timeout_s:g} s", fix="resume")
+            if time.monotonic() - began >= timeout_s:
+                raise ProcessError(
+                    f"the run did not end within {timeout_s:.0f} s",
+                    why="no wait of this study is so long, so that its ServerApp hangs",
+                    fix="read the logs, then resume; what was finished is kept",
+                )
             time.sleep(_WATCH_S)
 
     def end(self) -> None:
@@ -374,15 +381,15 @@ class Rehearsal:
 
     def _may_restart(self, name: str) -> bool:
         self._restarts[name] = self._restarts.get(name, 0) + 1
-        return self._restarts[name] <= _MOST_RESTARTS
+        return self._restarts[name] <= MOST_RESTARTS
 
-    def _outcome(self, state: RunState, *, seconds: float) -> RunOutcome:
+    def _outcome(self, state: RunState) -> RunOutcome:
         if state.status == "failed":
             error = VitraelError(state.sentence.removesuffix("."))
             error.exit_code = state.exit_code
             raise error
         restarts = sum(self._restarts.values())
-        return RunOutcome(state.exit_code, state.sentence, seconds, restarts)
+        return RunOutcome(state.exit_code, state.sentence, restarts)
 
 
 def _courier(site: str) -> str:

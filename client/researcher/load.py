@@ -25,6 +25,7 @@ from vitrael.core.errors import DataError, UsageError, VerificationError
 if TYPE_CHECKING:
     import numpy as np
 
+_TABLE = "participants.tsv"
 _ASKED = "asked_"
 _MEASURED = "measured_"
 
@@ -40,13 +41,22 @@ class Sample(NamedTuple):
     """What was asked for, in the unit that the name ends with."""
 
 
+class _Row(NamedTuple):
+    """What the table says of one sample; NaN where it says n/a."""
+
+    subject: str
+    asked: Mapping[str, float]
+    measured: Mapping[str, float]
+
+
 class LoadedRelease(Sequence[Sample]):
     """The samples of a release folder; an image is read, and its digest checked, when asked for."""
 
     def __init__(self, folder: Path) -> None:
         """Read the manifest and the table of subjects, no image.
 
-        Raises VerificationError for a recalled release, DataError for a folder that is none.
+        Raises VerificationError for a recalled release and for a changed table, DataError for a
+        folder that is none and for a table that cannot be used.
         """
         if (folder / "RECALLED.json").exists():
             raise VerificationError(
@@ -56,7 +66,7 @@ class LoadedRelease(Sequence[Sample]):
             )
         self.folder = folder
         self._digests = _read_digests(folder)
-        self._rows = _read_rows(folder)
+        self._rows = _read_rows(_read_file(folder, _TABLE, self._digests))
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -83,25 +93,24 @@ class LoadedRelease(Sequence[Sample]):
     @property
     def measured(self) -> list[dict[str, float]]:
         """What was measured on each image; NaN where nothing could be."""
-        return [_numbers(row, _MEASURED) for row in self._rows]
+        return [dict(row.measured) for row in self._rows]
 
-    def _read(self, row: Mapping[str, str]) -> Sample:
+    def _read(self, row: _Row) -> Sample:
         import nibabel  # noqa: PLC0415 - the command line imports this package and stays light
         import numpy  # noqa: ICN001, PLC0415 - as above
 
-        subject = row["participant_id"]
-        prefix = f"{subject}/anat/{subject}_"
-        path = next((path for path in self._digests if path.startswith(prefix)), None)
-        if path is None:
+        prefix = f"{row.subject}/anat/{row.subject}_"
+        paths = [p for p in self._digests if p.startswith(prefix) and p.endswith(".nii.gz")]
+        if len(paths) != 1:
             raise DataError(
-                f"the manifest lists no image of {subject}", fix="get the release again"
+                f"the manifest lists {len(paths)} images of {row.subject}",
+                why="there must be one",
+                fix="get the release again",
             )
-        data = _read_file(self.folder / path, shown=path)
-        if hashlib.sha256(data).hexdigest() != self._digests[path]:
-            raise VerificationError(f"{path} was changed", fix="get the release again")
+        data = _read_file(self.folder, paths[0], self._digests)
         image = nibabel.Nifti1Image.from_bytes(gzip.decompress(data))
         voxels = numpy.asarray(image.get_fdata(dtype=numpy.float32))
-        return Sample(voxels, numpy.asarray(image.affine), _numbers(row, _ASKED))
+        return Sample(voxels, numpy.asarray(image.affine), dict(row.asked))
 
 
 def load(release: str | Path) -> LoadedRelease:
@@ -128,7 +137,7 @@ def default_folder(name: str, version: str | int) -> Path:
 
 
 def _read_digests(folder: Path) -> dict[str, str]:
-    data = _read_file(folder / "manifest.json", shown="manifest.json")
+    data = _read_file(folder, "manifest.json")
     try:
         files = json.loads(data)["files"]
         return {path: entry["digest"].removeprefix("sha256:") for path, entry in files.items()}
@@ -138,23 +147,45 @@ def _read_digests(folder: Path) -> dict[str, str]:
         ) from error
 
 
-def _read_rows(folder: Path) -> list[dict[str, str]]:
-    text = _read_file(folder / "participants.tsv", shown="participants.tsv").decode()
-    return list(csv.DictReader(text.splitlines(), delimiter="\t"))
-
-
-def _read_file(path: Path, *, shown: str) -> bytes:
+def _read_rows(data: bytes) -> list[_Row]:
     try:
-        return path.read_bytes()
+        table = csv.DictReader(data.decode().splitlines(), delimiter="\t")
+        columns = tuple(table.fieldnames or ())
+        rows = [
+            _Row(row["participant_id"], _numbers(row, _ASKED), _numbers(row, _MEASURED))
+            for row in table
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
+        columns, rows = (), []
+    if "participant_id" not in columns or not any(name.startswith(_ASKED) for name in columns):
+        raise DataError(
+            f"{_TABLE} cannot be used",
+            why=f"it is no table, lacks participant_id or {_ASKED}..., or a cell is no number",
+            fix="get the release again",
+        )
+    return rows
+
+
+def _read_file(folder: Path, path: str, digests: Mapping[str, str] | None = None) -> bytes:
+    """Return a file's bytes; with digests raise unless they list it and it is unchanged."""
+    if digests is not None and path not in digests:
+        raise DataError(f"the manifest lists no {path}", fix="get the release again")
+    try:
+        data = (folder / path).read_bytes()
     except OSError as error:
         raise DataError(
-            f"{shown} cannot be read", why=error.strerror or "", fix="get the release again"
+            f"{path} cannot be read", why=error.strerror or "", fix="get the release again"
         ) from error
+    if digests is not None and hashlib.sha256(data).hexdigest() != digests[path]:
+        raise VerificationError(f"{path} was changed", fix="get the release again")
+    return data
 
 
 def _numbers(row: Mapping[str, str], prefix: str) -> dict[str, float]:
-    return {
-        column.removeprefix(prefix): math.nan if cell == "n/a" else float(cell)
-        for column, cell in row.items()
-        if column.startswith(prefix)
-    }
+    """Return the numbers of a row's columns of one kind; ValueError for NaN and infinity."""
+    cells = {name: cell for name, cell in row.items() if name.startswith(prefix)}
+    numbers = {name: float(cell) for name, cell in cells.items() if cell != "n/a"}
+    if not all(map(math.isfinite, numbers.values())):
+        msg = "a number is not finite"
+        raise ValueError(msg)
+    return {name.removeprefix(prefix): numbers.get(name, math.nan) for name in cells}

@@ -163,7 +163,7 @@ class HttpSource:
                 why = "it does not answer in time"
             except httpx.TransportError as error:
                 why = type(error).__name__
-            except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
+            except (httpx.InvalidURL, httpx.TooManyRedirects, UnicodeError) as error:
                 raise _unreadable(path, type(error).__name__) from error
         raise _unreadable(path, f"{why}, after {attempt + 1} attempts")
 
@@ -171,7 +171,12 @@ class HttpSource:
 @contextmanager
 def open_source(text: str) -> Iterator[Source]:
     """Yield the source that a URL or a folder's path names; raise UsageError for neither."""
-    scheme = urlsplit(text).scheme.lower()
+    try:
+        scheme = urlsplit(text).scheme.lower()
+    except ValueError as error:  # such as a bracket that is never closed
+        raise UsageError(
+            f"{text!r} is no URL", why=str(error), fix="give an http(s) URL or a folder to --from"
+        ) from error
     if scheme in {"http", "https"}:
         with HttpSource(text) as source:
             yield source

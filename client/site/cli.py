@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 if TYPE_CHECKING:
+    from vitrael.client.site.journal import Kept
     from vitrael.client.site.settings import SiteSettings
     from vitrael.core.messages import Consent
 
@@ -24,6 +25,20 @@ _HOME = click.option(
 _JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON on standard output.")
 
 
+MOST_DAYS = 3650
+"""Ten years: longer than any study, and far from the end of the calendar."""
+MOST_ROUNDS = 100_000
+LOG_BYTES = 4 << 20
+"""Of ``steward.log`` and of the one older log beside it: what is refused must not fill the disk."""
+
+
+def _refuse_nan(_ctx: click.Context, _param: click.Parameter, days: float | None) -> float | None:
+    """Return the number; a range lets NaN pass, which is neither below nor above anything."""
+    if days is not None and days != days:  # noqa: PLR0124 - NaN alone differs from itself
+        raise click.BadParameter("nan is no number of days.")
+    return days
+
+
 def utc_now() -> datetime:
     """Return the present time; everything below the command line has it injected."""
     return datetime.now(UTC)  # noqa: TID251 - the process boundary is where time comes in
@@ -31,7 +46,7 @@ def utc_now() -> datetime:
 
 @contextmanager
 def _private_files() -> Iterator[None]:
-    """Let whatever the command writes be for its user alone: store, log, cache, progress."""
+    """Let whatever the command writes be for its user alone: store, log, records, progress."""
     import os  # noqa: PLC0415
 
     before = os.umask(0o077)
@@ -43,7 +58,11 @@ def _private_files() -> Iterator[None]:
 
 @click.group()
 def site() -> None:
-    """Join studies, see all that leaves, say no."""
+    """Consent to studies, run the steward, see all that leaves.
+
+    Without a consent every task of a study is refused. There is no command that withdraws a
+    consent yet: it ends when it expires, and nothing is answered while no steward runs.
+    """
 
 
 @site.command()
@@ -85,8 +104,17 @@ def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) 
     type=click.Path(path_type=Path, dir_okay=False),
     help="All members with their keys; roster.json of the home folder by default.",
 )
-@click.option("--days", type=click.FloatRange(min=0, min_open=True), help="How long it holds.")
-@click.option("--rounds", type=click.IntRange(min=1), help="How many rounds of a stage to answer.")
+@click.option(
+    "--days",
+    type=click.FloatRange(min=0, max=MOST_DAYS, min_open=True),
+    callback=_refuse_nan,
+    help="How long it holds.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1, max=MOST_ROUNDS),
+    help="How many rounds of a stage to answer.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be signed; sign nothing.")
 @click.option("--yes", is_flag=True, help="Sign without asking.")
 @_JSON
@@ -137,7 +165,7 @@ def consent(
         click.confirm("Sign this consent?", abort=True, err=True)
     store = Store(settings.store, updates=settings.updates)
     try:
-        journal = Journal(settings.journal, clock=utc_now)
+        journal = Journal(settings.journal, clock=utc_now, witness=store)
         keep_consent(draft, document, store, keys=keys, journal=journal)
     finally:
         store.close()
@@ -152,14 +180,21 @@ def consent(
 def journal(ctx: click.Context, home: Path, *, verify: bool, as_json: bool) -> None:
     """Show all that left this site: when, to whom, why, how many bytes.
 
+    Exits 1 when the journal was removed or cut since its last line was written.
+
     Example: vitrael site journal --home /srv/vitrael/north --verify
     """
-    from vitrael.client.site.journal import read_journal, verify_journal  # noqa: PLC0415
+    from vitrael.client.site.journal import (  # noqa: PLC0415
+        find_loss,
+        read_journal,
+        verify_journal,
+    )
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
 
-    path = load_settings(home).journal
-    faults = verify_journal(path) if verify else []
-    lines = [] if faults else list(read_journal(path))
+    settings = load_settings(home)
+    path, kept = settings.journal, _remembered_head(settings)
+    faults = verify_journal(path, kept=kept) if verify else find_loss(path, kept=kept)
+    lines = [] if verify and faults else list(read_journal(path))
     total = sum(line.bytes for line in lines)
     if as_json:
         document = {
@@ -182,6 +217,16 @@ def journal(ctx: click.Context, home: Path, *, verify: bool, as_json: bool) -> N
         ctx.exit(1)
 
 
+def _remembered_head(settings: SiteSettings) -> Kept | None:
+    """Return where the store says that the journal ended; no store is made for the question."""
+    from vitrael.client.site.store import Store  # noqa: PLC0415
+
+    if not settings.store.exists():
+        return None
+    with closing(Store(settings.store, updates=settings.updates)) as store:
+        return store.read_head()
+
+
 def _describe(consent: Consent) -> str:
     fields = consent.model_dump(mode="json")
     fields["cohort"] = ", ".join(f"{count} {name}" for name, count in consent.cohort.items())
@@ -191,9 +236,11 @@ def _describe(consent: Consent) -> str:
 @contextmanager
 def _log_file(settings: SiteSettings) -> Iterator[None]:
     """Send log lines to ``steward.log``: events and types of errors, no data."""
-    import logging  # noqa: PLC0415
+    import logging.handlers  # noqa: PLC0415
 
-    handler = logging.FileHandler(settings.log, encoding="utf-8")
+    handler = logging.handlers.RotatingFileHandler(
+        settings.log, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8"
+    )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     ours = logging.getLogger("vitrael")
     ours.addHandler(handler)

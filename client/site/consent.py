@@ -10,8 +10,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from vitrael.client.site.journal import Clock, Entry, Journal
-from vitrael.client.site.settings import SiteSettings
+from vitrael.client.site.journal import Entry, Journal
 from vitrael.client.site.store import Store, StoredConsent
 from vitrael.core.data.manifest import MANIFEST_NAME, read_manifest
 from vitrael.core.errors import ConsentError
@@ -93,36 +92,6 @@ def keep_consent(
         roster=consent.roster,
         given_utc=consent.given_utc,
     )
-
-
-def give_consent(
-    study: Study,
-    settings: SiteSettings,
-    *,
-    members: Mapping[str, PublicKeys],
-    clock: Clock,
-    days: float = DEFAULT_DAYS,
-    max_rounds: int | None = None,
-) -> Consent:
-    """Draft, sign and keep this site's yes in one step, for who has decided already."""
-    keys = KeyPair.load(settings.keys)
-    consent = draft_consent(
-        study,
-        site=settings.name,
-        keys=keys.public,
-        members=members,
-        cohort=count_cohort(settings.scans),
-        now=clock(),
-        days=days,
-        max_rounds=max_rounds,
-    )
-    store = Store(settings.store, updates=settings.updates)
-    try:
-        journal = Journal(settings.journal, clock=clock)
-        keep_consent(consent, study, store, keys=keys, journal=journal)
-    finally:
-        store.close()
-    return consent
 
 
 def find_agreement(

@@ -1,9 +1,12 @@
 """The journal: one JSON line for everything that leaves a site, chained by hashes, append-only.
 
-Each line holds the digest of the line before it, and ``journal.head.json`` the number of lines and
-the last digest, so that a changed, dropped, reordered or cut line is found. A line is on disk
-before the bytes that it describes go. It holds counts, names of fields and digests, and never a
-value that was measured on a patient.
+Each line holds the digest of the line before it. ``journal.head.json`` holds the number of lines
+and the last digest, and so does the site's store. So a changed, dropped, reordered or cut line is
+found, and a journal that was removed together with its head. The chain has no key: it shows
+accidents and careless hands. Who can write journal, head and store can rewrite all three, and only
+a copy elsewhere would tell. A line is on disk before the bytes that it describes go; refusals of
+what proves no origin are counted together (``refusals``). A line holds counts, names of fields and
+digests, and never a value that was measured on a patient.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol
 
 from pydantic import Field, ValidationError
 
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, canonical_json, digest_bytes, digest_json, write_atomically
-from vitrael.core.errors import StorageError
+from vitrael.core.errors import StorageError, storage_error
 
 Clock = Callable[[], datetime]
 """Returns the present time in UTC."""
@@ -78,13 +81,34 @@ class Fault:
     what: str
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Number and digest of the last line, as they are remembered outside the journal."""
+
+    lines: int
+    hash: Digest
+
+
+class Witness(Protocol):
+    """Remembers, in another place than the journal's files, where the journal ends."""
+
+    def read_head(self) -> Kept | None:
+        """Return what was kept last, or None."""
+        ...
+
+    def keep_head(self, head: Kept) -> None:
+        """Remember a head, durably."""
+        ...
+
+
 class Journal:
     """Appends lines to one file; several processes may do so in turn."""
 
-    def __init__(self, path: Path, *, clock: Clock) -> None:
-        """Take the file (made when missing) and the time."""
+    def __init__(self, path: Path, *, clock: Clock, witness: Witness | None = None) -> None:
+        """Take the file (made when missing), the time, and who remembers the last line."""
         self._path = path
         self._clock = clock
+        self._witness = witness
 
     def append(self, entry: Entry) -> Line:
         """Return the line that now stands on disk.
@@ -95,13 +119,28 @@ class Journal:
         try:
             with _locked(self._path) as file:
                 head = self._recover(file)
-                return self._write(file, head, entry)
+                self._check_witness(head)
+                line = self._write(file, head, entry)
+                if self._witness is not None:
+                    self._witness.keep_head(Kept(line.line, line.hash))
+                return line
         except OSError as error:
-            raise StorageError(
-                "the journal cannot be written",
-                why=error.strerror or type(error).__name__,
-                fix="make room on the disk; nothing leaves without a line",
+            raise storage_error(
+                "the journal", error, fix="make room on the disk; nothing leaves without a line"
             ) from error
+
+    def _check_witness(self, head: _Head) -> None:
+        """Raise StorageError when the journal ends before the line that is remembered.
+
+        It may end after it: a process was killed between the line and the memory of it.
+        """
+        kept = None if self._witness is None else self._witness.read_head()
+        if kept is None or head.lines > kept.lines:
+            return
+        if head.lines < kept.lines:
+            raise _not_whole("it was removed, or lines at its end are missing")
+        if head.hash != kept.hash:
+            raise _not_whole("its last line is another than the store remembers")
 
     def _write(self, file: BinaryIO, head: _Head, entry: Entry) -> Line:
         line = Line(
@@ -164,8 +203,32 @@ def read_journal(path: Path) -> Iterator[Line]:
             yield line
 
 
-def verify_journal(path: Path) -> list[Fault]:
-    """Return what is wrong with a journal; an empty list says that it is whole."""
+def verify_journal(path: Path, *, kept: Kept | None = None) -> list[Fault]:
+    """Return what is wrong with a journal; an empty list says that it is whole.
+
+    ``kept`` is what a witness remembers; without it a journal that was removed together with its
+    head passes for one that has not begun.
+    """
+    return _verify_chain(path) or find_loss(path, kept=kept)
+
+
+def find_loss(path: Path, *, kept: Kept | None) -> list[Fault]:
+    """Return whether the journal lacks the line that a witness remembers; the chain is not read."""
+    if kept is None:
+        return []
+    if not path.exists():
+        return [Fault(1, f"the journal was removed: {kept.lines} lines stood in it")]
+    number = 0
+    with path.open("rb") as file:
+        for number, data in enumerate(file, start=1):
+            if number == kept.lines:
+                line = _parse(data)
+                same = line is not None and line.hash == kept.hash
+                return [] if same else [Fault(number, "the line is not the one remembered")]
+    return [Fault(number + 1, f"{kept.lines - number} lines at the end are missing")]
+
+
+def _verify_chain(path: Path) -> list[Fault]:
     head = _load_head(path)
     if head is None:
         return [Fault(0, "journal.head.json is missing")] if path.exists() else []

@@ -15,18 +15,19 @@ import os
 import re
 import shutil
 import socket
-import stat
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vitrael.client.site.courier.spool import write_parcel
+from vitrael.client.site.courier.spool import CONNECT_S, write_parcel
+from vitrael.client.site.inbox import open_parcel
 from vitrael.client.site.settings import SiteSettings
 from vitrael.client.site.store import explain_storage
 from vitrael.core.digest import write_atomically
-from vitrael.core.errors import DataError, ProcessError, UsageError, VitraelError
+from vitrael.core.errors import ProcessError, UsageError, VitraelError, storage_error
 from vitrael.core.messages import Parcel
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 Answer = Callable[[Parcel], dict[str, bytes]]
 
 Note = Callable[[str, int], object]
-"""Writes a reason and a count of bytes into the journal, before these bytes go."""
+"""Writes a reason and a count of bytes into the journal, or counts both for its next line."""
 
 REFUSAL = b'{"error": "the steward took no task from this parcel; its log tells why"}\n'
 
@@ -42,10 +43,10 @@ LONGEST_PATH = 100
 """Bytes of a socket's path that every Unix takes."""
 
 _LONGEST_LINE = 4096
-_MOST_ENTRIES = 64
 _PATIENCE_S = 10.0
+_ABANDONED_S = 10 * CONNECT_S
+"""No courier waits that long for a steward that does not listen: whose parcel this was is gone."""
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_ENTRY = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 
 
 def serve(
@@ -75,17 +76,17 @@ def _serve_one(
 ) -> None:
     folder = None
     try:
-        name = _read_request(connection)
-        parcel = read_bounded(settings.inbox / name, most=settings.document.limits.parcel_bytes)
-        reply = answer(parcel)
+        name = read_request(connection)
+        most = settings.document.limits.parcel_bytes
+        with open_parcel(settings.inbox / name, most=most) as parcel:
+            reply = answer(parcel)
         folder = settings.outbox / uuid.uuid4().hex
-        _lay_out(folder, reply)
+        write_parcel(folder, reply)
         line = json.dumps({"parcel": folder.name}).encode() + b"\n"
     except VitraelError as error:
         line = _refuse(error.sentence(), note)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        line = _refuse(f"the spool cannot be used: {reason}.", note)
+        line = _refuse(storage_error("the spool", error).sentence(), note)
     except Exception as error:  # noqa: BLE001 - the process boundary: no request ends the steward
         # The type alone: the text may tell data.
         line = _refuse(f"the steward failed unexpectedly: {type(error).__name__}.", note)
@@ -109,13 +110,25 @@ def _refuse(reason: str, note: Note | None) -> bytes:
     return REFUSAL
 
 
-def _read_request(connection: socket.socket) -> str:
-    connection.settimeout(_PATIENCE_S)
+def read_request(connection: socket.socket, *, clock: Callable[[], float] = time.monotonic) -> str:
+    """Return the name of the folder that a request asks about.
+
+    The whole line must come within ten seconds: this is the steward's one ear, and who sends a
+    byte now and then would keep it. Raises UsageError for anything else than such a line.
+    """
+    until = clock() + _PATIENCE_S
     data = b""
     while b"\n" not in data:
         if len(data) > _LONGEST_LINE:
             raise UsageError("the request is longer than a line may be")
-        block = connection.recv(_LONGEST_LINE)
+        left_s = until - clock()
+        try:
+            if left_s <= 0:
+                raise TimeoutError  # noqa: TRY301 - as the socket says it
+            connection.settimeout(left_s)
+            block = connection.recv(_LONGEST_LINE)
+        except TimeoutError as error:
+            raise UsageError(f"the request did not come within {_PATIENCE_S:g} s") from error
         if not block:
             raise UsageError("the request ends before its line does")
         data += block
@@ -126,57 +139,6 @@ def _read_request(connection: socket.socket) -> str:
     if not isinstance(name, str) or not _FOLDER.fullmatch(name):
         raise UsageError("the request names a parcel that cannot be in the spool")
     return name
-
-
-def read_bounded(folder: Path, *, most: int) -> dict[str, bytes]:
-    """Return the parcel of a spool folder that another user may have written.
-
-    Only plain files count, links are not followed, and no more than ``most`` bytes are read.
-    Raises DataError for anything else.
-    """
-    try:
-        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise DataError("the spool has no such parcel", why=error.strerror or "") from error
-    try:
-        names = sorted(os.listdir(place))  # noqa: PTH208 - a descriptor, so that no link is followed
-        if len(names) > _MOST_ENTRIES or not all(_ENTRY.fullmatch(name) for name in names):
-            raise DataError("the parcel holds entries that are not allowed")
-        parcel, left = {}, most
-        for name in names:
-            parcel[name] = _read_entry(place, name, most=left)
-            left -= len(parcel[name])
-        return parcel
-    finally:
-        os.close(place)
-
-
-def _read_entry(place: int, name: str, *, most: int) -> bytes:
-    try:
-        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
-    except OSError as error:
-        raise DataError("the parcel holds an entry that cannot be read") from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise DataError("the parcel holds an entry that is no plain file")
-    with os.fdopen(handle, "rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise DataError(
-            "the parcel is larger than this site takes",
-            fix="raise limits.parcel_bytes in site.toml if that is intended",
-        )
-    return data
-
-
-def _lay_out(folder: Path, reply: Parcel) -> None:
-    """Write the reply whole or not at all."""
-    try:
-        with explain_storage("the reply"):
-            write_parcel(folder, reply)
-    except BaseException:
-        shutil.rmtree(folder.with_name(f".partial-{folder.name}"), ignore_errors=True)
-        raise
 
 
 @contextmanager
@@ -193,17 +155,32 @@ def _only_one(settings: SiteSettings) -> Iterator[None]:
                 why="it holds steward.lock in the home folder",
                 fix="end it first",
             ) from error
+        os.utime(handle)
         yield
     finally:
         os.close(handle)
+
+
+def _clear_spool(settings: SiteSettings) -> None:
+    """Remove replies that nobody fetched, and parcels whose courier was killed.
+
+    A parcel may lie there for a courier that waits for this very steward to listen; it is younger
+    than ``_ABANDONED_S``, by the clock of the disk itself.
+    """
+    for left_over in settings.outbox.iterdir():
+        shutil.rmtree(left_over, ignore_errors=True)  # the store has them
+    now_s = (settings.home / "steward.lock").stat().st_mtime
+    for left_over in settings.inbox.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # its courier may remove it at this moment
+            if now_s - left_over.lstat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left_over, ignore_errors=True)
 
 
 @contextmanager
 def _listening(settings: SiteSettings) -> Iterator[tuple[socket.socket, Path]]:
     for folder in (settings.inbox, settings.outbox):
         folder.mkdir(parents=True, exist_ok=True, mode=0o770)
-    for left_over in settings.outbox.iterdir():
-        shutil.rmtree(left_over, ignore_errors=True)  # replies nobody fetched; the store has them
+    _clear_spool(settings)
     with contextlib.ExitStack() as stack:
         path = settings.home / "steward.sock"
         if len(os.fsencode(path)) > LONGEST_PATH:

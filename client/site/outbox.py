@@ -133,7 +133,7 @@ RULES: Final[Mapping[StageName, StageRule]] = {
     "screening": StageRule(
         FilterBody, labels=frozenset({"candidates", "kept"}), arrays={"votes": {"keep": _VOTES}}
     ),
-    "audit": StageRule(MeasuredBody, labels=_AUDIT),
+    "audit": StageRule(FilterBody, labels=_AUDIT),
     "signing": StageRule(SigningBody),
 }
 """The allow-list. Whoever adds a line adds it to the page on what leaves a site."""
@@ -193,10 +193,10 @@ class Outbox:
         reply = self._reply(task, status=status, reason=reason[:_LONGEST_REASON])
         return self._release(task, reply, {})
 
-    def note_refusal(self, reason: str, *, size: int = 0) -> None:
+    def note_refusal(self, reason: str, size: int) -> None:
         """Write down that something was refused to which there is no signed reply.
 
-        ``size`` counts the bytes of the fixed sentence that its bearer gets.
+        ``size`` counts the bytes of the fixed sentences that its bearers get.
         """
         entry = Entry(event="refused", bytes=size, reason=reason[:_LONGEST_REASON])
         self._journal.append(entry)

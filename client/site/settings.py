@@ -4,11 +4,15 @@ A site may set its name and its own ``[performance]`` and ``[limits]``; what a s
 the study's alone. Layout of the home folder::
 
     site.toml  coordinator.json  roster.json  keys/        fixed at enrolment
-    scans/     cache/            updates/     spool/       private, rebuilt, finished, in transit
+    scans/     records/          updates/                  private, kept, finished
     store.sqlite  journal.jsonl  journal.head.json         what was done and what left
+    spool/                                                 in transit
     progress.jsonl  steward.json  steward.log              for the operator
 
-``keys`` holds ``signing.pem``, ``sealing.pem`` and ``split.key``.
+``keys`` holds ``signing.pem``, ``sealing.pem`` and ``split.key``. ``records`` holds what one stage
+leaves for a later one and cannot be made again, since a stage is answered once: the filter's
+operating point and the digests of the audited images. Nothing that could be computed again is on
+disk: it stays in the steward's memory. Only ``spool`` and the operator's files may be cleared.
 """
 
 from __future__ import annotations
@@ -84,9 +88,9 @@ class SiteSettings:
         return self.home / "scans"
 
     @property
-    def cache(self) -> Path:
-        """Folder of what can be computed again."""
-        return self.home / "cache"
+    def records(self) -> Path:
+        """Folder of what later stages need and nothing can make again, one below it a protocol."""
+        return self.home / "records"
 
     @property
     def updates(self) -> Path:

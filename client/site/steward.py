@@ -1,9 +1,10 @@
 """The steward: has scans, keys, consents and the outbox, and no network.
 
 It obeys only envelopes that the coordinator's key signed, the one fixed at enrolment, whoever
-delivers them. Before a task starts it checks, in this order: signature, site, consent, nonce. A
-finished Update is returned again and never computed twice, and nobody gets a second one for other
-inputs: who could ask again with one voxel changed would learn from every answer.
+delivers them. Before a task starts it checks, in this order: signature, site, consent, nonce, and
+for what is not finished yet: whether it is still waited for. A finished Update is returned again,
+however late, and never computed twice, and nobody gets a second one for other inputs: who could
+ask again with one voxel changed would learn from every answer.
 """
 
 from __future__ import annotations
@@ -11,23 +12,35 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from typing import Final
 
 from vitrael.client.site.consent import Agreement, find_agreement
 from vitrael.client.site.journal import Clock, Journal
 from vitrael.client.site.outbox import Outbox
 from vitrael.client.site.progress import ProgressFile
+from vitrael.client.site.refusals import Refusals
 from vitrael.client.site.settings import SiteSettings
-from vitrael.client.site.store import Finished, Store, storage_error
+from vitrael.client.site.store import Finished, Store
 from vitrael.client.site.tasks import TASKS, SiteContext, TaskRunner
 from vitrael.core.data.cohort import Cohort
-from vitrael.core.errors import AuthError, ConsentError, EnvelopeError, VitraelError
+from vitrael.core.errors import (
+    AuthError,
+    ConsentError,
+    EnvelopeError,
+    VitraelError,
+    storage_error,
+)
 from vitrael.core.messages import ENVELOPE, Parcel, StageName, Task
 from vitrael.core.study import Study
 from vitrael.privacy.envelope import open_task, open_task_attachments
 from vitrael.privacy.keys import KeyPair, load_public_keys
 
 logger = logging.getLogger(__name__)
+
+CLOCK_SLACK: Final = timedelta(hours=1)
+"""How far two hospitals' clocks may differ, and how long a parcel may lie in a queue beyond its
+deadline: an hour is more than either takes, and less than a coordinator takes to ask again."""
 
 _IN_ROUNDS: Final[frozenset[StageName]] = frozenset({"codec", "teacher"})
 
@@ -58,30 +71,34 @@ class Steward:
         self._store = Store(settings.store, updates=settings.updates)
         self._progress = ProgressFile(settings.progress, clock=clock)
         self._outbox = Outbox(
-            Journal(settings.journal, clock=clock),
+            Journal(settings.journal, clock=clock, witness=self._store),
             site=settings.name,
             keys=self._keys,
             coordinator=self._coordinator,
             limits=settings.document.limits,
         )
+        self._refusals = Refusals(self._outbox.note_refusal, clock=clock)
         self._context: SiteContext | None = None
 
     def close(self) -> None:
-        """Close the store."""
-        self._store.close()
+        """Write down what refusals were only counted, and close the store."""
+        try:
+            self._refusals.settle()
+        except VitraelError as error:
+            logger.error("refusals stand in no journal: %s", error.sentence())  # noqa: TRY400
+        finally:
+            self._store.close()
 
     def answer(self, parcel: Parcel) -> dict[str, bytes]:
         """Return the sealed and signed reply to a parcel.
 
         A task that cannot be done is answered with status ``refused`` (no consent, no right) or
-        ``failed`` and one sentence. Raises EnvelopeError for what deserves no reply at all, and
-        StorageError when not even the journal can be written.
+        ``failed`` and one sentence. Raises EnvelopeError for what deserves no reply at all (whoever
+        refuses its bearer then calls ``note_refusal``), and StorageError when not even the journal
+        can be written. Of ``parcel`` the envelope alone is read until its signature holds.
         """
-        try:
-            task = self._open(parcel)
-        except EnvelopeError as error:
-            self._outbox.note_refusal(error.sentence())
-            raise
+        task = self._open(parcel)
+        self._refusals.settle()
         try:
             finished = self._finish(task, parcel)
             return self._outbox.send(task, finished)
@@ -100,9 +117,10 @@ class Steward:
     def note_refusal(self, reason: str, size: int) -> None:
         """Write down why a parcel got no signed reply, and the bytes that its bearer gets instead.
 
-        Raises StorageError when the journal cannot be written.
+        The only place from which such a refusal reaches the journal, a line a minute at most (see
+        ``refusals``). Raises StorageError when the journal cannot be written.
         """
-        self._outbox.note_refusal(reason, size=size)
+        self._refusals.note(reason, size)
 
     def _open(self, parcel: Parcel) -> Task:
         task = open_task(parcel.get(ENVELOPE, b""), self._coordinator)
@@ -129,6 +147,7 @@ class Steward:
         done = None if task.stage == "consent" else self._store.find_finished(task)
         if done is not None:
             return done
+        _check_fresh(task, now=now)
         self._check_first(task)
         inputs = open_task_attachments(task, parcel, site=self._keys)
         self._progress.begin(task.stage, task.round)
@@ -163,18 +182,19 @@ class Steward:
         """Return the warm context of this protocol; another protocol's is let go."""
         context = self._context
         if context is None or context.study.protocol.digest != agreement.study.protocol.digest:
-            folder = agreement.consent.protocol.removeprefix("sha256:")[:16]
+            records = self._settings.records
+            records.mkdir(mode=0o700, exist_ok=True)
+            records /= agreement.consent.protocol.removeprefix("sha256:")[:16]
+            records.mkdir(mode=0o700, exist_ok=True)
             context = SiteContext(
                 settings=self._settings,
                 study=agreement.study,
                 consent=agreement.envelope,
                 keys=self._keys,
-                coordinator=self._coordinator,
-                cache=self._settings.cache / folder,
+                records=records,
                 load_cohort=self._load_cohort,
                 report=self._progress.report,
             )
-            context.cache.mkdir(parents=True, exist_ok=True)
             self._context = context
         context.study, context.consent = agreement.study, agreement.envelope
         return context
@@ -189,3 +209,21 @@ class Steward:
             why=f"an unexpected {type(error).__name__}",
             fix=f"read {self._settings.log.name} at the site",
         ).sentence()
+
+
+def _check_fresh(task: Task, *, now: datetime) -> None:
+    """Raise EnvelopeError for a task that nobody waits for, or that comes from the future."""
+    age_s = (now - datetime.fromisoformat(task.issued_utc)).total_seconds()
+    slack_s = CLOCK_SLACK.total_seconds()
+    if age_s > task.deadline_s + slack_s:
+        raise EnvelopeError(
+            "the task is too old to be begun",
+            why=f"it was issued at {task.issued_utc} with {task.deadline_s:g} s to answer it",
+            fix="ask again with a new task; if this one is new, set the clocks of both sides",
+        )
+    if age_s < -slack_s:
+        raise EnvelopeError(
+            "the task was issued in the future",
+            why=f"it says {task.issued_utc} and this site's clock {now.isoformat()}",
+            fix="set the clocks of both sides",
+        )

@@ -1,13 +1,13 @@
-"""The site's store: consents, nonces and finished Updates; one SQLite file and one folder.
+"""The site's store: consents, nonces, finished Updates; one SQLite file and one folder.
 
 An Update counts as finished from the moment its row is committed. Its tensors lie beside the
 database, named by their digests and written before the row, so that a process killed between any
-two steps loses nothing finished and never leaves half an Update behind that counts.
+two steps loses nothing finished and never leaves half an Update behind that counts. The store also
+remembers where the journal ended, so that a journal that is removed or cut is missed.
 """
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +20,9 @@ from sqlalchemy import JSON, Connection, Engine, String, create_engine, event, s
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from vitrael.client.site.journal import Kept
 from vitrael.core.digest import Digest, canonical_json, digest_bytes, write_atomically
-from vitrael.core.errors import StorageError
+from vitrael.core.errors import StorageError, storage_error
 from vitrael.core.messages import Task
 from vitrael.core.weights import Tensors, pack_tensors, unpack_tensors
 
@@ -31,7 +32,6 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 _DIGEST = String(71)
 _UTC = String(40)
 _NAME = String(48)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Base(DeclarativeBase):
@@ -80,6 +80,16 @@ class FinishedRow(Base):
     outputs: Mapped[dict[str, Any]]
     """Digest of each attachment."""
     finished_utc: Mapped[str] = mapped_column(_UTC)
+
+
+class JournalHeadRow(Base):
+    """Number and digest of the journal's last line; one row."""
+
+    __tablename__ = "journal_head"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    lines: Mapped[int]
+    hash: Mapped[Digest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +207,17 @@ class Store:
         with self._transaction() as session:
             return session.scalars(others.limit(1)).first() is not None
 
+    def read_head(self) -> Kept | None:
+        """Return where the journal ended, or None when it had no line yet."""
+        with self._transaction() as session:
+            row = session.get(JournalHeadRow, 1)
+            return None if row is None else Kept(row.lines, row.hash)
+
+    def keep_head(self, head: Kept) -> None:
+        """Remember where the journal ends now."""
+        with self._transaction() as session:
+            session.merge(JournalHeadRow(id=1, lines=head.lines, hash=head.hash))
+
     def _read(self, digest: Digest) -> Tensors:
         path = self._tensor_path(digest)
         data = path.read_bytes() if path.exists() else b""
@@ -204,7 +225,7 @@ class Store:
             raise StorageError(
                 "a finished update is damaged",
                 why="its tensors on disk have another digest than when they were written",
-                fix=f"restore {path.name} in {path.parent} from a backup",
+                fix=f"restore {path.parent.name}/{path.name} from a backup",
             )
         return unpack_tensors(data)
 
@@ -234,16 +255,6 @@ def explain_storage(what: str) -> Iterator[None]:
         raise StorageError(
             f"{what} is damaged", why=str(error.orig), fix="restore the file from a backup"
         ) from error
-
-
-def storage_error(what: str, error: OSError) -> StorageError:
-    """Return the StorageError for what the disk said."""
-    full = error.errno in _DISK_FULL
-    return StorageError(
-        f"{what} cannot be written" if full else f"{what} cannot be read or written",
-        why="there is no disk space left" if full else error.strerror or type(error).__name__,
-        fix="make room on the disk and run the study again; what was finished is kept",
-    )
 
 
 def _to_json(value: object) -> str:

@@ -19,17 +19,16 @@ from vitrael.core.data.nifti import read_nifti
 from vitrael.core.data.preprocess import prepare_scan
 from vitrael.core.data.scan import Scan
 from vitrael.core.data.splits import Split, split_subjects
-from vitrael.core.digest import Digest, canonical_json, digest_file
+from vitrael.core.digest import digest_file
 from vitrael.core.errors import CohortError, ScanError
 from vitrael.core.records import PatientImages
 from vitrael.core.study import COVARIATES, Data, Protocol
 
-_VERSION_DOMAIN = b"vitrael/cohort/1\0"
 _ORDER_DOMAIN = b"vitrael/order/1\0"
 
 
 class Cohort:
-    """The scans of one site's folder under one protocol: counts, and images by split.
+    """The scans of one site's folder under one protocol: images by split.
 
     Images are read, prepared and measured on the first request of a split and kept in memory.
     """
@@ -63,28 +62,6 @@ class Cohort:
     def __repr__(self) -> str:
         """Show nothing of a patient, not even how many there are."""
         return "Cohort(private)"
-
-    def counts(self) -> dict[Split, int]:
-        """Return the number of patients in every split."""
-        return {split: len(subjects) for split, subjects in self._subjects.items()}
-
-    @property
-    def version(self) -> Digest:
-        """Name of the cohort's content, keyed: it tells nothing to who lacks the site's key."""
-        rows = sorted(
-            [
-                item.subject,
-                item.visit,
-                item.age_years,
-                item.sex,
-                item.ventricle_ml,
-                item.brain_ml,
-                item.digest,
-            ]
-            for item in self._items
-        )
-        message = _VERSION_DOMAIN + canonical_json(rows)
-        return Digest("sha256:" + hmac.new(self._key, message, hashlib.sha256).hexdigest())
 
     def images(self, split: Split) -> PatientImages:
         """Return all images of a split, patients in an order that says nothing, visits in time.

@@ -161,13 +161,14 @@ def _affine(image: nib.Nifti1Image) -> Affine:
             why="its qform and sform codes are both 0",
             fix="export the scan again with its geometry",
         )
-    affine = np.array(image.affine, dtype=np.float64)
-    check_affine(affine)
     try:
         unit = header.get_xyzt_units()[0]
     except KeyError:
         unit = "unknown"
-    affine[:3] *= _MM_PER_UNIT.get(unit, 1.0)
+    affine = np.array(image.affine, dtype=np.float64)
+    with np.errstate(all="ignore"):  # what overflows becomes infinite and is refused below
+        affine[:3] *= _MM_PER_UNIT.get(unit, 1.0)
+    check_affine(affine)
     low, high = SPACING_RANGE_MM
     if not all(low <= size <= high for size in spacing_mm(affine)):
         raise ScanError(

@@ -3,8 +3,9 @@
 For rehearsals on real scans: at a hospital the scans are there already. Subject, session, age and
 sex come from an ``index.csv`` (columns ``path`` and ``subject``; of use are ``session``,
 ``modality``, ``site`` and ``notes`` such as ``age=39;sex=m``), else from BIDS names and a
-``participants.tsv``, else the file's name is the subject. Both tables may lie in the folder or in
-its parent. Messages number the scans in the order of their sorted paths and never show one.
+``participants.tsv``, else the file's name is the subject, where no other folder has a file of that
+name and it names no session. Both tables may lie in the folder or in its parent. Messages number
+the scans in the order of their sorted paths and never show one.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class FoundScan:
     sex: float | None = None
     site: str | None = None
     """The index's ``site``, else the first folder below the one that was searched."""
+    is_named: bool = True
+    """Whether the index or a BIDS name tells the subject; otherwise it is the file's name."""
 
     def __repr__(self) -> str:
         """Show nothing of a patient."""
@@ -86,7 +89,8 @@ class SiteScans:
 def find_scans(folder: Path) -> list[FoundScan]:
     """Return the T1-weighted scans below a folder, sorted by path; labels and masks are no scans.
 
-    Raises CohortError when the folder is missing or holds no such file, or a table is damaged.
+    Raises CohortError when the folder is missing or holds no such file, when a table is damaged,
+    and when a file's name does not tell whose scan it is.
     """
     if not folder.is_dir():
         raise CohortError(
@@ -112,7 +116,9 @@ def find_scans(folder: Path) -> list[FoundScan]:
             why=f"{len(files)} NIfTI files were found, none of them a T1-weighted image",
             fix="give a folder with .nii or .nii.gz files of T1-weighted brains",
         )
-    return [replace(scan, number=number) for number, scan in enumerate(found, start=1)]
+    scans = [replace(scan, number=number) for number, scan in enumerate(found, start=1)]
+    _demand_subjects(scans)
+    return scans
 
 
 def partition_by_subject(
@@ -309,7 +315,29 @@ def _describe(
         age_years=_age(facts.get("age", "")),
         sex=_SEX.get((facts.get("sex") or facts.get("gender") or "").strip().lower()),
         site=row.get("site") or (inside.parts[0] if len(inside.parts) > 1 else None),
+        is_named=bool(row.get("subject") or named),
     )
+
+
+def _demand_subjects(found: Sequence[FoundScan]) -> None:
+    """Raise CohortError where a file's name alone would merge patients, or split one in two."""
+    fix = "list every scan with its subject in index.csv, or give the files BIDS names: sub-01_T1w"
+    first: dict[str, FoundScan] = {}
+    for scan in found:
+        other = first.setdefault(scan.subject, scan)
+        if scan.path.parent != other.path.parent and not (scan.is_named and other.is_named):
+            raise CohortError(
+                f"it is not clear whose scan number {scan.number} is",
+                why=f"scan {other.number}, in another folder, has the same file name, "
+                "and nothing else tells their subjects",
+                fix=fix,
+            )
+        if not scan.is_named and _SESSION.search(scan.subject):
+            raise CohortError(
+                f"it is not clear whose scan number {scan.number} is",
+                why="its file name tells a session and no subject",
+                fix=fix,
+            )
 
 
 def _age(text: str) -> float | None:

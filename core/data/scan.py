@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitrael.core.errors import ScanError
-from vitrael.core.geometry import Affine, check_affine, spacing_mm
+from vitrael.core.geometry import Affine, check_affine
 
 _CDHW_AXES = 4
 
@@ -37,11 +37,6 @@ class Scan:
         """Show shape and modality, nothing of a patient."""
         shape = "x".join(str(size) for size in self.image_CDHW.shape)
         return f"Scan({shape}, {self.modality})"
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size along D, H, W."""
-        return spacing_mm(self.affine)
 
 
 def check_scan(scan: Scan) -> None:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from scipy import stats
 
+from vitrael.core.checks import finite
 from vitrael.core.errors import DataError
 
 CONFIDENCE: Final = 0.95
@@ -119,8 +120,9 @@ def auc(higher: np.ndarray, lower: np.ndarray) -> Estimate:
     The error is that of DeLong, DeLong and Clarke-Pearson (1988), which vanishes when the groups
     are separated. So it is never below that of Hanley and McNeil (1982) for an area half a patient
     of the smaller group short of 1: a perfect separation of few patients is not certain.
-    Raises DataError when a group is empty.
+    Raises DataError when a group is empty and when a score is not finite.
     """
+    finite(higher=higher, lower=lower)
     edges = np.unique(np.concatenate([higher, lower]))
     return binned_auc(
         np.bincount(np.searchsorted(edges, higher), minlength=len(edges)),
@@ -131,8 +133,12 @@ def auc(higher: np.ndarray, lower: np.ndarray) -> Estimate:
 def binned_auc(
     higher_bins: Sequence[int] | np.ndarray, lower_bins: Sequence[int] | np.ndarray
 ) -> Estimate:
-    """Return the area and its error from counts of scores in common rising bins."""
+    """Return the area and its error from counts of scores in common rising bins.
+
+    Raises DataError as ``auc``.
+    """
     h, low = np.asarray(higher_bins, dtype=float), np.asarray(lower_bins, dtype=float)
+    finite(higher_bins=h, lower_bins=low)
     n_high, n_low = h.sum(), low.sum()
     if h.shape != low.shape or n_high < 1 or n_low < 1:
         raise DataError("an area under the curve needs scores in both groups and common bins")
@@ -166,25 +172,31 @@ def share_excess(
     scales: Sequence[float],
     confidence: float = CONFIDENCE,
 ) -> tuple[float, Interval]:
-    """Return the sum over strata of (hits - scale * control hits) / ``trials``, with bounds.
+    """Return the sum over strata of max(0, hits - scale * control hits) / ``trials``, with bounds.
 
-    Every stratum sees the same trials. The bounds of the two sums are joined by the method of
-    variance estimates recovery (Zou and Donner 2008, equation 2). That of the control reaches as
-    far as if all strata had the largest scale, which no mixture of scales exceeds; equal scales
-    lose nothing by it. Value and bounds are cut to [-1, 1]. Raises DataError without a trial.
+    Every stratum sees the same trials. A control explains the hits of its own stratum and no more:
+    one that has more than these pays for no other. The bounds of the two sums are joined by the
+    method of variance estimates recovery (Zou and Donner 2008, equation 2): the upper one around
+    the value, with the control hits that count; the lower one around the sum with all of them, of
+    which the value is never short. The control's reaches as far as if all strata had the largest
+    scale, which no mixture of scales exceeds; equal scales lose nothing by it. Value and bounds
+    are cut to [0, 1]. Raises DataError without a trial, and for a scale that is not positive.
     """
-    if trials < 1 or not hits:
+    if trials < 1 or not hits or min(scales) <= 0:
         raise DataError("there is no trial to compare")
-    scaled = sum(s * c for s, c in zip(scales, control_hits, strict=True))
-    value = (sum(hits) - scaled) / trials
+    scaled = [s * c for s, c in zip(scales, control_hits, strict=True)]
+    explained = [min(h, c) for h, c in zip(hits, scaled, strict=True)]
+    counting = [c / s for c, s in zip(explained, scales, strict=True)]
+    value, least = (sum(hits) - sum(explained)) / trials, (sum(hits) - sum(scaled)) / trials
     p_low, p_high = _reaches(hits, trials, confidence=confidence)
-    q_low, q_high = (max(scales) * x for x in _reaches(control_hits, trials, confidence=confidence))
-    bounds = (value - math.hypot(p_low, q_high), value, value + math.hypot(p_high, q_low))
-    low, middle, high = (min(1.0, max(-1.0, bound)) for bound in bounds)
+    q_low = max(scales) * _reaches(counting, trials, confidence=confidence)[0]
+    q_high = max(scales) * _reaches(control_hits, trials, confidence=confidence)[1]
+    bounds = (least - math.hypot(p_low, q_high), value, value + math.hypot(p_high, q_low))
+    low, middle, high = (min(1.0, max(0.0, bound)) for bound in bounds)
     return middle, Interval(low, high)
 
 
-def _reaches(hits: Sequence[int], trials: int, *, confidence: float) -> tuple[float, float]:
+def _reaches(hits: Sequence[float], trials: int, *, confidence: float) -> tuple[float, float]:
     """Return how far the bounds of a sum of shares lie below and above it.
 
     Hits are taken as exclusive, so that the sum is a share; more of them than trials as separate.

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
@@ -29,13 +28,14 @@ from vitrael.core.metrics.intervals import (
     stratified,
 )
 from vitrael.core.records import PatientImages
+from vitrael.privacy.audit.worst import worst_area
 from vitrael.privacy.evidence import Measurement, not_estimable
+from vitrael.privacy.leakage import SMALLEST_COUNT
 
-LEAST_PATIENTS: Final = 5
-"""On each side, for a site's share to be told."""
 _RELABELINGS = 200
 _NEIGHBOURS = 3
 _NAME = "closeness.training_share"
+_WORST = "closeness.worst_site"
 _METHOD = "nearest real neighbour by relative distance, odds per patient; bounds by relabeling"
 
 
@@ -84,13 +84,13 @@ def common_visits(*parts: PatientImages) -> int:
 def measure_closeness(
     training_RP: np.ndarray, held_out_RP: np.ndarray, *, rng: np.random.Generator
 ) -> Closeness | None:
-    """Return a site's share, or None when a side has fewer than ``LEAST_PATIENTS`` patients.
+    """Return a site's share, or None when a side has fewer than ``SMALLEST_COUNT`` patients.
 
     The error is the spread of the share when patients are relabeled at random, so it holds for
     patients and not for samples.
     """
     sizes = training_RP.shape[1], held_out_RP.shape[1]
-    if min(sizes) < LEAST_PATIENTS or len(training_RP) == 0:
+    if min(sizes) < SMALLEST_COUNT or len(training_RP) == 0:
         return None
     pool_RP = np.concatenate([training_RP, held_out_RP], axis=1)
     labels = np.arange(pool_RP.shape[1]) < sizes[0]
@@ -108,27 +108,38 @@ def pool_closeness(
     *,
     confidence: float = CONFIDENCE,
     inputs: tuple[Digest, ...] = (),
-) -> Measurement:
-    """Return the mean over sites, weighted by their patients; one site without makes it None."""
+) -> tuple[Measurement, Measurement]:
+    """Return the mean over sites, weighted by their patients, and the worst site.
+
+    A site that could not measure (None) makes both not estimable.
+    """
     told = [part for part in parts if part is not None]
     if not parts or len(told) < len(parts):
-        why = f"a site has fewer than {LEAST_PATIENTS} training or held-out patients"
-        return not_estimable(_NAME, why, method=_METHOD, unit="patients", confidence=confidence)
-    pooled = stratified(
-        [Estimate(part.share, part.error) for part in told], [part.patients for part in told]
-    )
+        why = f"a site has fewer than {SMALLEST_COUNT} training or held-out patients"
+        first, second = (
+            not_estimable(name, why, method=_METHOD, unit="patients", confidence=confidence)
+            for name in (_NAME, _WORST)
+        )
+        return first, second
+    shares = [Estimate(part.share, part.error) for part in told]
+    patients = [part.patients for part in told]
+    pooled = stratified(shares, patients)
     low, high = normal_interval(pooled, confidence=confidence, within=UNIT)
-    return Measurement(
+    first = Measurement(
         name=_NAME,
         value=pooled.value,
         low=low,
         high=high,
-        n=sum(part.patients for part in told),
+        n=sum(patients),
         unit="held-out patients",
         confidence=confidence,
         method=_METHOD,
         inputs=inputs,
     )
+    second = worst_area(
+        _WORST, shares, patients=patients, method=_METHOD, confidence=confidence, inputs=inputs
+    )
+    return first, second
 
 
 def _share(pool_RP: np.ndarray, training_P: np.ndarray) -> float:

@@ -3,7 +3,8 @@
 A match is registered similarity above a strict operating point, taken from held-out patients who
 met the whole training gallery, as they are and after the study's own autoencoder (which makes
 images smoother and so more alike). The same count against the sealed audit patients is the
-control, scaled at each site to the size of its gallery. A positive control goes with it: training
+control, scaled at each site to the size of its gallery; it explains hits at its own site alone, so
+that no site pays for the copies of another. A positive control goes with it: training
 scans, turned, stretched and moved and then passed through the autoencoder, shown to the same
 detector. One that misses them acquits nobody.
 
@@ -20,15 +21,16 @@ import numpy as np
 from scipy import stats
 
 from vitrael.core.digest import Digest
-from vitrael.core.metrics.intervals import CONFIDENCE, share_excess
+from vitrael.core.metrics.intervals import CONFIDENCE, Interval, share_excess
 from vitrael.privacy.audit.power import Tally, share_dropped
+from vitrael.privacy.audit.worst import confidence_of_each, corrected
 from vitrael.privacy.evidence import Measurement, not_estimable
+from vitrael.privacy.leakage import SMALLEST_COUNT
 
-LEAST_PATIENTS: Final = 10
-"""Held-out patients that the operating point needs at a site."""
 FALSE_COPY_RATE: Final = 1e-4
 """Of the strict operating point: the share of strangers that would be called a copy."""
 _NAME = "copies.excess_share"
+_WORST = "copies.worst_site"
 _METHOD = "registered similarity above a strict operating point, minus the size-matched control"
 _CONTROL = "copies.control_power"
 _CONTROL_METHOD = (
@@ -58,9 +60,9 @@ def strict_point(null_HN: np.ndarray) -> float | None:
 
     The largest similarity of each stranger, through Fisher's z, is taken as normal, and its
     quantile at ``FALSE_COPY_RATE`` extrapolated; the point is never below the largest that was
-    seen. Fewer than ``LEAST_PATIENTS`` strangers give no point.
+    seen. Fewer than ``SMALLEST_COUNT`` strangers give no point.
     """
-    if len(null_HN) < LEAST_PATIENTS or null_HN.shape[1] == 0:
+    if len(null_HN) < SMALLEST_COUNT or null_HN.shape[1] == 0:
         return None
     largest = null_HN.max(1)
     z = np.arctanh(np.clip(largest, -0.999999, 0.999999))
@@ -96,40 +98,36 @@ def pool_copies(
     *,
     confidence: float = CONFIDENCE,
     inputs: tuple[Digest, ...] = (),
-) -> tuple[Measurement, Measurement]:
-    """Return the excess share of copies among the released samples, and the detector's power.
+) -> tuple[Measurement, Measurement, Measurement]:
+    """Return the excess share of copies, that of the worst site, and the detector's power.
 
-    The excess of every site, its hits less its own scale times its control hits, is added up, as
-    if no sample copied patients of two. A site that could not count (None) makes both not
-    estimable: copies of its patients would go unseen.
+    The excess of every site, its hits less its own scale times its control hits and never below
+    none, is added up, as if no sample copied patients of two. A site that could not count (None)
+    makes all three not estimable: copies of its patients would go unseen.
     """
     counted = [part for part in parts if part is not None and part.samples and part.scale > 0]
     if not parts or len(counted) < len(parts):
-        why = f"a site has fewer than {LEAST_PATIENTS} held-out patients to set the point with"
-        excess, power = (
+        why = f"a site has fewer than {SMALLEST_COUNT} training, sealed or reference patients"
+        excess, worst, power = (
             not_estimable(name, why, method=method, unit="samples", confidence=confidence)
-            for name, method in ((_NAME, _METHOD), (_CONTROL, _CONTROL_METHOD))
+            for name, method in ((_NAME, _METHOD), (_WORST, _METHOD), (_CONTROL, _CONTROL_METHOD))
         )
-        return excess, power
+        return excess, worst, power
     samples = min(part.samples for part in counted)
-    value, (low, high) = share_excess(
-        [part.hits for part in counted],
-        [part.control_hits for part in counted],
-        samples,
-        scales=[part.scale for part in counted],
+    excess = _measurement(
+        _NAME,
+        share_excess(
+            [part.hits for part in counted],
+            [part.control_hits for part in counted],
+            samples,
+            scales=[part.scale for part in counted],
+            confidence=confidence,
+        ),
+        samples=samples,
         confidence=confidence,
-    )
-    excess = Measurement(
-        name=_NAME,
-        value=value,
-        low=low,
-        high=high,
-        n=samples,
-        unit="released samples",
-        confidence=confidence,
-        method=_METHOD,
         inputs=inputs,
     )
+    worst = _worst_site(counted, confidence=confidence, inputs=inputs)
     power = share_dropped(
         _CONTROL,
         [Tally(part.planted, part.planted_hits) for part in counted],
@@ -138,4 +136,48 @@ def pool_copies(
         confidence=confidence,
         inputs=inputs,
     )
-    return excess, power
+    return excess, worst, power
+
+
+def _worst_site(
+    sites: Sequence[Copies], *, confidence: float, inputs: tuple[Digest, ...]
+) -> Measurement:
+    """Return the excess of the site whose lower bound is largest."""
+    each = confidence_of_each(len(sites), confidence=confidence)
+    found = [
+        share_excess(
+            [site.hits], [site.control_hits], site.samples, scales=[site.scale], confidence=each
+        )
+        for site in sites
+    ]
+    return _measurement(
+        _WORST,
+        max(found, key=lambda one: (one[1].low, one[0])),
+        samples=min(site.samples for site in sites),
+        confidence=confidence,
+        inputs=inputs,
+        method=corrected(_METHOD, len(sites)),
+    )
+
+
+def _measurement(
+    name: str,
+    found: tuple[float, Interval],
+    *,
+    samples: int,
+    confidence: float,
+    inputs: tuple[Digest, ...],
+    method: str = _METHOD,
+) -> Measurement:
+    value, (low, high) = found
+    return Measurement(
+        name=name,
+        value=value,
+        low=low,
+        high=high,
+        n=samples,
+        unit="released samples",
+        confidence=confidence,
+        method=method,
+        inputs=inputs,
+    )

@@ -4,9 +4,14 @@ The attack scores every patient by how near a released sample comes, relative to
 real patients come: a density ratio in the manner of DOMIAS (van Breugel et al. 2023,
 arXiv 2302.12580) with nearest-neighbour densities. Scored are training patients against sealed
 held-out ones. An area far below one half is a finding too: samples that keep clear of the
-training patients tell who they are. The placebo scores random halves of one group against each
-other: it must find nothing. The control plants copies of half the training patients among the
-samples: it must find something, or the attack is too weak to acquit anybody.
+training patients tell who they are. The control plants copies of half the training patients among
+the samples, and both groups meet the enlarged set: it must find something, or the attack is too
+weak to acquit anybody; copies of strangers, as near to the one group as to the other, must not do.
+
+The placebo scores random halves of one group against each other. Halves are exchangeable however
+leaky the samples are, so what it finds depends on the number of patients and on the seed alone: it
+checks that the attack's machinery and errors find nothing where nothing is. It says nothing of the
+release.
 
 Axes: R released samples, P patients, Q reference patients.
 """
@@ -15,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
@@ -29,11 +33,12 @@ from vitrael.core.metrics.intervals import (
     normal_interval,
     stratified,
 )
+from vitrael.privacy.audit.worst import worst_area
 from vitrael.privacy.evidence import Measurement, not_estimable
+from vitrael.privacy.leakage import SMALLEST_COUNT
 
-LEAST_PATIENTS: Final = 10
-"""On each side, for a site's areas to be told."""
 _NEIGHBOURS = 5
+_WORST = "membership.worst_site"
 _METHOD = "nearest-neighbour density ratio on the released samples; areas by site, DeLong errors"
 
 
@@ -64,18 +69,21 @@ def attack_scores(released_RP: np.ndarray, reference_QP: np.ndarray) -> np.ndarr
 def measure_membership(
     members_P: np.ndarray,
     others_P: np.ndarray,
-    members_with_plants_P: np.ndarray,
     *,
+    planted: tuple[np.ndarray, np.ndarray],
     rng: np.random.Generator,
 ) -> Membership | None:
-    """Return a site's areas from attack scores, or None with too few patients on a side."""
-    if min(len(members_P), len(others_P)) < LEAST_PATIENTS:
+    """Return a site's areas from attack scores, or None with too few patients on a side.
+
+    ``planted`` holds the scores of members and others when copies stand among the samples.
+    """
+    if min(len(members_P), len(others_P)) < SMALLEST_COUNT:
         return None
     halves = [_halves(scores, rng) for scores in (members_P, others_P)]
     return Membership(
         attack=auc(members_P, others_P),
         placebo=stratified([auc(*half) for half in halves], [len(members_P), len(others_P)]),
-        control=auc(members_with_plants_P, others_P),
+        control=auc(*planted),
         members=len(members_P),
         others=len(others_P),
     )
@@ -86,31 +94,39 @@ def pool_membership(
     *,
     confidence: float = CONFIDENCE,
     inputs: tuple[Digest, ...] = (),
-) -> tuple[Measurement, Measurement, Measurement]:
-    """Return attack, placebo and control, each a mean over sites weighted by their patients.
+) -> tuple[Measurement, ...]:
+    """Return attack, placebo and control, each a mean over sites by their patients, and the worst.
 
-    A site that could not measure (None) makes all three not estimable.
+    The worst is the site with the worst attack. A site that could not measure (None) makes all
+    four not estimable.
     """
     names = ("membership.auc", "membership.placebo_gap", "membership.control_auc")
     told = [part for part in parts if part is not None]
     if not parts or len(told) < len(parts):
-        why = f"a site has fewer than {LEAST_PATIENTS} training or held-out patients"
-        first, second, third = (
+        why = f"a site has fewer than {SMALLEST_COUNT} training or held-out patients"
+        return tuple(
             not_estimable(name, why, method=_METHOD, unit="patients", confidence=confidence)
-            for name in names
+            for name in (*names, _WORST)
         )
-        return first, second, third
     weights = [part.members * part.others / (part.members + part.others) for part in told]
     attack = stratified([part.attack for part in told], weights)
     placebo = stratified([part.placebo for part in told], weights)
     control = stratified([part.control for part in told], weights)
     gap = Estimate(abs(placebo.value - 0.5), placebo.error)
     others = sum(part.others for part in told)
-    first, second, third = (
+    pooled = (
         _measurement(name, estimate, n=others, confidence=confidence, inputs=inputs)
         for name, estimate in zip(names, (attack, gap, control), strict=True)
     )
-    return first, second, third
+    worst = worst_area(
+        _WORST,
+        [part.attack for part in told],
+        patients=[min(part.members, part.others) for part in told],
+        method=_METHOD,
+        confidence=confidence,
+        inputs=inputs,
+    )
+    return (*pooled, worst)
 
 
 def _measurement(

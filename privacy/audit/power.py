@@ -10,6 +10,7 @@ import numpy as np
 from vitrael.core.digest import Digest
 from vitrael.core.metrics.intervals import CONFIDENCE, clopper_pearson
 from vitrael.privacy.evidence import Measurement, not_estimable
+from vitrael.privacy.leakage import SMALLEST_COUNT
 from vitrael.privacy.reid.roles import Keep
 
 
@@ -21,9 +22,14 @@ class Tally(NamedTuple):
 
 
 def show_to_filter(images: Mapping[str, np.ndarray], keep: Keep) -> dict[str, Tally]:
-    """Return a tally for each class of images, by the very function that screens candidates."""
+    """Return a tally for each class of images, by the very function that screens candidates.
+
+    Each image is of another patient. A class of fewer than ``SMALLEST_COUNT`` is shown to nobody.
+    """
     return {
-        kind: Tally(len(batch), int((~keep(batch)).sum()) if len(batch) else 0)
+        kind: Tally(len(batch), int((~keep(batch)).sum()))
+        if len(batch) >= SMALLEST_COUNT
+        else Tally(0, 0)
         for kind, batch in images.items()
     }
 

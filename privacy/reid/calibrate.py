@@ -25,6 +25,7 @@ from vitrael.core.digest import Digest, digest_json
 from vitrael.core.errors import DataError
 from vitrael.core.interfaces import Embedder
 from vitrael.core.records import PatientImages
+from vitrael.privacy.leakage import SMALLEST_COUNT
 from vitrael.privacy.reid.gallery import Gallery, embed, extend_gallery, match, with_round_trips
 from vitrael.privacy.reid.roles import RoundTrip
 
@@ -142,14 +143,14 @@ def verify_encoder(
     """Return how often two visits of a patient are more alike than visits of two patients.
 
     Only patients with two visits count; the images are those of patients whom the encoder has
-    never seen. Fewer than two such patients give no trial.
+    never seen. Fewer than ``SMALLEST_COUNT`` such patients give no trial.
     """
     pairs = [
         (rows[0], rows[1])
         for patient in np.unique(images.patient_B)
         if len(rows := np.flatnonzero(images.patient_B == patient)) > 1
     ]
-    if len(pairs) < 2:  # noqa: PLR2004 - a stranger is needed
+    if len(pairs) < SMALLEST_COUNT:
         return Verification(0.0, 0)
     first, second = np.array(pairs).T
     embedding = embed(images.image_BCDHW, encoder, device=device)

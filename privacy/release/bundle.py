@@ -34,7 +34,14 @@ from vitrael.core.study import COVARIATES, Study
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import Verdict
 from vitrael.privacy.release import card
-from vitrael.privacy.release.manifest import MANIFEST, FileEntry, Manifest, Reference
+from vitrael.privacy.release.manifest import (
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    Reference,
+    image_path,
+    subject_name,
+)
 
 LICENSE: Final = "CC-BY-4.0"
 
@@ -178,14 +185,9 @@ def _title(contents: Contents) -> str:
     return f"{contents.reference.name}: synthetic {contents.samples.modality} brain volumes{mark}"
 
 
-def _subject(number: int) -> str:
-    return f"sub-syn{number:04d}"
-
-
 def _image_paths(samples: SyntheticSet) -> Iterator[str]:
     for number in range(1, len(samples) + 1):
-        subject = _subject(number)
-        yield f"{subject}/anat/{subject}_{samples.modality}.nii.gz"
+        yield image_path(number, samples.modality)
 
 
 def _participants(samples: SyntheticSet) -> str:
@@ -198,7 +200,7 @@ def _participants(samples: SyntheticSet) -> str:
     for row, origin in enumerate(samples.provenance):
         values = [*origin.condition, *(float(samples.measured[name][row]) for name in measured)]
         cells = [f"{value:.6g}" if math.isfinite(value) else "n/a" for value in values]
-        table.writerow([_subject(row + 1), origin.index, origin.seed, origin.generator, *cells])
+        table.writerow([subject_name(row + 1), origin.index, origin.seed, origin.generator, *cells])
     return text.getvalue()
 
 

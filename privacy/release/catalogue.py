@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,9 @@ from vitrael.privacy.release.verify import VerifiedRelease, verify_release
 
 CATALOGUE: Final = "catalogue.json"
 MAX_CATALOGUE_BYTES: Final = 16 << 20
+
+_LOCK_S = 60.0
+_LOCK_POLL_S = 0.1
 
 
 class Entry(Section):
@@ -116,11 +120,24 @@ def parse_catalogue(data: bytes) -> Catalogue:
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
+    """Hold the catalogue's lock; raise StorageError when another holds it for ``_LOCK_S``."""
     import fcntl  # noqa: PLC0415 - researchers read catalogues where there is no fcntl
 
     root.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + _LOCK_S
     with (root / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the file
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= until:
+                    raise StorageError(
+                        f"the catalogue is in use, waited {_LOCK_S:.0f} s",
+                        why="another process publishes or recalls, or hangs while it does",
+                        fix="wait for it or end it, then try again",
+                    ) from error
+                time.sleep(_LOCK_POLL_S)
         yield
 
 

@@ -24,12 +24,28 @@ RECALLED: Final = "RECALLED.json"
 SIGNATURES: Final = "signatures"
 REQUIRED: Final = ("evidence.json", "study.toml", "verdict.json")
 """A release without its study, its Evidence and its Verdict is none."""
+DOCUMENTS: Final = frozenset(
+    {
+        *REQUIRED,
+        ".bidsignore",
+        "CITATION.cff",
+        "card.md",
+        "croissant.json",
+        "dataset_description.json",
+        "participants.json",
+        "participants.tsv",
+        "participation.json",
+        "report.html",
+    }
+)
+"""What a release of images holds beside them; a site signs no manifest that names anything else."""
 
 MAX_MANIFEST_BYTES: Final = 64 << 20
 MAX_STATEMENT_BYTES: Final = 64 << 10
 MAX_PATH_CHARS: Final = 200
 
 _SEGMENT = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_IMAGE = re.compile(r"(sub-syn[0-9]{4,})/anat/\1_[A-Za-z0-9]+\.nii\.gz", re.ASCII)
 _REFERENCE = re.compile(r"([a-z][a-z0-9-]{0,47})@([1-9][0-9]{0,8})", re.ASCII)
 
 
@@ -65,6 +81,22 @@ def parent_folders(path: str) -> list[str]:
     """Return the folders that a path lies in, outermost first."""
     parts = path.split("/")
     return ["/".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def subject_name(number: int) -> str:
+    """Return how image ``number``, counted from 1, is called, in the manner of BIDS."""
+    return f"sub-syn{number:04d}"
+
+
+def image_path(number: int, modality: str) -> str:
+    """Return where image ``number`` stands in a release."""
+    subject = subject_name(number)
+    return f"{subject}/anat/{subject}_{modality}.nii.gz"
+
+
+def is_image_path(path: str) -> bool:
+    """Return whether a path is one that ``image_path`` gives."""
+    return _IMAGE.fullmatch(path) is not None
 
 
 def is_safe_path(path: str) -> bool:

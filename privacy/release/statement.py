@@ -53,11 +53,6 @@ class Statement:
         )
 
 
-def key_id(public: str) -> str:
-    """Return the key id that securesystemslib gives an Ed25519 public key (64 hex digits)."""
-    return _verifier(public).keyid
-
-
 def sign_statement(statement: Statement, key: Ed25519PrivateKey) -> bytes:
     """Return the envelope's bytes; equal statement and key, equal bytes (RFC 8032)."""
     envelope = Envelope(statement.to_bytes(), PAYLOAD_TYPE, {})

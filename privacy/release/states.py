@@ -2,16 +2,16 @@
 
 ::
 
-    candidate --gate--> gated --sign--> signed --publish--> published --recall--> recalled
+    candidate --gate--> gated --sign--> signed --publish--> published
 
 Ordering rules:
 
 1. A candidate is gated once: its manifest and its Verdict are fixed.
 2. Only a release whose Verdict is a pass is signed, and only the manifest that was gated.
 3. It is signed when enough distinct sites have signed; one site counts once.
-4. Only a signed release is published, and only a published one recalled.
-5. A release under a policy that is not publishable keeps the mark "rehearsal" in every state.
+4. Only a signed release is published.
 
+A recall is no state here: it is a signed notice beside what is published (``recall.py``).
 A step out of order raises UsageError; what the Verdict or the signatures forbid, VerificationError.
 """
 
@@ -33,7 +33,6 @@ class State(StrEnum):
     GATED = "gated"
     SIGNED = "signed"
     PUBLISHED = "published"
-    RECALLED = "recalled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +41,15 @@ class Release:
 
     reference: Reference
     policy: str
-    publishable: bool
-    """Whether the policy allows publication to anyone."""
     state: State = State.CANDIDATE
     manifest: Digest | None = None
     verdict: Verdict | None = None
     signed_by: frozenset[str] = frozenset()
-    recall_reason: str = ""
-
-    @property
-    def mark(self) -> str:
-        """What must stand beside the release wherever it is shown; empty when nothing must."""
-        return "" if self.publishable else "rehearsal: not for publication"
 
 
 def propose(reference: Reference, policy: Policy) -> Release:
     """Return a candidate under a policy."""
-    return Release(reference, policy=policy.name, publishable=policy.publishable)
+    return Release(reference, policy=policy.name)
 
 
 def gate(release: Release, verdict: Verdict, *, manifest: Digest) -> Release:
@@ -91,16 +82,10 @@ def sign(release: Release, *, site: str, manifest: Digest, threshold: int) -> Re
 
 
 def publish(release: Release) -> Release:
-    """Return the release as published; a rehearsal keeps its mark."""
+    """Return the release as published."""
     _demand(release, State.SIGNED, step="published")
     _demand_pass(release)
     return replace(release, state=State.PUBLISHED)
-
-
-def recall(release: Release, *, reason: str) -> Release:
-    """Return the release as recalled; there is no way back."""
-    _demand(release, State.PUBLISHED, step="recalled")
-    return replace(release, state=State.RECALLED, recall_reason=reason)
 
 
 def _demand(release: Release, *states: State, step: str) -> None:
@@ -108,7 +93,7 @@ def _demand(release: Release, *states: State, step: str) -> None:
         raise UsageError(
             f"{release.reference} cannot be {step}",
             why=f"it is {release.state}, not {' or '.join(states)}",
-            fix="take the steps in their order: gate, sign, publish, recall",
+            fix="take the steps in their order: gate, sign, publish",
         )
 
 

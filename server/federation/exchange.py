@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 BYTES = "vitrael.bytes"
 """How Flower's Array names a plain byte string."""
 
+ABSENT_S = 90.0
+"""How long a site that is not connected is waited for before its deadline begins."""
+
 _POLL_S = 0.1
 _SLOWEST_POLL_S = 1.0
 _PRESENCE_POLL_S = 0.5
@@ -96,7 +99,7 @@ class FlowerExchange:
     grid: Grid
     nodes: Mapping[str, int]
     """Site name -> Flower node id."""
-    absent_s: float = 90.0
+    absent_s: float = ABSENT_S
     attempts: int = 3
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep

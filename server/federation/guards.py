@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import signal
 import threading
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from vitrael.core.errors import StorageError, UsageError
+from vitrael.core.errors import DISK_FULL, UsageError, storage_error
 
 Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
@@ -68,8 +67,6 @@ def explained_storage(home: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
-        raise StorageError(
-            f"no disk space is left for {home}", fix="free some, then resume"
-        ) from error
+        raise storage_error(str(home), error, fix="free some, then resume") from error

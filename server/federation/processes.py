@@ -9,6 +9,7 @@ left behind.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -30,6 +31,13 @@ from vitrael.core.errors import NetworkError, ProcessError
 HOME_MARK = "VITRAEL_REHEARSAL_HOME"
 """The variable by which a process is known to belong to a home."""
 
+_FLOWER = frozenset(
+    {
+        *("flower-superlink", "flower-supernode", "flower-superexec"),
+        *("flwr-serverapp", "flwr-clientapp"),
+    }
+)
+_COURIER = "vitrael.client.site.courier."
 _GRACE_S = 5.0
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -97,7 +105,6 @@ class Child:
     environment: Mapping[str, str]
     log: Path
     process: subprocess.Popen[bytes]
-    restarts: int = 0
 
     @property
     def pid(self) -> int:
@@ -143,9 +150,7 @@ class ProcessGroup:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             process = _spawn(name, command, environment=environment, output=output)
-        previous = self.children.get(name)
         child = Child(name, tuple(command), environment, log, process)
-        child.restarts = previous.restarts + 1 if previous else 0
         self.children[name] = child
         self._record()
         return child
@@ -193,14 +198,16 @@ class ProcessGroup:
 def end_leftovers(home: Path) -> list[int]:
     """End the processes of a home that an earlier parent left behind; return their ids.
 
-    A process counts when its environment carries the home's mark, or when it is one that
-    ``processes.json`` names or a Flower program and its command line names the home.
+    A process counts when its environment carries the home's mark, or when its command line names
+    the home and is that of a Flower program, of a courier, or what ``processes.json`` has under
+    its id. Another home whose path only begins alike is not this one.
     """
     pid_file = _pid_file(home)
     try:
-        recorded = {int(entry["pid"]) for entry in json.loads(pid_file.read_bytes()).values()}
+        entries = json.loads(pid_file.read_bytes()).values()
+        recorded = {int(entry["pid"]): list(map(str, entry["command"])) for entry in entries}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        recorded = set()
+        recorded = {}
     found = [p for p in psutil.process_iter() if _belongs(p, home=home, recorded=recorded)]
     for send in (psutil.Process.terminate, psutil.Process.kill):
         for process in found:
@@ -257,16 +264,35 @@ def _wait_for(children: Sequence[Child], *, seconds: float) -> None:
             child.process.wait(timeout=max(until - time.monotonic(), 0.0))
 
 
-def _belongs(process: psutil.Process, *, home: Path, recorded: set[int]) -> bool:
+def _belongs(process: psutil.Process, *, home: Path, recorded: Mapping[int, list[str]]) -> bool:
     if process.pid == os.getpid():
         return False
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
         command = process.cmdline()
-        flower = any("flower-" in part or "courier" in part for part in command[:4])
-        if (process.pid in recorded or flower) and any(str(home) in part for part in command):
+        ours = command if _is_program(command) else _common_end(command, recorded.get(process.pid))
+        if any(_names(part, home) for part in ours):
             return True
         return bool(process.environ().get(HOME_MARK) == str(home))
     except (psutil.Error, OSError):
         return False
+
+
+def _is_program(command: Sequence[str]) -> bool:
+    """Say whether a command line starts a Flower program or a module of the courier."""
+    program = [Path(part).name for part in command[:2]]  # a script comes after its interpreter
+    module = command[2] if len(command) > 2 and command[1] == "-m" else ""  # noqa: PLR2004
+    return not _FLOWER.isdisjoint(program) or module.startswith(_COURIER)
+
+
+def _common_end(command: Sequence[str], recorded: Sequence[str] | None) -> list[str]:
+    """Return the arguments at the end of both: what starts a program may stand before them."""
+    pairs = zip(reversed(command), reversed(recorded or ()), strict=False)
+    return [mine for mine, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+
+
+def _names(argument: str, home: Path) -> bool:
+    """Say whether the path of a home, or one below it, stands in an argument."""
+    pattern = rf"(?:^|[\s=\"',:]){re.escape(str(home))}(?:$|[/\s\"',:])"
+    return re.search(pattern, argument) is not None

@@ -81,19 +81,15 @@ def choose_ticks(low: float, high: float, *, about: int = 5) -> tuple[float, ...
 
 
 def draw_lines(curve: Curve, *, width_px: int = 340, height_px: int = 200) -> Lines | None:
-    """Return a line diagram; points that are not finite are left out, None without any point."""
-    series = {
-        name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-        for name, points in curve.series.items()
-    }
-    every = [point for points in series.values() for point in points]
+    """Return a line diagram, or None without any point; a Curve holds finite points alone."""
+    every = [point for points in curve.series.values() for point in points]
     if not every:
         return None
     x = _axis((x for x, _ in every), start_px=48, end_px=width_px - 10)
     y = _axis((y for _, y in every), start_px=height_px - 34, end_px=18)
     lines = tuple(
         Line(name, " ".join(f"{x.place(a)},{y.place(b)}" for a, b in points))
-        for name, points in series.items()
+        for name, points in curve.series.items()
         if points
     )
     return Lines(curve, x, y, lines)

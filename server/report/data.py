@@ -1,7 +1,8 @@
 """What a report says, as one frozen document: every number that the page shows stands here.
 
-Nothing in it is about one patient. Counts of patients are buckets, and fewer than 11 are never
-told more exactly (``SMALL``).
+Nothing in it is about one patient. How many patients a site trained with is a bucket, and fewer
+than ``SMALLEST_COUNT`` are not told more exactly. The n of a measurement, over all sites together
+or of the smallest one, is exact: without it no interval could be checked.
 """
 
 from __future__ import annotations
@@ -16,11 +17,9 @@ from vitrael.core.digest import Digest
 from vitrael.core.study import Name, Study
 from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.gates import POLICIES, Verdict
+from vitrael.privacy.leakage import SMALLEST_COUNT
 
 SCHEMA: Final = "vitrael.report/1"
-
-SMALL: Final = 11
-"""Counts of patients below this are suppressed."""
 
 Bucket = Literal[
     "none", "fewer than 11", "11 to 49", "50 to 99", "100 to 199", "200 to 499", "500 to 999",
@@ -32,7 +31,7 @@ _BUCKETS: Final[tuple[tuple[int, Bucket], ...]] = (
     (200, "200 to 499"),
     (100, "100 to 199"),
     (50, "50 to 99"),
-    (SMALL, "11 to 49"),
+    (SMALLEST_COUNT, "11 to 49"),
     (1, "fewer than 11"),
 )
 
@@ -134,6 +133,8 @@ class ReportData(Section):
     """Released synthetic volumes."""
     unscreened: bool = False
     """Whether the candidates could not be judged against the sites' own scans."""
+    unscreened_reason: str = ""
+    """Why not, in words of ours; empty when they were judged."""
     study: StudySummary
     sites: tuple[SiteSummary, ...]
     verdict: Verdict

@@ -8,6 +8,7 @@ from vitrael.core.configs import Section
 from vitrael.privacy.evidence import PLANT_CLASSES
 from vitrael.server.report.data import ReportData
 
+_COPIES: Final = {"copies.excess_share", "copies.worst_site"}
 PLANTS: Final = {
     "exact": "the scan itself",
     "noise": "with 2 % noise",
@@ -86,14 +87,26 @@ def _sentences(data: ReportData) -> tuple[str, ...]:
             f"Beyond the threshold with the whole interval, so not by chance: {', '.join(proven)}."
         )
     if data.unscreened:
-        lines.append(
-            "The candidates are unscreened: there were too few patients to calibrate the filter."
-        )
+        why = f": {data.unscreened_reason}" if data.unscreened_reason else ""
+        lines.append(f"The candidates are unscreened{why}.")
     lines.append(
-        f"The set has {data.volumes} synthetic volumes, all drawn from the distilled generator. "
-        "No scan of a patient is in it, nor in this report."
+        f"The set has {data.volumes} synthetic volumes, all drawn from the distilled generator. No "
+        f"scan was put among them, nor into this report. {_copies(data)}"
     )
     return tuple(lines)
+
+
+def _copies(data: ReportData) -> str:
+    """Return what the search for copies says of the volumes, at its worst."""
+    found = [f for f in data.verdict.findings if f.gate.measurement in _COPIES]
+    outcomes = {finding.outcome for finding in found}
+    if any(finding.proven for finding in found):
+        return "But copies of patients' scans are among them, and may be among the pictures here."
+    if "refused" in outcomes:
+        return "Copies of patients' scans may be among them: their gate refused."
+    if not outcomes or "not estimable" in outcomes:
+        return "Whether any of them copies a patient's scan was not measured."
+    return "The search for copies stayed within its gate, which does not say that there is none."
 
 
 def _names(data: ReportData, outcome: str) -> str:

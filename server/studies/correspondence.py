@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vitrael.core.digest import Digest
-from vitrael.core.errors import QuorumError, VitraelError, WeightsError
-from vitrael.core.messages import Parcel, Reply, StageName, Task
+from vitrael.core.errors import DataError, QuorumError, VitraelError, WeightsError
+from vitrael.core.messages import ENVELOPE, Parcel, Reply, StageName, Task
 from vitrael.core.weights import Tensors
+from vitrael.privacy.audit.tallies import check_tally
 from vitrael.privacy.envelope import attachment_digests, make_task_parcel, open_reply_parcel
 from vitrael.server.studies.run import StudyRun
+
+_LONGEST_REASON = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,8 @@ class Answer:
 
     reply: Reply
     tensors: Mapping[str, Digest]
+    envelope: bytes
+    """The reply as the site signed it."""
 
     def digest_of(self, name: str) -> Digest:
         """Return the digest of an attachment; raise WeightsError when the reply has none."""
@@ -39,6 +44,16 @@ class Answers:
     absent: dict[str, str] = field(default_factory=dict)
 
     @property
+    def bodies(self) -> dict[str, dict[str, Any]]:
+        """What each site said."""
+        return {site: dict(answer.reply.body) for site, answer in self.by_site.items()}
+
+    @property
+    def envelopes(self) -> dict[str, str]:
+        """What each site signed, for others to check."""
+        return {site: answer.envelope.decode() for site, answer in self.by_site.items()}
+
+    @property
     def details(self) -> dict[str, Any]:
         """What the participation record keeps."""
         return {"absent": self.absent} if self.absent else {}
@@ -50,13 +65,17 @@ def ask_sites(
     attachments: Mapping[str, Tensors],
     *,
     round_index: int = 0,
+    check: Callable[[Answer], object] | None = None,
+    quorum: int | None = None,
 ) -> Answers:
     """Return every site's answer to one task.
 
-    A reply counts when its signature, its digests and its reference to the task hold and its
-    status is "done". Raises QuorumError, which names the absent sites and their reasons, when
-    fewer sites than the quorum answer.
+    A reply counts when its signature, its digests and its reference to the task hold, its status
+    is "done", and ``check`` raises no error for it: what cannot be used later must not be kept.
+    Raises QuorumError, which names the absent sites and their reasons, when fewer sites than the
+    quorum answer, that of the study unless another is given.
     """
+    attempt = _earlier_attempts(run, stage, round_index)
     tasks = {
         site: Task(
             protocol=run.study.protocol.digest,
@@ -64,6 +83,7 @@ def ask_sites(
             site=site,
             stage=stage,
             round=round_index,
+            attempt=attempt,
             nonce=secrets.token_hex(16),
             issued_utc=run.clock().isoformat(),
             deadline_s=run.study.protocol.federation.deadline_s,
@@ -83,12 +103,12 @@ def ask_sites(
             absent[site] = parcel
             continue
         try:
-            arrived[site] = _open_answer(run, tasks[site], parcel)
+            arrived[site] = _open_answer(run, tasks[site], parcel, check)
         except VitraelError as error:
             absent[site] = error.sentence()
         run.tell(stage, round_index, "answer", done=len(arrived), total=len(tasks))
     answers = Answers({s: arrived[s] for s in run.members if s in arrived}, absent)
-    quorum = run.study.protocol.federation.quorum
+    quorum = quorum or run.study.protocol.federation.quorum
     if len(answers.by_site) < quorum:
         reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(absent.items()))
         raise QuorumError(
@@ -100,9 +120,39 @@ def ask_sites(
     return answers
 
 
-def _open_answer(run: StudyRun, task: Task, parcel: Parcel) -> Answer:
+def _earlier_attempts(run: StudyRun, stage: StageName, round_index: int) -> int:
+    """Return how often this round was begun before the attempt that runs now."""
+    history = run.ledger.history(run.study.protocol.digest)
+    begun = sum((record.key.stage, record.key.round) == (stage, round_index) for record in history)
+    return max(0, begun - 1)
+
+
+def _open_answer(
+    run: StudyRun, task: Task, parcel: Parcel, check: Callable[[Answer], object] | None
+) -> Answer:
     reply, tensors = open_reply_parcel(parcel, coordinator=run.keys, site=run.members[task.site])
     reply.check_answers(task)
     if reply.status != "done":
-        raise VitraelError(f"{reply.status}: {reply.reason}")
-    return Answer(reply, {name: run.objects.put_tensors(t) for name, t in tensors.items()})
+        raise VitraelError(f"{reply.status}: {_printable(reply.reason)}")
+    stored = {name: run.objects.put_tensors(t) for name, t in tensors.items()}
+    answer = Answer(reply, stored, parcel[ENVELOPE])
+    if check is not None:
+        try:
+            check(answer)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise DataError(
+                "the answer is malformed",
+                why=f"what stage {task.stage} needs is not in it ({type(error).__name__})",
+                fix="run the same package version everywhere",
+            ) from error
+    return answer
+
+
+def usable_tally(answer: Answer) -> None:
+    """Raise DataError for a reply whose body cannot be pooled into Evidence."""
+    check_tally(answer.reply.stage, answer.reply.body)
+
+
+def _printable(text: str) -> str:
+    """Return what a site wrote for records and terminals: one line, not too long."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)[:_LONGEST_REASON]

@@ -16,14 +16,14 @@ from vitrael.core.configs import DiffusionConfig
 from vitrael.core.data.conditions import unscale_conditions
 from vitrael.core.data.measure import measure_volumes
 from vitrael.core.digest import Digest
-from vitrael.core.errors import DataError, VerificationError, WeightsError
+from vitrael.core.errors import DataError, WeightsError
 from vitrael.core.geometry import centred_affine
+from vitrael.core.models import SYSTEMS
 from vitrael.core.models.brain_ldm import (
     LatentGenerator,
     build_codec,
     build_denoiser,
     draw_latents,
-    trained_sigmas,
 )
 from vitrael.core.models.nets.autoencoder import KLCodec
 from vitrael.core.records import SampleRequest
@@ -31,9 +31,9 @@ from vitrael.core.rng import stream, stream_seed, torch_stream
 from vitrael.core.study import COVARIATES
 from vitrael.core.training.compute import Compute, prepare_compute
 from vitrael.core.training.loop import fit
-from vitrael.core.training.objectives import VelocityObjective
 from vitrael.core.weights import load_weights, module_tensors
-from vitrael.server.studies.correspondence import ask_sites
+from vitrael.privacy.audit.tallies import check_vote
+from vitrael.server.studies.correspondence import Answer, ask_sites, usable_tally
 from vitrael.server.studies.run import StageResult, StudyRun
 
 _SEX = COVARIATES.index("sex")
@@ -99,32 +99,27 @@ def screen_candidates(
 
     def work() -> StageResult:
         images = run.objects.get_tensors(Digest(candidates["images"]))
-        answers = ask_sites(run, "screening", {"candidates": images})
+        frozen = calibration["sites"]
+
+        def check(answer: Answer) -> None:
+            usable_tally(answer)
+            _votes(run, answer, count)
+            site = answer.reply.site
+            check_vote(site, answer.reply.body, frozen.get(site, {}))
+
         count = int(candidates["count"])
+        answers = ask_sites(run, "screening", {"candidates": images}, check=check)
         keep = np.ones(count, dtype=bool)
         sites: dict[str, Any] = {}
         for site, answer in answers.by_site.items():
-            votes = run.objects.get_tensors(answer.digest_of("votes")).get("keep")
-            if votes is None or votes.shape != (count,):
-                raise WeightsError(
-                    f"the votes of {site} are refused",
-                    why=f"there must be one for each of the {count} candidates",
-                )
-            promised = calibration.get("sites", {}).get(site, {}).get("commitment", "")
-            body = answer.reply.body
-            if body.get("estimable") and body.get("commitment", "") != promised:
-                raise VerificationError(
-                    f"the votes of {site} are refused",
-                    why="its operating point is not the one that it froze before",
-                    fix="let the site restore its cache, or start a fresh study",
-                )
-            kept = votes.astype(bool)
+            kept = _votes(run, answer, count)
             keep &= kept
             sites[site] = {**answer.reply.body, "kept": int(kept.sum())}
         judged = len(sites) == len(run.members) and all(s.get("estimable") for s in sites.values())
         document = {
             "keep": [int(i) for i in np.flatnonzero(keep)],
             "sites": sites,
+            "envelopes": answers.envelopes,
             "unscreened": 0 if judged else count,
             "count": count,
         }
@@ -133,6 +128,16 @@ def screen_candidates(
 
     inputs = {"candidates": candidates, "calibration": calibration}
     return run.stage("screening", inputs, work)
+
+
+def _votes(run: StudyRun, answer: Answer, count: int) -> np.ndarray:
+    votes = run.objects.get_tensors(answer.digest_of("votes")).get("keep")
+    if votes is None or votes.shape != (count,):
+        raise WeightsError(
+            f"the votes of {answer.reply.site} are refused",
+            why=f"there must be one for each of the {count} candidates",
+        )
+    return votes.astype(bool)
 
 
 def train_student(
@@ -156,13 +161,14 @@ def train_student(
         with torch.no_grad():
             parts = torch.from_numpy(images.astype(np.float32)).split(32)
             latents = torch.cat([net.encode(part.to(compute.device)) for part in parts])
-        part = protocol.generator.student
-        student = build_denoiser(
-            protocol.generator, part, seed=stream_seed(protocol.seed, "student")
-        ).to(compute.device)
+        system = protocol.generator
+        part = system.student
+        student = build_denoiser(system, part, seed=stream_seed(protocol.seed, "student")).to(
+            compute.device
+        )
         curve = fit(
             student,
-            VelocityObjective(trained_sigmas(part)),
+            SYSTEMS[system.kind].objective(system, "student"),
             draw_latents(latents, torch.from_numpy(condition).to(compute.device)),
             part.training,
             length_images=part.training.length_images,

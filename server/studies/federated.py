@@ -10,13 +10,13 @@ import numpy as np
 
 from vitrael.core.configs import TrainingConfig
 from vitrael.core.digest import Digest
-from vitrael.core.errors import ConsentError, WeightsError
+from vitrael.core.errors import ConsentError
 from vitrael.core.messages import StageName
 from vitrael.core.metrics.moments import add_moments, correlation, mean_and_covariance
 from vitrael.core.weights import Tensors, check_like, module_tensors
 from vitrael.privacy.envelope import attachment_digests, open_consent
 from vitrael.server.federation.aggregate import weighted_mean
-from vitrael.server.studies.correspondence import Answers, ask_sites
+from vitrael.server.studies.correspondence import Answer, ask_sites, usable_tally
 from vitrael.server.studies.run import StageResult, StudyRun
 
 _MOMENTS = ("latent", "condition", "ceiling")
@@ -62,8 +62,9 @@ def scale_latents(run: StudyRun, codec: Digest) -> dict[str, Any]:
     """
 
     def work() -> StageResult:
-        answers = ask_sites(run, "latents", {"codec": run.objects.get_tensors(codec)})
-        sums = _pool(run, answers)
+        brought = {"codec": run.objects.get_tensors(codec)}
+        answers = ask_sites(run, "latents", brought, check=lambda answer: _pool(run, [answer]))
+        sums = _pool(run, list(answers.by_site.values()))
         mean, covariance = mean_and_covariance(sums["latent"])
         tensors = run.objects.get_tensors(codec)
         tensors["latent_mean"] = mean.astype(np.float32)
@@ -89,9 +90,10 @@ def calibrate_filters(run: StudyRun, codec: Digest) -> dict[str, Any]:
     """
 
     def work() -> StageResult:
-        answers = ask_sites(run, "calibration", {"codec": run.objects.get_tensors(codec)})
-        bodies = {site: dict(answer.reply.body) for site, answer in answers.by_site.items()}
-        return StageResult({"sites": bodies}, answers.details, tuple(bodies))
+        brought = {"codec": run.objects.get_tensors(codec)}
+        answers = ask_sites(run, "calibration", brought, check=usable_tally)
+        document = {"sites": answers.bodies, "envelopes": answers.envelopes}
+        return StageResult(document, answers.details, tuple(answers.by_site))
 
     return run.stage("calibration", {"codec": codec}, work)
 
@@ -128,11 +130,26 @@ def _train_rounds(
         def work(before: Digest = before, round_index: int = round_index) -> StageResult:
             tensors = run.objects.get_tensors(before)
             attachments = {part: tensors, **(beside or {})}
-            answers = ask_sites(run, stage, attachments, round_index=round_index)
-            mean = weighted_mean(_updates(run, answers, part, tensors))
+
+            def check(answer: Answer) -> None:
+                check_like(run.objects.get_tensors(answer.digest_of(part)), tensors)
+                _curve(answer)
+
+            answers = ask_sites(run, stage, attachments, round_index=round_index, check=check)
+            mean = weighted_mean(
+                [
+                    (run.objects.path(answer.digest_of(part)), answer.reply.num_examples)
+                    for answer in answers.by_site.values()
+                ]
+            )
             document = {part: run.objects.put_tensors(mean)}
             return StageResult(
-                document, {**answers.details, "curves": _curves(answers)}, tuple(answers.by_site)
+                document,
+                {
+                    **answers.details,
+                    "curves": {site: _curve(answer) for site, answer in answers.by_site.items()},
+                },
+                tuple(answers.by_site),
             )
 
         inputs = {"weights": before, "beside": attachment_digests(beside or {})}
@@ -141,34 +158,18 @@ def _train_rounds(
     return weights
 
 
-def _updates(
-    run: StudyRun, answers: Answers, part: str, expected: Tensors
-) -> list[tuple[Any, int]]:
-    """Return the updates on disk with their counts; a site whose tensors do not fit is refused."""
-    updates = []
-    for site, answer in answers.by_site.items():
-        try:
-            check_like(run.objects.get_tensors(answer.digest_of(part)), expected)
-        except WeightsError as error:
-            raise WeightsError(f"the update of {site} is refused", why=error.sentence()) from error
-        updates.append((run.objects.path(answer.digest_of(part)), answer.reply.num_examples))
-    return updates
+def _curve(answer: Answer) -> dict[str, list[float]]:
+    """Return a site's loss curve; raise ValueError when its halves do not fit together."""
+    body: Mapping[str, Any] = answer.reply.body
+    curve = {name: [float(x) for x in body.get(f"curve_{name}", [])] for name in ("images", "loss")}
+    if len(curve["images"]) != len(curve["loss"]):
+        msg = "a curve has as many losses as places"
+        raise ValueError(msg)
+    return curve
 
 
-def _curves(answers: Answers) -> dict[str, Any]:
-    return {
-        site: {
-            "images": answer.reply.body.get("curve_images", []),
-            "loss": answer.reply.body.get("curve_loss", []),
-        }
-        for site, answer in answers.by_site.items()
-    }
-
-
-def _pool(run: StudyRun, answers: Answers) -> dict[str, dict[str, np.ndarray]]:
-    parts: Sequence[Tensors] = [
-        run.objects.get_tensors(answer.digest_of("moments")) for answer in answers.by_site.values()
-    ]
+def _pool(run: StudyRun, answers: Sequence[Answer]) -> dict[str, dict[str, np.ndarray]]:
+    parts = [run.objects.get_tensors(answer.digest_of("moments")) for answer in answers]
     return {
         name: add_moments(
             [{key: part[f"{name}.{key}"] for key in ("count", "sum", "square")} for part in parts]

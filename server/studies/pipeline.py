@@ -55,14 +55,15 @@ def run_study(home: Path, exchange: Exchange) -> int:
     screening = screen_candidates(run, candidates=candidates, calibration=calibration)
     student = train_student(run, codec=codec, candidates=candidates, screening=screening)
     samples = synthesize(run, codec=codec, student=student, condition=scale["condition"])
-    audit = audit_samples(run, codec=codec, student=student, samples=samples)
+    audit = audit_samples(run, codec=codec, student=student, samples=samples, screening=screening)
     decision = judge_release(
         run, calibration=calibration, screening=screening, samples=samples, audit=audit
     )
     verdict = Verdict.model_validate(decision["verdict"])
     if verdict.passed:
         bundle = assemble_bundle(run, student=student, samples=samples, decision=decision)
-        signing = sign_release(run, bundle=bundle)
+        tallies = {"calibration": calibration, "screening": screening, "audit": audit}
+        signing = sign_release(run, bundle=bundle, tallies=tallies)
         publish_release(run, decision=decision, signing=signing)
     page = write_study_report(run, samples=samples, decision=decision)
     _write_outcome(run, verdict, page=page, screening=screening)

@@ -10,20 +10,15 @@ from typing import Any
 import numpy as np
 
 from vitrael.core.data.synthetic import SyntheticSet, synthetic_set
-from vitrael.core.digest import Digest, digest_bytes, digest_json
+from vitrael.core.digest import Digest, digest_bytes
 from vitrael.core.errors import StorageError, VerificationError
 from vitrael.core.geometry import centred_affine
 from vitrael.core.records import Samples
 from vitrael.core.rng import stream
 from vitrael.core.study import COVARIATES, Study
 from vitrael.core.version import package_version
-from vitrael.privacy.audit.pooling import (
-    audit_measurements,
-    conditioning_measurements,
-    participation_measurement,
-    screening_measurement,
-    verification_measurement,
-)
+from vitrael.privacy.audit.pooling import conditioning_measurements, participation_measurement
+from vitrael.privacy.audit.tallies import STAGES, check_certificate, pool_tallies
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import POLICIES, Verdict, decide
 from vitrael.privacy.release import states
@@ -33,21 +28,33 @@ from vitrael.privacy.release.manifest import MANIFEST, Reference
 from vitrael.privacy.release.sign import add_signature
 from vitrael.privacy.release.trust import Trust, trust_roster
 from vitrael.privacy.release.verify import verify_release
-from vitrael.server.studies.correspondence import ask_sites
+from vitrael.server.studies.correspondence import Answer, ask_sites, usable_tally
 from vitrael.server.studies.reporting import render_bundle_report
 from vitrael.server.studies.run import StageResult, StudyRun
 
 _VENTRICLE = COVARIATES.index("ventricle_ml")
+_SIGNING = "signing 0"
 _SIGNED_FILES = (MANIFEST, "study.toml", "evidence.json", "verdict.json")
 
 
 def audit_samples(
-    run: StudyRun, *, codec: Digest, student: Digest, samples: Mapping[str, Any]
+    run: StudyRun,
+    *,
+    codec: Digest,
+    student: Digest,
+    samples: Mapping[str, Any],
+    screening: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Stage ``audit``: each site tallies the samples, and its own filter, on sealed patients.
 
-    What the sites judge are the image files of the release themselves; they sign no others.
+    What the sites judge are the image files of the release themselves; they sign no others. The
+    filter that they test is the one that voted in ``screening``.
     """
+
+    def check(answer: Answer) -> None:
+        usable_tally(answer)
+        site = answer.reply.site
+        check_certificate(site, answer.reply.body, screening["sites"].get(site, {}))
 
     def work() -> StageResult:
         files = image_files(read_samples(run, student=student, samples=samples))
@@ -55,11 +62,12 @@ def audit_samples(
             "released": {path: np.frombuffer(data, np.uint8) for path, data in files.items()},
             "codec": run.objects.get_tensors(codec),
         }
-        answers = ask_sites(run, "audit", attachments)
-        tallies = {site: dict(answer.reply.body) for site, answer in answers.by_site.items()}
-        return StageResult({"sites": tallies}, answers.details, tuple(tallies))
+        answers = ask_sites(run, "audit", attachments, check=check)
+        document = {"sites": answers.bodies, "envelopes": answers.envelopes}
+        return StageResult(document, answers.details, tuple(answers.by_site))
 
-    return run.stage("audit", {"codec": codec, "samples": samples}, work)
+    inputs = {"codec": codec, "samples": samples, "screening": screening}
+    return run.stage("audit", inputs, work)
 
 
 def judge_release(
@@ -77,20 +85,18 @@ def judge_release(
     def work() -> StageResult:
         tensors = run.objects.get_tensors(Digest(samples["samples"]))
         confidence = protocol.audit.confidence
-        inputs = (Digest(samples["samples"]), digest_json(audit))
+        told = {"calibration": calibration, "screening": screening, "audit": audit}
+        measured = {stage: list(document["sites"].values()) for stage, document in told.items()}
+        drawn = Digest(samples["samples"])
         measurements = (
             participation_measurement(took_part=took_part, roster=len(run.members)),
-            screening_measurement(tuple(screening["sites"].values())),
-            verification_measurement(tuple(calibration["sites"].values()), confidence=confidence),
-            *audit_measurements(
-                tuple(audit["sites"].values()), confidence=confidence, inputs=inputs
-            ),
+            *pool_tallies(measured, confidence=confidence, samples=(drawn,)),
             *conditioning_measurements(
                 tensors["covariate"][:, _VENTRICLE],
                 tensors["ventricle_ml"],
                 rng=stream(protocol.seed, "permuted conditions"),
                 confidence=confidence,
-                inputs=inputs[:1],
+                inputs=(drawn,),
             ),
         )
         evidence = Evidence(protocol=protocol.digest, measurements=measurements)
@@ -130,22 +136,32 @@ def assemble_bundle(
     return run.stage("bundle", {"samples": samples, "decision": decision}, work)
 
 
-def sign_release(run: StudyRun, *, bundle: Mapping[str, Any]) -> dict[str, Any]:
+def sign_release(
+    run: StudyRun, *, bundle: Mapping[str, Any], tallies: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """Stage ``signing``: have every site sign the bundle's manifest; the document says who did.
 
-    Raises StorageError when the bundle is no longer the one that was written.
+    ``tallies`` holds the documents of calibration, screening and audit: each site pools the signed
+    replies in them again. Raises StorageError when the bundle is no longer the one that was
+    written, and QuorumError unless all sites sign; those who have are not asked to judge again.
     """
 
     def work() -> StageResult:
         folder = bundle_folder(run.home, _reference(run))
         files = _read_signed_files(folder, manifest=bundle["manifest"])
-        answers = ask_sites(run, "signing", {"manifest": files})
+        replies = {
+            f"{stage}/{site}": np.frombuffer(envelope.encode(), np.uint8)
+            for stage in STAGES
+            for site, envelope in tallies[stage]["envelopes"].items()
+        }
+        attachments = {"manifest": files, "tallies": replies}
+        answers = ask_sites(run, "signing", attachments, quorum=len(run.members))
         for site, answer in answers.by_site.items():
             add_signature(folder, str(answer.reply.body["signature"]).encode(), site=site)
         document = {"manifest": bundle["manifest"], "signed_by": list(answers.by_site)}
         return StageResult(document, answers.details, tuple(answers.by_site))
 
-    return run.stage("signing", {"bundle": bundle}, work)
+    return run.stage("signing", {"bundle": bundle}, work)  # which follows from the tallies
 
 
 def _read_signed_files(folder: Path, *, manifest: str) -> dict[str, np.ndarray]:
@@ -244,12 +260,16 @@ def _contents(
         verdict=Verdict.model_validate(decision["verdict"]),
         participation=_participation(run),
         code_version=package_version(),
+        released=run.clock().date(),
         report_html=render_bundle_report(run, samples=samples, decision=decision),
     )
 
 
 def _participation(run: StudyRun) -> dict[str, Any]:
-    """Return the participation record: who took part in each stage, who was absent and why."""
+    """Return the participation record: who took part in each stage, and who was absent.
+
+    Why is for the coordinator to know: a reason is a text of a site.
+    """
     finished = [r for r in run.ledger.history(run.study.protocol.digest) if r.status == "finished"]
     return {
         "sites": list(run.members),
@@ -259,7 +279,7 @@ def _participation(run: StudyRun) -> dict[str, Any]:
             if record.participants
         },
         "absent": {
-            f"{record.key.stage} {record.key.round}": record.details["absent"]
+            f"{record.key.stage} {record.key.round}": sorted(record.details["absent"])
             for record in finished
             if record.details.get("absent")
         },
@@ -267,8 +287,10 @@ def _participation(run: StudyRun) -> dict[str, Any]:
 
 
 def _took_part(run: StudyRun) -> int:
-    stages = _participation(run)["stages"].values()
-    return sum(all(site in present for present in stages) for site in run.members)
+    """Return how many sites answered in every stage that is before the gates."""
+    stages = _participation(run)["stages"]
+    before = [present for stage, present in stages.items() if stage != _SIGNING]
+    return sum(all(site in present for present in before) for site in run.members)
 
 
 def is_rehearsal(study: Study) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vitrael.core.data.phantoms.cohorts import draw_scan
 from vitrael.core.digest import Digest
+from vitrael.core.metrics.intervals import pearson_interval
 from vitrael.core.study import COVARIATES
 from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.gates import Verdict
@@ -37,8 +38,12 @@ _REFERENCE_SITE = "report"
 def render_bundle_report(
     run: StudyRun, *, samples: Mapping[str, Any], decision: Mapping[str, Any]
 ) -> bytes:
-    """Return the page that goes into the bundle, as things stand before it is signed."""
-    data = build_report(run, samples=samples, decision=decision)
+    """Return the page that goes into the bundle, as things stand before it is signed.
+
+    It names attempts that failed and sites that were absent, and no reason: those are sentences
+    of sites and machines, nobody's to sign.
+    """
+    data = build_report(run, samples=samples, decision=decision, reasons=False)
     return render_report(data, images=_pictures(run, samples)).encode()
 
 
@@ -51,9 +56,13 @@ def write_study_report(
 
 
 def build_report(
-    run: StudyRun, *, samples: Mapping[str, Any], decision: Mapping[str, Any]
+    run: StudyRun,
+    *,
+    samples: Mapping[str, Any],
+    decision: Mapping[str, Any],
+    reasons: bool = True,
 ) -> ReportData:
-    """Return everything that the report says."""
+    """Return everything that the report says; without ``reasons`` no why of a failure in it."""
     protocol = run.study.protocol
     history = run.ledger.history(protocol.digest)
     tensors = run.objects.get_tensors(Digest(samples["samples"]))
@@ -65,14 +74,15 @@ def build_report(
         release=f"{protocol.name}@{protocol.version}",
         volumes=int(samples["count"]),
         unscreened=bool(screening.get("unscreened")),
+        unscreened_reason=_why_unscreened(run, screening) if screening.get("unscreened") else "",
         study=summarize_study(run.study),
-        sites=_sites(run, history),
+        sites=_sites(run, history, reasons=reasons),
         verdict=Verdict.model_validate(decision["verdict"]),
         evidence=evidence,
         conditioning=_conditioning(run, history, tensors, evidence),
         curves=_curves(history),
-        stages=tuple(_stage(record) for record in history),
-        events=_events(history),
+        stages=tuple(_stage(record, reasons=reasons) for record in history),
+        events=_events(history, reasons=reasons),
     )
 
 
@@ -94,14 +104,29 @@ def _document(run: StudyRun, history: Sequence[StageRecord], stage: str) -> dict
     return dict(run.objects.get_json(outputs[-1])) if outputs and outputs[-1] else {}
 
 
-def _sites(run: StudyRun, history: Sequence[StageRecord]) -> tuple[SiteSummary, ...]:
+def _why_unscreened(run: StudyRun, screening: Mapping[str, Any]) -> str:
+    """Return in words of ours why not every site could judge every candidate."""
+    if not run.study.protocol.screening.enabled:
+        return "screening is off in the study"
+    voted = screening["sites"]
+    silent = [site for site in run.members if site not in voted]
+    blind = [site for site in voted if not voted[site].get("estimable")]
+    parts = [f"no votes came from {', '.join(silent)}"] if silent else []
+    if blind:
+        parts.append(f"no filter could be calibrated at {', '.join(blind)}")
+    return "; ".join(parts)
+
+
+def _sites(
+    run: StudyRun, history: Sequence[StageRecord], *, reasons: bool
+) -> tuple[SiteSummary, ...]:
     consents = _document(run, history, "consent").get("consents", {})
     calibration = _document(run, history, "calibration").get("sites", {})
     summaries = []
     for site in run.members:
         consent = consents.get(site)
         absences = [
-            f"{record.key.stage}: {record.details['absent'][site]}"
+            _absence(record, record.details["absent"][site], reasons=reasons)
             for record in history
             if record.status == "finished" and site in record.details.get("absent", {})
         ]
@@ -130,20 +155,29 @@ def _conditioning(
     ceiling = _document(run, history, "latents").get("ceiling", {"r": None, "n": 0})
     if asked is None or permuted is None:
         return None
+    confidence = run.study.protocol.audit.confidence
     return Conditioning(
-        ceiling=Measurement(
-            name="codec.ventricle_r",
-            value=ceiling["r"],
-            n=ceiling["n"],
-            unit="scans the codec has not learned from",
-            confidence=1.0,
-            method="Pearson of ventricle volume before and after the codec, pooled sums",
-            reason="" if ceiling["r"] is not None else "no site had enough patients to tell",
-        ),
+        ceiling=_ceiling(ceiling["r"], ceiling["n"], confidence=confidence),
         asked_measured=asked,
         permuted=permuted,
         asked_ml=tuple(map(float, tensors["covariate"][:, _VENTRICLE])),
         measured_ml=tuple(map(float, tensors["ventricle_ml"])),
+    )
+
+
+def _ceiling(r: float | None, n: int, *, confidence: float) -> Measurement:
+    """Return what the codec keeps of the ventricle volume, r of ``n`` first visits."""
+    told = None if r is None else pearson_interval(r, n, confidence=confidence)
+    return Measurement(
+        name="codec.ventricle_r",
+        value=r,
+        low=told.low if told else None,
+        high=told.high if told else None,
+        n=n,
+        unit="patients the codec has not learned from",
+        confidence=confidence,
+        method="Pearson of ventricle volume before and after the codec, pooled sums, Fisher's z",
+        reason="" if told else "no site had enough patients to tell",
     )
 
 
@@ -167,7 +201,7 @@ def _curves(history: Sequence[StageRecord]) -> tuple[Curve, ...]:
     )
 
 
-def _stage(record: StageRecord) -> StageSummary:
+def _stage(record: StageRecord, *, reasons: bool) -> StageSummary:
     return StageSummary(
         stage=record.key.stage,
         round=record.key.round,
@@ -176,16 +210,21 @@ def _stage(record: StageRecord) -> StageSummary:
         seconds=record.seconds,
         participants=record.participants,
         output=record.output,
-        reason=record.reason,
+        reason=record.reason if reasons else "",
     )
 
 
-def _events(history: Sequence[StageRecord]) -> tuple[Event, ...]:
+def _absence(record: StageRecord, reason: str, *, reasons: bool) -> str:
+    where = f"absent from {record.key.stage}, round {record.key.round}"
+    return f"{where}: {reason}" if reasons else where
+
+
+def _events(history: Sequence[StageRecord], *, reasons: bool) -> tuple[Event, ...]:
     return tuple(
         Event(
             utc=record.finished_utc or record.started_utc,
             site=site,
-            event=f"absent from {record.key.stage}, round {record.key.round}: {reason}",
+            event=_absence(record, reason, reasons=reasons),
         )
         for record in history
         for site, reason in record.details.get("absent", {}).items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,6 +21,8 @@ from vitrael.server.studies.ledger import Ledger, StageKey
 
 if TYPE_CHECKING:
     from vitrael.server.federation.exchange import Exchange
+
+_PATH_CHARS = r"[^\s\"',;:]+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +83,9 @@ class StudyRun:
         try:
             result = work()
         except BaseException as error:
-            # The ledger is read by people and quoted in reports: no foreign text, no paths.
-            name = type(error).__name__
-            reason = error.sentence() if isinstance(error, VitraelError) else name
-            self.ledger.fail(record, reason)
+            # The ledger outlives this machine. What a foreign exception says is not kept.
+            told = error.sentence() if isinstance(error, VitraelError) else type(error).__name__
+            self.ledger.fail(record, without_paths(told, home=self.home))
             raise
         output = self.objects.put_json(dict(result.document))
         self.ledger.finish(
@@ -106,6 +108,15 @@ class StudyRun:
         }
         with (self.home / "progress.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def without_paths(text: str, *, home: Path) -> str:
+    """Return the text with ``…`` for the home, all below it, and every other absolute path.
+
+    Elsewhere than below the home a path ends where a space, quote, comma, semicolon or colon is.
+    """
+    below_home = rf"{re.escape(str(home))}(?![^\s\"',;:/])(?:/{_PATH_CHARS})*"
+    return re.sub(rf"{below_home}|(?<![\w.…])/+{_PATH_CHARS}", "…", text)
 
 
 def open_run(home: Path, exchange: Exchange) -> StudyRun:

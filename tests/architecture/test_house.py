@@ -102,7 +102,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_heavy_import_is_noticed() -> None:
-    assert "numpy" in loaded_modules("import vitrael.core.digest")
+    assert "numpy" in loaded_modules("import vitrael.core.checks")
 
 
 LIGHT = (

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from vitrael.client.site.tasks import SiteContext, audit, calibrate, screen
+from vitrael.client.site.tasks.sign_release import AUDITED
 from vitrael.core.data.nifti import encode_nifti
 from vitrael.core.data.phantoms.brain import (
     age_anatomy,
@@ -23,6 +24,7 @@ from vitrael.core.data.phantoms.brain import (
 )
 from vitrael.core.data.scan import Scan
 from vitrael.core.data.splits import Split
+from vitrael.core.errors import DataError
 from vitrael.core.geometry import centred_affine
 from vitrael.core.messages import Task
 from vitrael.core.records import PatientImages
@@ -30,6 +32,7 @@ from vitrael.core.rng import stream
 from vitrael.core.study import Study, load_study
 from vitrael.privacy.audit.pooling import audit_measurements, screening_measurement
 from vitrael.privacy.evidence import PLANT_CLASSES, Measurement
+from vitrael.privacy.leakage import SMALLEST_COUNT
 
 _SIZES = {"T": 40, "F": 8, "C": 10, "A": 16, "U": 4}
 _RELEASED = 32
@@ -79,12 +82,12 @@ def _study(root: Path, *, screening: bool) -> Study:
     return Study.model_validate(document)
 
 
-def _site(study: Study, cache: Path, sizes: dict[str, int]) -> SiteContext:
+def _site(study: Study, records: Path, sizes: dict[str, int]) -> SiteContext:
     facts: dict[str, Any] = {
         "study": study,
         "name": "north",
         "cohort": FakeCohort(study.protocol.data.grid_vox, sizes),
-        "cache": cache,
+        "records": records,
         "report": lambda _done, _total: None,
         "warm": {},
         "device": "cpu",
@@ -129,8 +132,8 @@ def honest(site: SiteContext, strangers: np.ndarray) -> dict[str, Measurement]:
 @pytest.fixture(scope="module")
 def leaky(root: Path, site: SiteContext, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return the audit of copies of T in the twin study without screening."""
-    cache = tmp_path_factory.mktemp("leaky")
-    context = _site(_study(root, screening=False), cache, _SIZES)
+    records = tmp_path_factory.mktemp("leaky")
+    context = _site(_study(root, screening=False), records, _SIZES)
     scans = context.cohort.images(Split.TRAINING).image_BCDHW[:_RELEASED]
     copies = np.clip(scans + stream(3, "copies").normal(0, 0.03, scans.shape), 0, 1)
     return _audited(context, copies.astype(np.float32))
@@ -190,6 +193,78 @@ def test_too_few_patients_leave_candidates_unscreened(
     assert result.tensors["votes"]["keep"].all()
     assert not result.body["estimable"]
     assert not any(m.estimable for m in _audited(context, strangers).values())
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_other_number_of_released_images_is_refused_and_nothing_is_told(
+    site: SiteContext, strangers: np.ndarray, change: int
+) -> None:
+    wrong = np.concatenate([strangers, strangers])[: _RELEASED + change]
+    before = (site.records / AUDITED).read_bytes()
+    with pytest.raises(DataError, match=f"{_RELEASED + change} instead of {_RELEASED}"):
+        _audited(site, wrong)
+    assert (site.records / AUDITED).read_bytes() == before
+
+
+def test_planted_strangers_are_no_positive_control(
+    site: SiteContext, strangers: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both groups meet the enlarged set: copies of people in neither are near to neither."""
+    people = _people("planted strangers", 20, site.study.protocol.data.grid_vox)
+    judged = audit.SiteAudit(site, strangers, None, device="cpu")
+    copied = judged.measure_membership()
+    monkeypatch.setattr(judged, "_noisy_half", lambda _rng: people)
+    unrelated = judged.measure_membership()
+    assert copied is not None
+    assert unrelated is not None
+    assert copied.control.value > 0.7
+    assert abs(unrelated.control.value - unrelated.attack.value) < 0.02
+
+
+class FewerSealed:
+    """The same cohort with fewer sealed patients."""
+
+    def __init__(self, cohort: Any, sealed: int) -> None:
+        self._cohort, self._sealed = cohort, sealed
+
+    def images(self, split: Split) -> PatientImages:
+        images: PatientImages = self._cohort.images(split)
+        if split is not Split.AUDIT:
+            return images
+        rows = images.patient_B < self._sealed
+        return PatientImages(
+            images.image_BCDHW[rows],
+            images.condition_BK[rows],
+            images.patient_B[rows],
+            images.visit_B[rows],
+        )
+
+
+@pytest.mark.parametrize("sealed", [10, 11])
+def test_nothing_is_told_of_fewer_than_eleven_sealed_patients(
+    site: SiteContext, strangers: np.ndarray, sealed: int
+) -> None:
+    few = FewerSealed(site.cohort, sealed)
+    context = cast("SiteContext", SimpleNamespace(**{**vars(site), "cohort": few}))
+    about_sealed = {
+        name: m.estimable
+        for name, m in _audited(context, strangers).items()
+        if not name.startswith("filter.power.")
+    }
+    assert set(about_sealed.values()) == {sealed >= SMALLEST_COUNT}
+
+
+def test_each_site_plants_at_least_as_many_as_may_be_told(
+    site: SiteContext, strangers: np.ndarray
+) -> None:
+    document = site.study.model_dump(mode="json")
+    document["protocol"]["audit"]["plants_per_class"] = 3
+    study = Study.model_validate(document)
+    context = cast("SiteContext", SimpleNamespace(**{**vars(site), "study": study}))
+    plants, _ = audit.SiteAudit(context, strangers, None, device="cpu").show_plants()
+    assert {kind: tally.shown for kind, tally in plants.items()} == {
+        kind: 0 if kind == "autoencoder" else 11 for kind in PLANT_CLASSES
+    }
 
 
 def test_nobody_to_learn_from_is_no_error(root: Path, tmp_path: Path) -> None:

@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 
 from tests.fakes.federation import HandlerExchange, SiteHandler
-from vitrael.client.site.consent import give_consent
+from vitrael.client.site.consent import count_cohort, draft_consent, keep_consent
+from vitrael.client.site.journal import Journal
 from vitrael.client.site.settings import load_settings
 from vitrael.client.site.steward import Steward
+from vitrael.client.site.store import Store
 from vitrael.client.site.tasks import TASKS, SiteContext, TaskResult, TaskRunner
 from vitrael.core.messages import ENVELOPE, Parcel, StageName, Task
 from vitrael.core.study import Study
 from vitrael.core.weights import Tensors
 from vitrael.privacy.envelope import open_task
-from vitrael.privacy.keys import load_public_keys, load_roster
+from vitrael.privacy.keys import KeyPair, load_public_keys, load_roster
 from vitrael.server import demo
 from vitrael.server.studies.run import StudyRun, open_run
 
@@ -143,7 +145,18 @@ def consent_everywhere(home: Path, study: Study) -> None:
     """Give every site's consent."""
     for site in study.roster.sites:
         settings = load_settings(demo.site_home(home, site))
-        give_consent(study, settings, members=load_roster(settings.roster), clock=utc_now)
+        keys = KeyPair.load(settings.keys)
+        consent = draft_consent(
+            study,
+            site=settings.name,
+            keys=keys.public,
+            members=load_roster(settings.roster),
+            cohort=count_cohort(settings.scans),
+            now=utc_now(),
+        )
+        with closing(Store(settings.store, updates=settings.updates)) as store:
+            journal = Journal(settings.journal, clock=utc_now, witness=store)
+            keep_consent(consent, study, store, keys=keys, journal=journal)
 
 
 def copy_homes(home: Path, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ layout = RehearsalLayout(
     steward=(sys.executable, str(steward)),
     server_app=server_app.read_text(),
 )
+# A shell that starts a job in the background has it ignore Ctrl-C, and so would this process.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def show(event: Event) -> None:

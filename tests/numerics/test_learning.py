@@ -11,7 +11,7 @@ from vitrael.core.models import SYSTEMS
 from vitrael.core.models.brain_ldm import build_codec
 from vitrael.core.training.loop import fit
 
-BUDGET = {"codec": (60, 0.35), "teacher": (80, 0.8), "student": (80, 0.8), "encoder": (40, 0.5)}
+BUDGET = {"codec": (60, 0.35), "teacher": (80, 0.8), "encoder": (40, 0.5)}
 """Part to its steps and the share of the first loss that it must come below."""
 
 

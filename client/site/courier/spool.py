@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrael.core.errors import DataError, ProcessError
+from vitrael.core.errors import DataError, ProcessError, storage_error
 
 if TYPE_CHECKING:
     from vitrael.core.messages import Parcel
@@ -26,39 +26,51 @@ if TYPE_CHECKING:
 _ENTRY = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _LONGEST_ANSWER_BYTES = 64 * 1024
-_CONNECT_S = 60.0
+CONNECT_S = 60.0
+"""How long a parcel may lie in the spool for a steward that does not listen."""
 _RETRY_S = 0.2
 
 
 def write_parcel(folder: Path, parcel: Parcel) -> None:
     """Write a parcel as a new folder that appears only when it is whole.
 
-    Raises DataError for an entry whose name could not be a plain file name.
+    Raises DataError for an entry whose name could not be a plain file name, and StorageError when
+    the disk is full; nothing half written is left then.
     """
     for name in parcel:
         if not _ENTRY.fullmatch(name):
             raise DataError("a parcel holds an entry whose name is not allowed")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(mode=0o700)
-    for name, data in parcel.items():
-        (partial / name).write_bytes(data)
-    partial.rename(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(mode=0o700)
+        for name, data in parcel.items():
+            (partial / name).write_bytes(data)
+        partial.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise storage_error("a parcel in the spool", error) from error
+        raise
 
 
 def read_parcel(folder: Path) -> dict[str, bytes]:
     """Return the parcel of a folder.
 
-    Raises DataError when there is no such folder or it holds anything but plain files.
+    Raises DataError when there is no such folder or it holds anything but plain files, and
+    StorageError when it cannot be read.
     """
-    if not folder.is_dir() or folder.is_symlink():
-        raise DataError("the spool has no such parcel")
-    parcel: dict[str, bytes] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink() or not path.is_file() or not _ENTRY.fullmatch(path.name):
-            raise DataError("a parcel folder holds something that is no parcel entry")
-        parcel[path.name] = path.read_bytes()
+    try:
+        if not folder.is_dir() or folder.is_symlink():
+            raise DataError("the spool has no such parcel")
+        parcel: dict[str, bytes] = {}
+        for path in sorted(folder.iterdir()):
+            if path.is_symlink() or not path.is_file() or not _ENTRY.fullmatch(path.name):
+                raise DataError("a parcel folder holds something that is no parcel entry")
+            parcel[path.name] = path.read_bytes()
+    except OSError as error:
+        raise storage_error("a parcel in the spool", error) from error
     return parcel
 
 
@@ -83,7 +95,8 @@ def call_steward(
 
     Waits at most ``wait_s`` seconds in all, of these at most a minute for a steward that does
     not listen. Both folders are removed at the end: the steward keeps what must be kept. Raises
-    ProcessError when there is no answer in time and DataError when the answer is no parcel.
+    ProcessError when there is no answer in time, DataError when the answer is no parcel, and
+    StorageError when the spool cannot be used.
     """
     until = clock() + wait_s
     name = uuid.uuid4().hex
@@ -142,7 +155,7 @@ def _exchange_line(
 def _connect(
     home: Path, *, until: float, clock: Callable[[], float], sleep: Callable[[float], None]
 ) -> socket.socket:
-    give_up = min(until, clock() + _CONNECT_S)
+    give_up = min(until, clock() + CONNECT_S)
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

@@ -11,7 +11,7 @@ from vitrael.client.site.settings import SiteSettings
 from vitrael.core.messages import StageName, Task
 from vitrael.core.study import Study
 from vitrael.core.weights import Tensors
-from vitrael.privacy.keys import KeyPair, PublicKeys
+from vitrael.privacy.keys import KeyPair
 
 if TYPE_CHECKING:
     from vitrael.core.data.cohort import Cohort
@@ -38,9 +38,8 @@ class SiteContext:
     consent: bytes
     """The signed envelope of the consent that covers the task."""
     keys: KeyPair
-    coordinator: PublicKeys
-    cache: Path
-    """Folder for what can be computed again, one for each protocol."""
+    records: Path
+    """Folder for what a later stage needs and nothing can make again, one for each protocol."""
     load_cohort: Callable[[SiteSettings, Study], Cohort]
     report: Callable[[int, int], None]
     """Called with what is done and what there is to do; counts only."""

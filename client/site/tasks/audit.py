@@ -14,7 +14,7 @@ import numpy as np
 from vitrael.client.site.tasks import SiteContext, TaskResult
 from vitrael.client.site.tasks.filtering import study_round_trip
 from vitrael.client.site.tasks.networks import site_compute
-from vitrael.client.site.tasks.screen import choose_filter, read_images
+from vitrael.client.site.tasks.screen import choose_filter, commitment_of, read_images
 from vitrael.client.site.tasks.sign_release import AUDITED
 from vitrael.core.data.nifti import decode_nifti
 from vitrael.core.data.splits import Split
@@ -33,10 +33,11 @@ from vitrael.privacy.audit.closeness import (
 )
 from vitrael.privacy.audit.copies import Copies, count_copies, strict_point
 from vitrael.privacy.audit.membership import Membership, attack_scores, measure_membership
+from vitrael.privacy.audit.parts import write_audit
 from vitrael.privacy.audit.plants import NOISE_FRAC, draw_plants
-from vitrael.privacy.audit.pooling import write_audit
 from vitrael.privacy.audit.power import Tally, show_to_filter
 from vitrael.privacy.evidence import PLANT_CLASSES
+from vitrael.privacy.leakage import SMALLEST_COUNT
 from vitrael.privacy.reid.calibrate import first_visits
 from vitrael.privacy.reid.gallery import with_round_trips
 from vitrael.privacy.reid.roles import RoundTrip
@@ -55,9 +56,11 @@ _PARTS = 4
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:  # noqa: ARG001 - every task is called alike
     """Return the site's tally of ``released``; ``codec`` gives the autoencoder of the plants.
 
+    ``commitment`` in it names the operating point of the filter that was shown the plants.
+
     ``released`` holds the image files of the release, uint8, by their path. Their digests are
     kept: this site will sign no other files. Raises ScanError for a file that is no image, and
-    DataError for images of another shape than the study's.
+    DataError for images of another shape or number than the study's: nothing is told of them.
     """
     device = site_compute(context).device
     released = _read_files(inputs["released"], context)
@@ -74,11 +77,20 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     body = write_audit(
         plants=plants, fresh=fresh, copies=copies, closeness=closeness, membership=membership
     )
+    filter_shown, _ = choose_filter(context)
+    body["commitment"] = commitment_of(filter_shown)
     return TaskResult(body=body, num_examples=len(released))
 
 
 def _read_files(files: Tensors, context: SiteContext) -> np.ndarray:
     """Return the images of files ``[B, 1, D, H, W]`` and keep the files' digests."""
+    asked = context.study.protocol.distillation.released
+    if len(files) != asked:
+        raise DataError(
+            "the task brings another number of released images than the study",
+            why=f"{len(files)} instead of {asked}",
+            fix="send all released images of the study, and no others",
+        )
     data = {name: np.asarray(files[name], np.uint8).tobytes() for name in sorted(files)}
     scans = [
         decode_nifti(content, label=f"released image {number}")
@@ -88,7 +100,7 @@ def _read_files(files: Tensors, context: SiteContext) -> np.ndarray:
         raise DataError("the released images are not all of one shape, or there is none")
     images = read_images({"image": np.stack([scan.image_CDHW for scan in scans])}, context)
     digests = sorted(digest_bytes(content) for content in data.values())
-    write_atomically(context.cache / AUDITED, json.dumps(digests).encode())
+    write_atomically(context.records / AUDITED, json.dumps(digests).encode())
     return np.asarray(np.clip(images, 0, 1))
 
 
@@ -128,8 +140,9 @@ class SiteAudit:
         return show_to_filter(plants, keep), fresh
 
     def count_copies(self) -> Copies | None:
-        """Return the counts of copies, or None with too few strangers for an operating point."""
-        if not len(self.training) or not len(self.held_out):
+        """Return the counts of copies, or None with too few patients of any kind."""
+        sides = self.training, self.held_out
+        if min(len(first_visits(side)) for side in sides) < SMALLEST_COUNT:
             return None
         training, held_out = (
             with_round_trips(part, self.round_trip).image_BCDHW
@@ -168,7 +181,7 @@ class SiteAudit:
             return None
         rng = self._rng("membership")
         planted = np.concatenate([self.released, self._noisy_half(rng)])
-        members, others, found = (
+        members, others, *found = (
             attack_scores(
                 patient_distances(samples, part, visits=self.visits),
                 patient_distances(self.reference, part, visits=self.visits),
@@ -177,14 +190,16 @@ class SiteAudit:
                 (self.released, self.training),
                 (self.released, self.held_out),
                 (planted, self.training),
+                (planted, self.held_out),
             )
         )
-        return measure_membership(members, others, found, rng=rng)
+        return measure_membership(members, others, planted=(found[0], found[1]), rng=rng)
 
     def _share(self) -> int:
-        """Return how many plants of a class fall to this site."""
+        """Return how many plants of a class fall to this site, as many at least as may be told."""
         study = self.context.study
-        return -(-study.protocol.audit.plants_per_class // len(study.roster.sites))
+        share = -(-study.protocol.audit.plants_per_class // len(study.roster.sites))
+        return max(share, SMALLEST_COUNT)
 
     def _disguised_copies(self) -> np.ndarray:
         rng = self._rng("copies")

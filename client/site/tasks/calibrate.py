@@ -22,10 +22,11 @@ from vitrael.client.site.tasks.filtering import (
 from vitrael.client.site.tasks.networks import site_compute
 from vitrael.core.data.splits import Split
 from vitrael.core.messages import Task
+from vitrael.core.models import SYSTEMS
 from vitrael.core.models.reid import ReidEncoder, build_reid_encoder
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import torch_stream
-from vitrael.core.training.contrastive import ContrastiveObjective, VisitPairs
+from vitrael.core.training.contrastive import VisitPairs
 from vitrael.core.training.loop import fit
 from vitrael.core.weights import Tensors
 from vitrael.privacy.reid.calibrate import (
@@ -103,7 +104,7 @@ def _train(learning: PatientImages, context: SiteContext, *, device: str) -> Rei
     encoder = build_reid_encoder(config, seed=protocol.seed).to(device)
     fit(
         encoder,
-        ContrastiveObjective(config.temperature),
+        SYSTEMS[config.kind].objective(config, "encoder"),
         VisitPairs(learning, device=device),
         config.training,
         length_images=config.training.length_images,

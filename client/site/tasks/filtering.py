@@ -1,7 +1,8 @@
-"""The site's filter between two tasks: what is kept in the cache folder, and how it comes back.
+"""The site's filter between two tasks: what is kept among the records, and how it comes back.
 
-Encoder and operating point are private and stay in the site's cache; both are written once, by
-the calibration, before any candidate has arrived.
+Encoder and operating point are private and stay in the site's records; both are written once, by
+the calibration, before any candidate has arrived. They cannot be made again: the salt is random,
+and a calibration is answered once.
 """
 
 from __future__ import annotations
@@ -110,4 +111,4 @@ def load_screener(context: SiteContext) -> Screener | None:
 
 
 def _folder(context: SiteContext) -> Path:
-    return context.cache / "reid"
+    return context.records / "reid"

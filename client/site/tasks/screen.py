@@ -48,7 +48,7 @@ def judge(image: np.ndarray, context: SiteContext) -> TaskResult:
         body={
             "estimable": not why,
             "reason": why,
-            "commitment": keep.point.commitment if isinstance(keep, Screener) else "",
+            "commitment": commitment_of(keep),
             "metrics": {},
             "counts": {"candidates": len(votes), "kept": int(votes.sum())},
         },
@@ -65,6 +65,11 @@ def choose_filter(context: SiteContext) -> tuple[Keep, str]:
     if screener is None:
         return keep_all, "unscreened: no operating point could be calibrated"
     return screener, ""
+
+
+def commitment_of(keep: Keep) -> str:
+    """Return the name of the operating point that a filter judges by; empty when it has none."""
+    return keep.point.commitment if isinstance(keep, Screener) else ""
 
 
 def read_images(tensors: Tensors, context: SiteContext) -> np.ndarray:

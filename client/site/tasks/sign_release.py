@@ -1,7 +1,9 @@
 """The last stage: a site signs a release whose verdict it has recomputed itself.
 
 The attachment ``manifest`` holds the bytes of four files of the release, each a uint8 array under
-its file name: ``manifest.json``, ``study.toml``, ``evidence.json`` and ``verdict.json``.
+its file name: ``manifest.json``, ``study.toml``, ``evidence.json`` and ``verdict.json``. The
+attachment ``tallies`` holds every site's signed reply to calibration, screening and audit, each
+under ``STAGE/SITE``.
 """
 
 from __future__ import annotations
@@ -17,17 +19,25 @@ from vitrael.core.errors import DataError, StudyError, VerificationError
 from vitrael.core.messages import Task
 from vitrael.core.study import Protocol, parse_study
 from vitrael.core.weights import Tensors
+from vitrael.privacy.audit.tallies import check_evidence, open_tallies, pool_tallies
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import POLICIES, Verdict, decide
-from vitrael.privacy.release.manifest import Manifest, Reference, parse_manifest
+from vitrael.privacy.keys import load_roster
+from vitrael.privacy.release.manifest import (
+    DOCUMENTS,
+    Manifest,
+    Reference,
+    is_image_path,
+    parse_manifest,
+)
 from vitrael.privacy.release.sign import sign_manifest
 
 ATTACHMENT = "manifest"
+TALLIES = "tallies"
 FILES = ("manifest.json", "study.toml", "evidence.json", "verdict.json")
 
 AUDITED = "audited.json"
 """Where ``tasks.audit`` keeps the digests of what it judged."""
-_IMAGE = ".nii.gz"
 _FIX = "ask the coordinator which release this is; nothing was signed"
 
 
@@ -35,12 +45,17 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     """Return this site's signature on the manifest.
 
     Raises VerificationError, and signs nothing, when the manifest is of another release, protocol,
-    roster or policy than the study's, names image files that this site has not audited, when study,
-    evidence or verdict are not the files that it names, when the study's document says another
-    protocol, when the verdict is not what the study's gates say of the evidence, or when it
-    refuses.
+    roster or policy than the study's, names image files that this site has not audited or files
+    that no release holds, when study, evidence or verdict are not the files that it names, when the
+    study's document says another protocol, when the evidence is not what the sites' signed tallies
+    give, when the verdict is not what the study's gates say of the evidence, or when it refuses.
     """
-    files = _read_files(inputs)
+    files = _read_files(inputs.get(ATTACHMENT, {}))
+    if set(files) != set(FILES):
+        raise DataError(
+            "the task does not bring what is to be signed",
+            why=f"its attachment must hold the bytes of {', '.join(FILES)}",
+        )
     manifest = parse_manifest(files["manifest.json"])
     _check_belongs(manifest, task, context.study.protocol)
     _check_audited(manifest, context)
@@ -50,19 +65,15 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
                 f"{name} is not the file that the manifest names", why="digests differ", fix=_FIX
             )
     _check_study(files["study.toml"], manifest)
-    _check_verdict(files, manifest, task)
+    evidence = _check_verdict(files, manifest, task)
+    _check_measured(evidence, _read_files(inputs.get(TALLIES, {})), context)
     signature = sign_manifest(files["manifest.json"], context.keys.signing, site=context.name)
     return TaskResult(body={"signature": signature.decode()})
 
 
-def _read_files(inputs: Mapping[str, Tensors]) -> dict[str, bytes]:
-    arrays = inputs.get(ATTACHMENT, {})
-    if set(arrays) != set(FILES) or any(str(a.dtype) != "uint8" for a in arrays.values()):
-        raise DataError(
-            "the task does not bring what is to be signed",
-            why=f"its attachment must hold the bytes of {', '.join(FILES)}",
-        )
-    return {name: arrays[name].tobytes() for name in FILES}
+def _read_files(arrays: Tensors) -> dict[str, bytes]:
+    """Return the bytes of each array; those that are not uint8 are none."""
+    return {name: a.tobytes() for name, a in arrays.items() if str(a.dtype) == "uint8"}
 
 
 def _check_belongs(manifest: Manifest, task: Task, agreed_to: Protocol) -> None:
@@ -83,9 +94,16 @@ def _check_belongs(manifest: Manifest, task: Task, agreed_to: Protocol) -> None:
 
 
 def _check_audited(manifest: Manifest, context: SiteContext) -> None:
-    named = sorted(e.digest for name, e in manifest.files.items() if name.endswith(_IMAGE))
+    strange = sorted(n for n in manifest.files if n not in DOCUMENTS and not is_image_path(n))
+    if strange:
+        raise VerificationError(
+            "the manifest names a file that no release holds",
+            why=f"{ascii(strange[0])[1:80]} is neither an image nor one of the documents",
+            fix=_FIX,
+        )
+    named = sorted(e.digest for name, e in manifest.files.items() if is_image_path(name))
     try:
-        audited = json.loads((context.cache / AUDITED).read_bytes())
+        audited = json.loads((context.records / AUDITED).read_bytes())
     except (OSError, ValueError):
         audited = []
     if not named or named != audited:
@@ -111,7 +129,7 @@ def _check_study(data: bytes, manifest: Manifest) -> None:
         )
 
 
-def _check_verdict(files: Mapping[str, bytes], manifest: Manifest, task: Task) -> None:
+def _check_verdict(files: Mapping[str, bytes], manifest: Manifest, task: Task) -> Evidence:
     try:
         evidence = Evidence.model_validate_json(files["evidence.json"])
         claimed = Verdict.model_validate_json(files["verdict.json"])
@@ -132,3 +150,17 @@ def _check_verdict(files: Mapping[str, bytes], manifest: Manifest, task: Task) -
         raise VerificationError(
             "a refused release is not signed", why=verdict.reason, fix="publish nothing"
         )
+    return evidence
+
+
+def _check_measured(evidence: Evidence, replies: Mapping[str, bytes], context: SiteContext) -> None:
+    """Raise VerificationError unless the signed tallies of all sites give this evidence.
+
+    Its own reply is among them: a site gives one answer a stage, so what bears its signature is
+    what it told.
+    """
+    protocol = context.study.protocol
+    known = load_roster(context.settings.roster)
+    members = {site: known[site] for site in context.study.roster.sites}
+    tallies = open_tallies(replies, members, protocol=protocol.digest)
+    check_evidence(evidence, pool_tallies(tallies, confidence=protocol.audit.confidence))

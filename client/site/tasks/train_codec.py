@@ -9,16 +9,17 @@ from vitrael.client.site.tasks.networks import draw_images, load_codec, site_com
 from vitrael.core.data.splits import Split
 from vitrael.core.errors import CohortError
 from vitrael.core.messages import Task
+from vitrael.core.models import SYSTEMS
 from vitrael.core.rng import torch_stream
 from vitrael.core.training.loop import fit
-from vitrael.core.training.objectives import AutoencoderObjective
 from vitrael.core.weights import Tensors, module_tensors
 
 
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
     """Return the ``codec`` tensors after this round, and the loss curve."""
     compute = site_compute(context)
-    config = context.study.protocol.generator.codec
+    system = context.study.protocol.generator
+    config = system.codec
     images = split_images(context, Split.TRAINING)
     if len(images) == 0:
         raise CohortError("no patient of this site falls into the training split")
@@ -26,7 +27,7 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     length = -(-config.training.length_images // config.training.rounds)
     curve = fit(
         codec,
-        AutoencoderObjective(kl_weight=config.kl_weight, square_weight=config.square_weight),
+        SYSTEMS[system.kind].objective(system, "codec"),
         draw_images(images, compute.device),
         config.training,
         length_images=length,

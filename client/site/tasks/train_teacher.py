@@ -11,10 +11,10 @@ from vitrael.client.site.tasks.networks import encode_images, load_codec, site_c
 from vitrael.core.data.splits import Split
 from vitrael.core.errors import CohortError
 from vitrael.core.messages import Task
-from vitrael.core.models.brain_ldm import build_denoiser, draw_latents, trained_sigmas
+from vitrael.core.models import SYSTEMS
+from vitrael.core.models.brain_ldm import build_denoiser, draw_latents
 from vitrael.core.rng import torch_stream
 from vitrael.core.training.loop import fit
-from vitrael.core.training.objectives import VelocityObjective
 from vitrael.core.weights import Tensors, load_weights, module_tensors
 
 
@@ -22,17 +22,18 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     """Return the ``denoiser`` tensors after this round, and the loss curve."""
     compute = site_compute(context)
     protocol = context.study.protocol
-    part = protocol.generator.teacher
+    system = protocol.generator
+    part = system.teacher
     latents, condition = _latent_cache(task, inputs, context)
     if len(latents) == 0:
         raise CohortError("no patient of this site falls into the training split")
-    denoiser = build_denoiser(protocol.generator, part, seed=protocol.seed)
+    denoiser = build_denoiser(system, part, seed=protocol.seed)
     load_weights(denoiser, inputs["denoiser"])
     denoiser.to(compute.device)
     length = -(-part.training.length_images // part.training.rounds)
     curve = fit(
         denoiser,
-        VelocityObjective(trained_sigmas(part)),
+        SYSTEMS[system.kind].objective(system, "teacher"),
         draw_latents(latents.to(compute.device), condition.to(compute.device)),
         part.training,
         length_images=length,

@@ -148,6 +148,30 @@ def test_interruption_ends_with_130(
     assert "Interrupted." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("answer", "code", "said"),
+    [(KeyboardInterrupt, 130, "Interrupted."), (EOFError, 1, "Nothing was done.")],
+)
+def test_ctrl_c_at_a_question_ends_with_130_and_no_answer_with_1(
+    answer: type[BaseException],
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def ask(*_: object) -> str:
+        raise answer
+
+    @click.command("study")
+    def study() -> None:
+        click.confirm("Sign this consent?", abort=True, err=True)
+
+    monkeypatch.setattr("click.termui.visible_prompt_func", ask)
+    monkeypatch.setattr(cli, "load_command", lambda _name: study)
+    assert cli.run(["study"]) == code
+    assert said in capsys.readouterr().err
+
+
 def test_declined_question_ends_with_1(command_that: object) -> None:
     assert run(command_that, click.Abort()) == 1
 

@@ -6,18 +6,15 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from vitrael.core.digest import (
     canonical_json,
     digest_bytes,
     digest_file,
     digest_json,
-    digest_tensors,
     write_atomically,
 )
 
@@ -33,14 +30,6 @@ DOCUMENTS = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
     max_leaves=12,
-)
-TENSORS = st.dictionaries(
-    KEYS,
-    arrays.arrays(
-        st.sampled_from([np.float32, np.float64, np.int64, np.uint8]),
-        arrays.array_shapes(min_dims=0, max_dims=3, max_side=3),
-    ),
-    max_size=4,
 )
 
 
@@ -75,36 +64,6 @@ def test_value_that_json_cannot_hold_is_refused() -> None:
 def test_digest_is_sha256_of_the_canonical_form() -> None:
     expected = hashlib.sha256(b'{"a":"\xc3\xa9","b":[1,2.5]}').hexdigest()
     assert digest_json({"b": [1, 2.5], "a": "é"}) == f"sha256:{expected}"
-
-
-@given(TENSORS)
-def test_order_of_tensors_does_not_change_the_digest(tensors: dict[str, np.ndarray]) -> None:
-    assert digest_tensors(dict(reversed(tensors.items()))) == digest_tensors(tensors)
-
-
-@given(TENSORS)
-def test_memory_layout_does_not_change_the_digest(tensors: dict[str, np.ndarray]) -> None:
-    turned = {name: np.asarray(array, order="F") for name, array in tensors.items()}
-    assert digest_tensors(turned) == digest_tensors(tensors)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"b": np.zeros(4, np.float32)},
-        {"a": np.zeros(4, np.int32)},
-        {"a": np.zeros((2, 2), np.float32)},
-        {"a": np.array([0, 0, 0, 1e-45], np.float32)},
-        {"a": np.zeros(4, np.float32), "b": np.zeros(0, np.float32)},
-    ],
-    ids=["name", "dtype", "shape", "value", "another-empty"],
-)
-def test_every_part_of_a_tensor_counts(other: dict[str, np.ndarray]) -> None:
-    assert digest_tensors(other) != digest_tensors({"a": np.zeros(4, np.float32)})
-
-
-def test_scalar_and_vector_of_one_have_different_digests() -> None:
-    assert digest_tensors({"a": np.array(1.0)}) != digest_tensors({"a": np.array([1.0])})
 
 
 def test_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:

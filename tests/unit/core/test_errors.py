@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 
 import pytest
@@ -54,6 +56,21 @@ def test_exit_codes_of_the_families_differ() -> None:
     codes = [errors.UsageError, errors.ConfigError, errors.AuthError, errors.NetworkError]
     assert [error.exit_code for error in codes] == [2, 3, 4, 5]
     assert (errors.EXIT_REFUSED, errors.EXIT_PARTIAL, errors.EXIT_INTERRUPTED) == (6, 7, 130)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_full_disk_is_told_in_one_way_and_without_a_path(code: int) -> None:
+    error = errors.storage_error("the store", OSError(code, os.strerror(code), "/srv/secret"))
+    assert error.sentence().startswith("the store cannot be written: there is no disk space left.")
+    assert "/srv" not in error.sentence()
+
+
+def test_disk_that_is_not_full_is_not_called_full() -> None:
+    error = errors.storage_error("the store", PermissionError(errno.EACCES, "Permission denied"))
+    assert (error.what, error.why) == (
+        "the store cannot be read or written",
+        "Permission denied",
+    )
 
 
 def test_parts_stay_apart_for_json() -> None:

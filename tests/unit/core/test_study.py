@@ -29,6 +29,13 @@ def changed(text: str, old: str, new: str) -> str:
 
 SITES = 'sites = ["north", "harbour", "valley"]'
 
+TEACHER = "[protocol.systems.teacher]\nchannels = [32, 64]"
+STUDENT = "training = { length_images = 12_000"
+LEVELS = "[protocol.systems.student]\nchannels = [32, 64]\nattention_levels = [false, true]"
+DEEPER = LEVELS.replace("64]", "64, 64]").replace("true]", "true, true]")
+REID = 'kind = "reid_encoder"'
+REID_ROUNDS = "training = { length_images = 3_000"
+
 WRONG = {
     "unknown-key": ("[protocol.audit]", "[protocol.audit]\ncolour = 1", "protocol.audit.colour"),
     "unknown-section": ("[performance]", "[extra]\na = 1\n[performance]", "extra"),
@@ -46,6 +53,21 @@ WRONG = {
     "covariate": ("covariates.sex = { low = 0.0, high = 1.0 }", "", "protocol.data"),
     "policy": ('policy = "rehearsal"', 'policy = "lenient"', "protocol.policy"),
     "dp": ('path = "empirical"', 'path = "dp"', "protocol.path"),
+    "grid-zero": ("grid_vox = [24, 24, 24]", "grid_vox = [0, 24, 24]", "data.grid_vox.0"),
+    "grid-negative": ("grid_vox = [24, 24, 24]", "grid_vox = [24, -24, 24]", "data.grid_vox.1"),
+    "spacing-inf": ("spacing_mm = 8.0", "spacing_mm = inf", "data.spacing_mm"),
+    "deadline-inf": ("deadline_s = 300.0", "deadline_s = inf", "federation.deadline_s"),
+    "rate-inf": ("learning_rate = 2e-3", "learning_rate = inf", "codec.training.learning_rate"),
+    "range-inf": ("low = 18.0, high = 95.0", "low = 18.0, high = inf", "age_years.high"),
+    "range-nan": ("low = 18.0, high = 95.0", "low = nan, high = 95.0", "age_years.low"),
+    "codec-groups": ("channels = [24, 48]", "channels = [20, 48]", "norm_groups"),
+    "teacher-groups": (TEACHER, TEACHER.replace("64", "60"), "norm_groups"),
+    "teacher-negative": (TEACHER, TEACHER.replace("32", "-32"), "teacher.channels.0"),
+    "codec-empty": ("channels = [24, 48]", "channels = []", "codec.channels"),
+    "reid-zero": (REID, f"{REID}\nchannels = [16, 0]", "reid_encoder.channels.1"),
+    "reid-rounds": (REID_ROUNDS, REID_ROUNDS.replace("{", "{ rounds = 7,"), "training.rounds"),
+    "student-rounds": (STUDENT, STUDENT.replace("{", "{ rounds = 7,"), "student.training.rounds"),
+    "student-levels": (LEVELS, DEEPER, "data.grid_vox"),
 }
 
 
@@ -60,6 +82,17 @@ def test_fault_is_told_with_file_key_and_remedy(fault: str, text: str, tmp_path:
     assert error.why
     assert error.fix
     assert error.exit_code == 3
+
+
+@pytest.mark.parametrize("name", ["brain-demo", "brain-leaky"])
+def test_studies_that_come_along_are_accepted(name: str, root: Path) -> None:
+    generator = load_study(root / "deploy" / "studies" / f"{name}.toml").protocol.generator
+    assert generator.student.training.rounds == 1
+
+
+def test_one_round_may_be_written_out_where_there_is_no_other(text: str, tmp_path: Path) -> None:
+    said = changed(text, STUDENT, STUDENT.replace("{", "{ rounds = 1,"))
+    assert read(tmp_path, said).digest == read(tmp_path, text).digest
 
 
 def test_example_is_accepted(text: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from vitrael.privacy.envelope import (
     open_reply,
     open_reply_parcel,
     open_task,
-    open_task_parcel,
+    open_task_attachments,
     seal,
     sign_consent,
     sign_reply,
@@ -170,8 +170,9 @@ def test_seal_for_the_zero_key_is_refused() -> None:
 
 
 def test_parcels_come_back() -> None:
-    task, inputs = open_task_parcel(task_parcel(), site=SITE, coordinator=COORDINATOR.public)
+    task = open_task(task_parcel()[ENVELOPE], COORDINATOR.public)
     assert task == TASK
+    inputs = open_task_attachments(task, task_parcel(), site=SITE)
     np.testing.assert_array_equal(inputs["codec"]["w"], WEIGHTS["codec"]["w"])
     parcel = make_reply_parcel(REPLY, WEIGHTS, site=SITE, coordinator=COORDINATOR.public)
     reply, outputs = open_reply_parcel(parcel, coordinator=COORDINATOR, site=SITE.public)
@@ -183,7 +184,7 @@ def test_attachment_that_is_missing_or_not_named_is_refused() -> None:
     parcel = task_parcel()
     for changed in ({ENVELOPE: parcel[ENVELOPE]}, {**parcel, "more": b"x"}):
         with pytest.raises(EnvelopeError, match="not those that the signed document names"):
-            open_task_parcel(changed, site=SITE, coordinator=COORDINATOR.public)
+            open_task_attachments(TASK, changed, site=SITE)
 
 
 def test_attachment_of_another_task_is_refused() -> None:
@@ -191,7 +192,7 @@ def test_attachment_of_another_task_is_refused() -> None:
     other = make_task_parcel(later, WEIGHTS, coordinator=COORDINATOR, site=SITE.public)
     mixed = {**task_parcel(), "codec": other["codec"]}
     with pytest.raises(EnvelopeError, match="cannot be unsealed"):
-        open_task_parcel(mixed, site=SITE, coordinator=COORDINATOR.public)
+        open_task_attachments(TASK, mixed, site=SITE)
 
 
 def test_tensors_that_the_document_does_not_name_are_refused() -> None:

@@ -13,9 +13,10 @@ from vitrael.privacy.evidence import (
     counted,
     not_estimable,
 )
-from vitrael.privacy.gates import POLICIES, Bound, Gate, Policy, decide, judge
+from vitrael.privacy.gates import LEAKS, POLICIES, Bound, Gate, Policy, decide, judge
 
 _PROTOCOL = digest_json("protocol")
+_PROOF = ("lower_at_most", "upper_at_least")
 
 
 def _evidence(*measurements: Measurement) -> Evidence:
@@ -47,7 +48,8 @@ def _spoiled(ideal: Measurement, gate: Gate) -> Measurement:
     """Return the measurement with no more changed than what the gate looks at."""
     side = {"upper": "high", "lower": "low", "value": "value"}[gate.bound.split("_")[0]]
     wrong = gate.threshold + (-1e-6 if gate.bound.endswith("at_least") else 1e-6)
-    changes = {"low": wrong, "high": wrong, "value": wrong} if side == "value" else {side: wrong}
+    everything = {"low": wrong, "high": wrong, "value": wrong}
+    changes = everything if side == "value" or gate.bound in _PROOF else {side: wrong}
     return Measurement.model_validate(ideal.model_dump() | changes)
 
 
@@ -86,6 +88,8 @@ def test_missing_bound_refuses() -> None:
     [
         ("upper_at_most", 0.6, 0.59),
         ("lower_at_least", 0.4, 0.41),
+        ("lower_at_most", 0.4, 0.39),
+        ("upper_at_least", 0.6, 0.61),
         ("value_at_most", 0.5, 0.49),
         ("value_at_least", 0.5, 0.51),
     ],
@@ -155,17 +159,50 @@ def test_missing_or_spoiled_measurement_refuses(name: str, gate: Gate) -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@pytest.mark.parametrize("measurement", ["membership.auc", "closeness.training_share"])
+@pytest.mark.parametrize(
+    ("measurement", "below", "above"),
+    [
+        ("membership.auc", "lower_at_least", "upper_at_most"),
+        ("closeness.training_share", "lower_at_least", "upper_at_most"),
+        ("membership.worst_site", "upper_at_least", "lower_at_most"),
+        ("closeness.worst_site", "upper_at_least", "lower_at_most"),
+    ],
+)
 @pytest.mark.parametrize("value", [0.0, 0.05, 0.95, 1.0])
 def test_area_far_from_one_half_refuses_on_either_side(
-    name: str, measurement: str, value: float
+    name: str, measurement: str, below: Bound, above: Bound, value: float
 ) -> None:
     ideal = _ideal_evidence(POLICIES[name]).measurements
     rest = tuple(m for m in ideal if m.name != measurement)
     far = _measured(measurement, value=value, low=value, high=value, n=10_000)
     closed = [f.gate for f in decide(_evidence(*rest, far), POLICIES[name]).findings if f.proven]
-    side = "lower_at_least" if value < 0.5 else "upper_at_most"
+    side = below if value < 0.5 else above
     assert [(gate.measurement, gate.bound) for gate in closed] == [(measurement, side)]
+
+
+def test_worst_site_is_refused_by_proof_alone() -> None:
+    unsure, sure = _measured(low=0.2, high=0.9), _measured(value=0.8, low=0.75, high=0.9)
+    gate = _gate("lower_at_most", 0.7)
+    assert judge(_evidence(unsure), [gate]).passed
+    assert judge(_evidence(sure), [gate]).findings[0].proven
+    assert not judge(_evidence(not_estimable("x", "no site", method="m")), [gate]).passed
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    "leak", ["copies.excess_share", "closeness.training_share", "membership.auc"]
+)
+def test_every_leak_is_judged_at_its_worst_site_by_the_pooled_thresholds(
+    name: str, leak: str
+) -> None:
+    worst = f"{leak.split('.', maxsplit=1)[0]}.worst_site"
+    opposite = {"upper_at_most": "lower_at_most", "lower_at_least": "upper_at_least"}
+    gates = POLICIES[name].gates
+    pooled = {(opposite[g.bound], g.threshold) for g in gates if g.measurement == leak}
+    assert {(g.bound, g.threshold) for g in gates if g.measurement == worst} == pooled
+    assert {leak, worst} <= LEAKS
+    # Of the two sides of an area the worse is measured: both must be as near to one half.
+    assert len(pooled) == 1 or sum(threshold for _, threshold in pooled) == pytest.approx(1)
 
 
 def test_names_of_gates_are_unique() -> None:

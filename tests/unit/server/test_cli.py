@@ -134,6 +134,8 @@ def test_dry_run_recalls_nothing(home: Path, capsys: pytest.CaptureFixture[str])
     assert recall(home, "--dry-run", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document == {"release": "brain-demo@1", "reason": "a copy", "published": False}
+    assert recall(home, "--dry-run") == 0
+    assert capsys.readouterr().out == "brain-demo@1 would be recalled: a copy\n"
     assert not (home / SAMPLE / "RECALLED.json").exists()
 
 
@@ -167,6 +169,26 @@ def test_recall_by_another_key_is_refused(
     assert recall(home, "--yes") == 4
     assert "Error: " in capsys.readouterr().err
     assert not (home / SAMPLE / "RECALLED.json").exists()
+
+
+def test_demo_of_a_study_that_is_no_toml_is_a_config_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.toml").write_text("[protocol")
+    asked = ["--study", str(tmp_path / "wrong.toml"), "--home", str(tmp_path / "home")]
+    assert cli.run(["demo", *asked]) == 3
+    assert "is not TOML" in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_demo_that_would_change_a_prepared_home_is_a_usage_error(
+    more: list[str], demo_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(demo_study, tmp_path / "study.toml")
+    (tmp_path / "prepared.json").write_text('{"scans": {}, "asked": {"--patients": 160}}')
+    assert cli.run(["demo", "--home", str(tmp_path), "--policy", "public", *more]) == 2
+    assert "--policy would change it" in capsys.readouterr().err
 
 
 def test_demo_with_too_few_patients_or_nothing_to_resume_is_a_usage_error(

@@ -77,9 +77,39 @@ def test_every_site_has_its_own_phantoms_and_split_key(home: Path) -> None:
 def test_prepared_home_is_left_as_it_is(home: Path) -> None:
     files = [path for path in home.rglob("*") if path.is_file()]
     before = {path: path.stat().st_mtime_ns for path in files}
-    plan = DemoPlan(home=home, study=Path("nowhere.toml"), patients=1)
-    assert prepare_demo(plan, tell=lambda _: None).protocol.name == "tiny"
+    same = DemoPlan(home=home, study=home / "study.toml", policy="rehearsal", patients=PATIENTS)
+    for plan in (DemoPlan(home=home), same):
+        assert prepare_demo(plan, tell=lambda _: None).protocol.name == "tiny"
     assert {path: path.stat().st_mtime_ns for path in files} == before
+
+
+@pytest.mark.parametrize(
+    ("option", "changes"),
+    [
+        ("--policy", {"policy": "public"}),
+        ("--patients", {"patients": PATIENTS + 1}),
+        ("--scans", {"scans": Path("elsewhere")}),
+        ("--study", {"study": None}),
+        ("--policy and --patients", {"policy": "public", "patients": 99}),
+    ],
+)
+def test_prepared_home_is_not_asked_in_silence_for_something_else(
+    option: str, changes: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    if "study" in changes:
+        changes = {"study": tmp_path / "other.toml"}
+        changes["study"].write_text(STUDY.replace("seed = 177", "seed = 178"))
+    files = [path for path in home.rglob("*") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    with pytest.raises(UsageError, match=f"another way: {option} would change it"):
+        prepare_demo(DemoPlan(home=home, **changes), tell=lambda _: None)
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+
+
+def test_phantoms_are_not_counted_where_scans_are_given(plan: DemoPlan, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--patients does not go with --scans"):
+        prepare_demo(replace(plan, scans=tmp_path), tell=lambda _: None)
+    assert not plan.home.exists()
 
 
 def test_phantom_demos_of_one_study_have_the_same_scans_and_splits(
@@ -104,6 +134,7 @@ def test_real_scans_get_a_random_split_key(plan: DemoPlan) -> None:
 
 
 def load_tiny(plan: DemoPlan) -> Study:
+    assert plan.study is not None
     return load_study(plan.study)
 
 
@@ -143,8 +174,12 @@ def test_full_disk_is_told_before_anything_is_written(
 
 
 def test_wrong_study_is_refused_before_anything_is_written(plan: DemoPlan) -> None:
+    assert plan.study is not None
     plan.study.write_text(STUDY.replace("quorum = 2", "quorum = 9"))
     with pytest.raises(StudyError, match="quorum"):
+        prepare_demo(plan, tell=lambda _: None)
+    plan.study.write_text("[protocol")
+    with pytest.raises(StudyError, match="is not TOML"):
         prepare_demo(plan, tell=lambda _: None)
     plan.study.unlink()
     with pytest.raises(StudyError, match="cannot be read"):
@@ -156,7 +191,23 @@ def test_folder_without_a_usable_scan_is_refused(plan: DemoPlan, tmp_path: Path)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(CohortError):
-        prepare_demo(replace(plan, scans=empty), tell=lambda _: None)
+        prepare_demo(replace(plan, scans=empty, patients=None), tell=lambda _: None)
+
+
+def test_covariates_that_were_assumed_are_told(plan: DemoPlan, home: Path, tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    files = sorted((site_home(home, "north") / "scans").glob("*.nii.gz"))[:4]
+    for number, file in enumerate(files):
+        (scans / f"sub-{number}_T1w.nii.gz").write_bytes(file.read_bytes())
+    table = "participant_id\tage\tsex\n" + "".join(f"sub-{n}\t40\tn/a\n" for n in range(4))
+    (scans / "participants.tsv").write_text(table)
+    told: list[str] = []
+    prepare_demo(replace(plan, scans=scans, patients=None), tell=told.append)
+    assumed = [line for line in told if "assumed" in line]
+    assert [line for line in assumed if "sex is not known" not in line] == []  # ages are known
+    assert len(assumed) == len(SITES)
+    assert "site north" in assumed[0]
 
 
 @pytest.fixture

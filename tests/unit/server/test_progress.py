@@ -117,3 +117,10 @@ def test_processes_are_named(watch: Watch) -> None:
 def test_unknown_stage_has_no_place_in_the_order(watch: Watch) -> None:
     watch.coordinator("enrolment", "begun")
     assert watch.lines == [" 0:00 enrolment …"]
+
+
+def test_time_is_counted_from_where_the_command_began() -> None:
+    stream = io.StringIO()
+    progress = Progress(sites=2, stream=stream, clock=lambda: 100.0, began=25.0)
+    progress.follow(Event("starting", "coordinator", "SuperLink"))
+    assert stream.getvalue() == " 1:15 coordinator: SuperLink\n"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -60,6 +62,66 @@ def test_changed_image_is_refused_when_it_is_read(release: Path) -> None:
     assert loaded[0].image_DHW.shape == (6, 5, 4)
     with pytest.raises(VerificationError, match=r"sub-syn0002_T1w\.nii\.gz was changed"):
         loaded[1]
+
+
+@pytest.mark.parametrize(("name", "said"), [("T2w.nii.gz", "2 images"), ("AAA.NII.GZ", None)])
+def test_image_is_the_one_of_its_subject(release: Path, name: str, said: str | None) -> None:
+    manifest = json.loads((release / "manifest.json").read_bytes())
+    first = manifest["files"]["sub-syn0001/anat/sub-syn0001_T1w.nii.gz"]
+    files = {f"sub-syn0001/anat/sub-syn0001_{name}": first, **manifest["files"]}
+    (release / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
+    if said is None:
+        assert load(release)[0].image_DHW.shape == (6, 5, 4)
+    else:
+        with pytest.raises(DataError, match=said):
+            load(release)[0]
+
+
+def test_changed_table_is_refused(release: Path) -> None:
+    path = release / "participants.tsv"
+    cells = path.read_text().splitlines()[1].split("\t")
+    path.write_text(path.read_text().replace(cells[4], f"1{cells[4]}", 1))
+    with pytest.raises(VerificationError, match=r"participants\.tsv was changed"):
+        load(release)
+
+
+def relist(folder: Path, table: bytes | None) -> None:
+    """Give a release another table, or none, that its manifest names."""
+    document = json.loads((folder / "manifest.json").read_bytes())
+    entry = document["files"].pop("participants.tsv")
+    if table is not None:
+        (folder / "participants.tsv").write_bytes(table)
+        digest = f"sha256:{hashlib.sha256(table).hexdigest()}"
+        document["files"]["participants.tsv"] = {**entry, "digest": digest}
+    (folder / "manifest.json").write_text(json.dumps(document))
+
+
+HEAD = b"participant_id\tasked_age_years\n"
+TABLES = {
+    "bytes that are no text": b"\xff\xfe" + HEAD,
+    "nothing": b"",
+    "no subject": b"asked_age_years\n44\n",
+    "nothing that was asked": b"participant_id\nsub-syn0001\n",
+    "no number": HEAD + b"sub-syn0001\told\n",
+    "no finite number": HEAD + b"sub-syn0001\tinf\n",
+    "a cell too few": HEAD + b"sub-syn0001\n",
+    "a cell too many": HEAD + b"sub-syn0001\t44\t45\n",
+}
+
+
+@pytest.mark.parametrize("fault", TABLES)
+def test_table_that_cannot_be_used_is_refused(fault: str, release: Path) -> None:
+    relist(release, TABLES[fault])
+    with pytest.raises(DataError, match=r"participants\.tsv cannot be used"):
+        load(release)
+    relist(release, HEAD + b"sub-syn0001\t44\n")  # the control
+    assert load(release)[0].conditions == {"age_years": 44.0}
+
+
+def test_manifest_without_the_table_is_refused(release: Path) -> None:
+    relist(release, None)
+    with pytest.raises(DataError, match=r"the manifest lists no participants\.tsv"):
+        load(release)
 
 
 def test_recalled_release_is_not_loaded(release: Path, releases: Releases) -> None:

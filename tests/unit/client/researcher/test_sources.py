@@ -72,6 +72,14 @@ def test_nobody_listening_is_a_network_error() -> None:
             source.read("catalogue.json", limit_bytes=10)
 
 
+def test_host_that_can_have_no_name_is_a_network_error() -> None:
+    with (
+        HttpSource(f"http://{'a' * 70}.example") as source,
+        pytest.raises(NetworkError, match="UnicodeError"),
+    ):
+        source.read("catalogue.json", limit_bytes=10)
+
+
 def test_silent_server_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -102,7 +110,12 @@ def test_folder_source_refuses_another_length_and_a_missing_file(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("text", "why"), [("ftp://x/y", "not supported"), ("/no/such/folder", "no catalogue at")]
+    ("text", "why"),
+    [
+        ("ftp://x/y", "not supported"),
+        ("/no/such/folder", "no catalogue at"),
+        ("http://[bad", "is no URL: Invalid IPv6 URL"),
+    ],
 )
 def test_source_of_no_known_kind_is_refused(text: str, why: str) -> None:
     with pytest.raises(UsageError, match=why), open_source(text):

@@ -136,7 +136,7 @@ class Home:
             max_rounds=max_rounds,
         )
         store = Store(self.settings.store, updates=self.settings.updates)
-        journal = Journal(self.settings.journal, clock=self.clock)
+        journal = Journal(self.settings.journal, clock=self.clock, witness=store)
         keep_consent(draft, study, store, keys=self.keys, journal=journal)
         store.close()
         return draft
@@ -153,7 +153,7 @@ class Home:
             "stage": "codec",
             "round": 0,
             "nonce": f"{self.nonces:032x}",
-            "issued_utc": START.isoformat(),
+            "issued_utc": self.clock().isoformat(),
             "deadline_s": 60.0,
             "inputs": attachment_digests(weights() if attachments is None else attachments),
             **changes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
+from vitrael.client.site import cli
 from vitrael.client.site.cli import site
 from vitrael.core.errors import ConsentError
 
@@ -78,6 +80,45 @@ def test_journal_is_shown(home: Home) -> None:
     document = json.loads(call("journal", "--home", str(home.path), "--json").stdout)
     assert [line["event"] for line in document["lines"]] == ["consent", "sent"]
     assert document["bytes"] == document["lines"][1]["bytes"] > 0
+
+
+@pytest.mark.parametrize("options", [(), ("--verify",), ("--json",)])
+def test_removed_journal_is_reported(home: Home, options: tuple[str, ...]) -> None:
+    assert call("journal", "--home", str(home.path), *options).exit_code == 0  # nothing yet
+    assert not home.settings.store.exists()
+    home.consent()
+    assert call("journal", "--home", str(home.path), *options).exit_code == 0
+    home.settings.journal.unlink()
+    home.settings.journal.with_suffix(".head.json").unlink()
+    told = call("journal", "--home", str(home.path), *options)
+    assert told.exit_code == 1
+    assert "the journal was removed" in told.output
+
+
+@pytest.mark.parametrize("days", ["1e12", "4000000", "inf", "nan", "0", "-1"])
+def test_consent_without_a_sensible_end_is_a_wrong_call(home: Home, study: str, days: str) -> None:
+    done = call("consent", study, "--home", str(home.path), "--yes", "--days", days)
+    assert done.exit_code == 2
+    assert "--days" in done.output
+    assert home.lines() == []
+
+
+def test_help_promises_no_command_that_is_missing() -> None:
+    said = call("--help").output
+    assert "say no" not in said
+    assert set(site.commands) == {"run", "consent", "journal"}
+    assert "no command that withdraws" in " ".join(said.split())
+
+
+def test_log_is_bounded(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "LOG_BYTES", 2000)
+    logger = logging.getLogger("vitrael.test")
+    with cli._log_file(home.settings):
+        for _ in range(200):
+            logger.warning("request refused: %s", "x" * 100)
+    logs = list(home.path.glob("steward.log*"))
+    assert len(logs) == 2
+    assert sum(log.stat().st_size for log in logs) <= 4000
 
 
 def test_journal_is_verified(home: Home) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vitrael.client.site.consent import count_cohort, find_agreement, give_consent
+from vitrael.client.site.consent import count_cohort, find_agreement
 from vitrael.client.site.store import Store
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import ConsentError, EnvelopeError
@@ -38,13 +38,8 @@ def look(home: Home, store: Store, *, own: PublicKeys | None = None, **changes: 
     return agreement.consent.purpose
 
 
-def members(home: Home) -> dict[str, PublicKeys]:
-    return {name: keys.public for name, keys in home.members.items()}
-
-
 def test_given_consent_covers_its_tasks(home: Home, store: Store) -> None:
-    given = give_consent(home.study, home.settings, members=members(home), clock=home.clock)
-    assert given.cohort == {"patients": 3, "scans": 4}
+    given = home.consent()
     assert given.max_rounds == home.study.protocol.generator.codec.training.rounds
     assert look(home, store) == home.study.protocol.purpose
     assert [line.event for line in home.lines()] == ["consent"]

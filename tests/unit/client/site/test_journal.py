@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vitrael.client.site.journal import Entry, Journal, read_journal, verify_journal
+from vitrael.client.site.journal import (
+    Entry,
+    Journal,
+    Kept,
+    find_loss,
+    read_journal,
+    verify_journal,
+)
 from vitrael.core.errors import StorageError
 
 if TYPE_CHECKING:
@@ -24,6 +31,82 @@ def journal(tmp_path: Path, clock: FakeClock) -> Path:
         entry = Entry(event="sent", to="coordinator", stage="codec", round=number, bytes=100)
         Journal(path, clock=clock).append(entry)
     return path
+
+
+class FakeWitness:
+    """Remembers in memory."""
+
+    head: Kept | None = None
+
+    def read_head(self) -> Kept | None:
+        return self.head
+
+    def keep_head(self, head: Kept) -> None:
+        self.head = head
+
+
+@pytest.fixture
+def witness(journal: Path, clock: FakeClock) -> FakeWitness:
+    """Return the witness of the last of five lines."""
+    witness = FakeWitness()
+    Journal(journal, clock=clock, witness=witness).append(Entry(event="sent", round=4))
+    assert witness.head is not None
+    assert witness.head.lines == 5
+    return witness
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+    path.with_suffix(".head.json").unlink()
+
+
+def begin_anew(path: Path, clock: FakeClock) -> None:
+    remove(path)
+    Journal(path, clock=clock).append(Entry(event="sent"))
+
+
+def rewrite(path: Path, clock: FakeClock) -> None:
+    remove(path)
+    for number in range(5):
+        Journal(path, clock=clock).append(Entry(event="sent", round=number, bytes=1))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "line", "what"),
+    [
+        (lambda path, _: remove(path), 1, "removed: 5 lines"),
+        (begin_anew, 2, "4 lines at the end are missing"),
+        (rewrite, 5, "not the one remembered"),
+    ],
+)
+def test_journal_that_was_removed_is_found_by_its_witness(
+    journal: Path,
+    witness: FakeWitness,
+    clock: FakeClock,
+    tamper: Callable[[Path, FakeClock], None],
+    line: int,
+    what: str,
+) -> None:
+    assert verify_journal(journal, kept=witness.head) == []
+    tamper(journal, clock)
+    assert verify_journal(journal) == []  # alone it passes for whole
+    (fault,) = verify_journal(journal, kept=witness.head)
+    assert (fault.line, what in fault.what) == (line, True)
+    assert find_loss(journal, kept=witness.head) == [fault]
+    with pytest.raises(StorageError, match="not whole"):
+        Journal(journal, clock=clock, witness=witness).append(Entry(event="sent"))
+
+
+def test_line_that_no_witness_could_keep_any_more_is_no_fault(
+    journal: Path, witness: FakeWitness, clock: FakeClock
+) -> None:
+    before = witness.head
+    Journal(journal, clock=clock, witness=witness).append(Entry(event="sent"))
+    witness.head = before  # killed between the line and the memory of it
+    assert verify_journal(journal, kept=before) == []
+    Journal(journal, clock=clock, witness=witness).append(Entry(event="sent"))
+    assert witness.head is not None
+    assert witness.head.lines == 7
 
 
 def test_whole_journal_has_no_fault(journal: Path) -> None:
@@ -160,7 +243,7 @@ def test_full_disk_is_told_and_leaves_no_half_line(
     whole = journal.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("vitrael.client.site.journal.os.fsync", full)
-        with pytest.raises(StorageError, match="No space left"):
+        with pytest.raises(StorageError, match="no disk space left"):
             Journal(journal, clock=clock).append(Entry(event="sent"))
     assert journal.read_bytes() == whole
     Journal(journal, clock=clock).append(Entry(event="sent"))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from vitrael.client.site import inbox
 from vitrael.client.site.courier.spool import call_steward, write_parcel
-from vitrael.client.site.listener import LONGEST_PATH, REFUSAL, read_bounded, serve
-from vitrael.core.errors import DataError, EnvelopeError, ProcessError, StorageError
+from vitrael.client.site.listener import LONGEST_PATH, REFUSAL, read_request, serve
+from vitrael.client.site.tasks import TaskResult
+from vitrael.core.errors import EnvelopeError, ProcessError, StorageError, UsageError
 from vitrael.core.messages import Parcel
+from vitrael.privacy.keys import KeyPair
 
 if TYPE_CHECKING:
     from tests.unit.client.site.conftest import Home
@@ -41,6 +45,7 @@ def listening(
         target=serve,
         args=(home.settings, answer),
         kwargs={"ready": announce, "note": note, "keep_on": lambda: next(left, None) is not None},
+        daemon=True,  # a failed test must not wait for the request that it never made
     )
     thread.start()
     assert ready.wait(10)
@@ -99,6 +104,97 @@ def test_refusal_stands_in_the_journal_with_its_bytes(home: Home) -> None:
     assert "not DSSE" in line.reason
 
 
+def test_bad_parcel_is_noted_once(home: Home) -> None:
+    write_parcel(home.settings.inbox / "a", {"envelope": b"no envelope"})
+    with closing(home.steward()) as steward:
+        told = listening(home, steward.answer, requests=1, note=steward.note_refusal)
+        with told as path:
+            hear(path, b'{"parcel": "a"}\n')
+    (line,) = home.lines()
+    assert line.event == "refused"
+
+
+def test_rubbish_does_not_fill_the_journal(home: Home) -> None:
+    with closing(home.steward()) as steward:
+        told = listening(home, steward.answer, requests=50, note=steward.note_refusal)
+        with told as path:
+            for _ in range(50):
+                assert hear(path, b"rubbish\n") == REFUSAL
+        assert len(home.lines()) == 1
+    first, last = home.lines()
+    assert last.reason.startswith("49 more")
+    assert first.bytes + last.bytes == 50 * len(REFUSAL)
+
+
+class SlowConnection:
+    """Sends one byte each nine seconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.waits: list[float] = []
+
+    def settimeout(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+    def recv(self, _most: int) -> bytes:
+        self.now += min(9.0, self.waits[-1])
+        if self.waits[-1] < 9:
+            raise TimeoutError
+        return b"x"
+
+
+def test_whole_line_has_one_deadline() -> None:
+    slow = SlowConnection()
+    with pytest.raises(UsageError, match="did not come within 10 s"):
+        read_request(cast("socket.socket", slow), clock=lambda: slow.now)
+    assert slow.now == 10
+    assert slow.waits == [10, 1]
+
+
+def test_attachments_are_not_read_before_the_signature_holds(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.consent()
+    read: list[str] = []
+    plain = inbox._read_entry
+
+    def spy(place: int, name: str, *, most: int) -> bytes:
+        read.append(name)
+        return plain(place, name, most=most)
+
+    monkeypatch.setattr(inbox, "_read_entry", spy)
+    task = home.task()
+    more = {**home.parcel(task), "more": b"not named"}
+    for name, parcel in (
+        ("unsigned", home.parcel(task, signer=KeyPair.create())),
+        ("more", more),
+        ("signed", home.parcel(task)),
+    ):
+        write_parcel(home.settings.inbox / name, parcel)
+    entries = []
+    with closing(home.steward({"codec": lambda *_: TaskResult()})) as steward:
+        told = listening(home, steward.answer, requests=3, note=steward.note_refusal)
+        with told as path:
+            for name in ("unsigned", "more", "signed"):
+                hear(path, json.dumps({"parcel": name}).encode() + b"\n")
+                entries.append((*read,))
+                read.clear()
+    assert entries == [("envelope",), ("envelope",), ("envelope", "codec")]
+
+
+def test_parcel_of_a_killed_courier_is_cleared_and_one_that_waits_is_kept(home: Home) -> None:
+    for name in ("left-over", ".partial-x", "waits"):
+        folder = home.settings.inbox / name
+        folder.mkdir(parents=True)
+        (folder / "envelope").write_bytes(b"x")
+        if name != "waits":
+            long_ago = folder.stat().st_mtime - 3600
+            os.utime(folder, (long_ago, long_ago))
+    with listening(home, echo, requests=1) as path:
+        assert [folder.name for folder in home.settings.inbox.iterdir()] == ["waits"]
+        assert b"error" not in hear(path, b'{"parcel": "waits"}\n')
+
+
 def test_refusal_without_a_journal_is_the_same_sentence(
     home: Home, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -133,11 +229,10 @@ def test_bad_request_is_refused(home: Home, data: bytes, said: str) -> None:
 def test_full_spool_leaves_no_half_reply(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parcel(home.settings.inbox / "a", {"envelope": b"x"})
 
-    def full(folder: Path, _parcel: Parcel) -> None:
-        folder.with_name(f".partial-{folder.name}").mkdir()
+    def full(path: Path, _data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vitrael.client.site.listener.write_parcel", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     reasons: list[str] = []
     with listening(home, echo, requests=1, note=lambda why, _: reasons.append(why)) as path:
         assert hear(path, b'{"parcel": "a"}\n') == REFUSAL
@@ -171,48 +266,3 @@ def test_socket_of_a_killed_steward_is_no_hindrance(home: Home) -> None:
     with listening(home, echo, requests=1):
         assert list(home.settings.outbox.iterdir()) == []
         call_steward(home.path, {"envelope": b"x"}, wait_s=10)
-
-
-def test_parcel_is_read_within_bounds(tmp_path: Path) -> None:
-    write_parcel(tmp_path / "a", {"envelope": b"1234", "codec": b"56"})
-    assert read_bounded(tmp_path / "a", most=6) == {"envelope": b"1234", "codec": b"56"}
-    with pytest.raises(DataError, match="larger"):
-        read_bounded(tmp_path / "a", most=5)
-
-
-def linked_file(folder: Path) -> None:
-    (folder / "codec").symlink_to(folder / "envelope")
-
-
-def pipe(folder: Path) -> None:
-    os.mkfifo(folder / "codec")
-
-
-def folder_within(folder: Path) -> None:
-    (folder / "codec").mkdir()
-
-
-def hidden_file(folder: Path) -> None:
-    (folder / ".codec").write_bytes(b"x")
-
-
-def many_files(folder: Path) -> None:
-    for number in range(64):
-        (folder / f"e{number}").write_bytes(b"")
-
-
-@pytest.mark.parametrize("plant", [linked_file, pipe, folder_within, hidden_file, many_files])
-def test_entry_that_is_no_plain_file_is_refused(
-    tmp_path: Path, plant: Callable[[Path], None]
-) -> None:
-    write_parcel(tmp_path / "a", {"envelope": b"1234"})
-    plant(tmp_path / "a")
-    with pytest.raises(DataError, match="holds"):
-        read_bounded(tmp_path / "a", most=100)
-
-
-def test_linked_folder_is_refused(tmp_path: Path) -> None:
-    write_parcel(tmp_path / "a", {"envelope": b"1234"})
-    (tmp_path / "b").symlink_to(tmp_path / "a")
-    with pytest.raises(DataError, match="no such parcel"):
-        read_bounded(tmp_path / "b", most=100)

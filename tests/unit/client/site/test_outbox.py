@@ -18,7 +18,7 @@ from vitrael.core.metrics.intervals import Estimate
 from vitrael.privacy.audit.closeness import Closeness
 from vitrael.privacy.audit.copies import Copies
 from vitrael.privacy.audit.membership import Membership
-from vitrael.privacy.audit.pooling import write_audit
+from vitrael.privacy.audit.parts import write_audit
 from vitrael.privacy.audit.power import Tally
 from vitrael.privacy.evidence import PLANT_CLASSES
 
@@ -189,7 +189,7 @@ def test_number_off_the_list_is_refused(home: Home, outbox: Outbox, stage: str, 
 DIGEST = "sha256:" + "0a" * 32
 
 
-@pytest.mark.parametrize("stage", ["calibration", "screening"])
+@pytest.mark.parametrize("stage", ["calibration", "screening", "audit"])
 def test_commitment_is_a_digest_or_nothing(home: Home, outbox: Outbox, stage: str) -> None:
     for commitment in ("", DIGEST):
         body = {"estimable": True, "commitment": commitment}
@@ -202,7 +202,7 @@ def test_commitment_is_a_digest_or_nothing(home: Home, outbox: Outbox, stage: st
 
 def test_commitment_is_the_filters_alone(home: Home, outbox: Outbox) -> None:
     with pytest.raises(DataError, match="not on its list"):
-        outbox.check(home.task(stage="audit"), TaskResult(body={"commitment": DIGEST}), {})
+        outbox.check(home.task(stage="latents"), TaskResult(body={"commitment": DIGEST}), {})
 
 
 def test_whole_audit_is_on_the_list(home: Home, outbox: Outbox) -> None:

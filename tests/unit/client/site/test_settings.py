@@ -52,3 +52,12 @@ def test_split_key_open_to_others_is_refused(home: Home) -> None:
     (home.path / "keys" / "split.key").chmod(0o604)
     with pytest.raises(AuthError, match=r"604.*chmod 600"):
         home.settings.read_split_key()
+
+
+@pytest.mark.parametrize("mode", [None, 0o604])
+def test_path_of_the_split_key_is_not_told(home: Home, mode: int | None) -> None:
+    path = home.path / "keys" / "split.key"
+    path.unlink() if mode is None else path.chmod(mode)
+    with pytest.raises(AuthError, match=r"keys/split\.key") as caught:
+        home.settings.read_split_key()
+    assert str(home.path) not in caught.value.sentence()  # a task that needs it sends the sentence

@@ -16,6 +16,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
 from vitrael.client.site import store as store_module
+from vitrael.client.site.journal import Kept
 from vitrael.client.site.store import Base, Finished, Store
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import StorageError
@@ -122,8 +123,10 @@ def test_damaged_update_is_told_and_not_made_anew(
     store.finish(home.task(), RESULT, now=home.clock())
     (path,) = home.settings.updates.iterdir()
     path.unlink() if data is None else path.write_bytes(data)
-    with pytest.raises(StorageError, match="damaged"):
+    with pytest.raises(StorageError, match="damaged") as caught:
         store.find_finished(home.task())
+    assert f"updates/{path.name}" in caught.value.sentence()
+    assert str(home.path) not in caught.value.sentence()  # the sentence is sent
 
 
 def test_full_disk_is_told_and_leaves_nothing_half_written(
@@ -146,6 +149,15 @@ def test_nonce_belongs_to_one_task(home: Home, store: Store) -> None:
     assert store.claim_nonce(task, now=home.clock())
     other = task.model_copy(update={"round": 1})
     assert not store.claim_nonce(other, now=home.clock())
+
+
+def test_end_of_the_journal_is_remembered(home: Home, store: Store) -> None:
+    assert store.read_head() is None
+    for lines in (1, 2):
+        store.keep_head(Kept(lines, digest_bytes(bytes(lines))))
+    again = Store(home.settings.store, updates=home.settings.updates)
+    assert again.read_head() == Kept(2, digest_bytes(bytes(2)))
+    again.close()
 
 
 def test_migrations_build_the_mapped_tables(home: Home, store: Store) -> None:

@@ -15,6 +15,7 @@ from nibabel import orientations
 from vitrael.core.data.nifti import read_nifti, write_nifti
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ScanError
+from vitrael.core.geometry import spacing_mm
 
 SHAPE = (5, 6, 7)
 SCANNER = np.array(
@@ -111,11 +112,16 @@ def test_stored_slope_and_intercept_are_applied(tmp_path: Path) -> None:
     assert np.allclose(scan.image_CDHW[0], voxels() * 0.5 + 10)
 
 
-def test_meters_are_read_as_millimeters(tmp_path: Path) -> None:
-    image = nib.Nifti1Image(voxels(), np.diag([0.002, 0.002, 0.002, 1]))
-    image.header.set_xyzt_units("meter")
-    nib.save(image, tmp_path / "metres.nii")
-    assert np.allclose(read_nifti(tmp_path / "metres.nii").spacing_mm, 2)
+@pytest.mark.parametrize(("unit", "per_mm"), [("meter", 0.001), ("micron", 1000.0)])
+@pytest.mark.parametrize("spacing", [0.9, 2.0])
+def test_other_units_are_read_as_millimeters(
+    tmp_path: Path, unit: str, per_mm: float, spacing: float
+) -> None:
+    size = spacing * per_mm
+    image = nib.Nifti1Image(voxels(), np.diag([size, size, size, 1]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "scan.nii")
+    assert np.allclose(spacing_mm(read_nifti(tmp_path / "scan.nii").affine), spacing)
 
 
 def refusal(path: Path) -> str:

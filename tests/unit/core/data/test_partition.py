@@ -43,6 +43,10 @@ def put(scan: Scan, *paths: Path) -> None:
         write_nifti(Scan(image, scan.affine, "T1w"), path)
 
 
+def patients_of(cohort: Cohort) -> int:
+    return sum(len(np.unique(cohort.images(split).patient_B)) for split in Split)
+
+
 def test_bids_folder_gives_subjects_sessions_and_covariates(tmp_path: Path, brain: Scan) -> None:
     put(
         brain,
@@ -77,6 +81,40 @@ def test_index_of_the_parent_folder_is_used(tmp_path: Path, brain: Scan) -> None
     found = find_scans(tmp_path / "t1")
     rows = [(f.path.name, f.subject, f.session, f.age_years, f.sex) for f in found]
     assert rows == [("a.nii.gz", "x-7", "2", 39.0, 1.0), ("c.nii.gz", "c", "1", None, None)]
+
+
+UNCLEAR = {
+    "one name in the folder of each patient": ("p0/T1_a.nii.gz", "p1/T1_a.nii.gz"),
+    "one name in the sessions of two patients": ("p0/ses-1/T1.nii.gz", "p1/ses-2/T1.nii.gz"),
+    "one name at two sites": ("north/001.nii.gz", "valley/001.nii.gz"),
+    "a session in the name and no subject": ("jane_ses-1.nii.gz", "jane_ses-2.nii.gz"),
+}
+
+
+@pytest.mark.parametrize("case", UNCLEAR)
+def test_file_name_that_does_not_tell_the_patient_is_refused(
+    tmp_path: Path, brain: Scan, case: str
+) -> None:
+    put(brain, *(tmp_path / name for name in UNCLEAR[case]))
+    with pytest.raises(CohortError, match=r"not clear whose scan number [12] is") as caught:
+        find_scans(tmp_path)
+    assert "index.csv" in caught.value.fix
+    assert not any(
+        name in str(caught.value) for name in ("T1_a", "001", "jane", "p0", "p1", "valley")
+    )
+
+
+def test_index_or_bids_name_tells_apart_what_the_file_name_does_not(
+    tmp_path: Path, brain: Scan
+) -> None:
+    put(brain, tmp_path / "t1/p0/T1.nii.gz", tmp_path / "t1/p1/T1.nii.gz")
+    put(brain, tmp_path / "t1/sub-9/T1.nii.gz")
+    (tmp_path / "index.csv").write_text("path,subject\nt1/p0/T1.nii.gz,a\nt1/p1/T1.nii.gz,b\n")
+    assert [scan.subject for scan in find_scans(tmp_path / "t1")] == ["a", "b", "sub-9"]
+    # Control: a row that is missing leaves the name alone, and another's subject is not taken.
+    (tmp_path / "index.csv").write_text("path,subject\nt1/p0/T1.nii.gz,T1\n")
+    with pytest.raises(CohortError, match="scan number 2"):
+        find_scans(tmp_path / "t1")
 
 
 def test_folder_without_a_scan_is_refused(tmp_path: Path) -> None:
@@ -158,7 +196,7 @@ def test_scans_are_taken_in_under_pseudonyms(
     assert all(re.fullmatch(r"p-[0-9a-f]{16}_v[01]_T1w\.nii\.gz|manifest\.json", n) for n in names)
     assert not any(b"jane" in path.read_bytes() for path in home.iterdir())
     cohort = Cohort.open(home, protocol, key=KEY)
-    assert sum(cohort.counts().values()) == 4
+    assert patients_of(cohort) == 4
     one = read_nifti(home / names[1])
     assert np.allclose(one.affine, brain.affine)
 
@@ -253,7 +291,7 @@ def test_real_scans_of_one_folder_make_three_cohorts(
         taken = write_site_scans(few, tmp_path / site, data, key=KEY)
         assert not taken.left_out
         cohort = Cohort.open(tmp_path / site, protocol, key=KEY)
-        patients += sum(cohort.counts().values())
+        patients += patients_of(cohort)
         for split in Split:
             images = cohort.images(split)
             assert np.isfinite(images.condition_BK).all()

@@ -12,7 +12,7 @@ from scipy import ndimage
 from vitrael.core.data.preprocess import prepare_scan, resample_volume, scale_intensity
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ScanError
-from vitrael.core.geometry import centred_affine
+from vitrael.core.geometry import centred_affine, spacing_mm
 from vitrael.core.study import Data
 
 MakeBrain = Callable[..., Scan]
@@ -60,7 +60,7 @@ def test_prepared_scan_has_the_grid_of_the_study(data: Data, make_brain: MakeBra
     ready = prepare_scan(scan, data)
     assert ready.image_CDHW.shape == (1, *data.grid_vox)
     assert ready.image_CDHW.dtype == np.float32
-    assert np.allclose(ready.spacing_mm, data.spacing_mm)
+    assert np.allclose(spacing_mm(ready.affine), data.spacing_mm)
     assert nib.aff2axcodes(ready.affine) == ("R", "A", "S")
     assert (ready.image_CDHW.min(), ready.image_CDHW.max()) == (0, 1)
     middle_mm = ready.affine @ [*((np.array(data.grid_vox) - 1) / 2), 1]

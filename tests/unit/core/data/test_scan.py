@@ -16,8 +16,8 @@ def image() -> np.ndarray:
     return np.arange(64, dtype=np.float32).reshape(1, 4, 4, 4)
 
 
-def test_good_scan_is_made_and_tells_its_spacing() -> None:
-    assert Scan(image(), AFFINE, "T1w").spacing_mm == (2.0, 2.0, 2.0)
+def test_good_scan_is_made_and_keeps_its_geometry() -> None:
+    assert Scan(image(), AFFINE, "T1w").affine is AFFINE
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

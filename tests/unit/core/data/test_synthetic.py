@@ -8,7 +8,7 @@ import pytest
 from vitrael.core.data.synthetic import SyntheticSet, synthetic_set
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import DataError
-from vitrael.core.geometry import centred_affine
+from vitrael.core.geometry import centred_affine, spacing_mm
 from vitrael.core.records import Samples
 from vitrael.core.study import COVARIATES, CovariateRange, Data, Splits
 
@@ -50,7 +50,7 @@ def test_scans_carry_the_geometry() -> None:
     made = _set()
     scans = list(made.scans())
     assert len(scans) == len(made) == 2
-    assert scans[0].spacing_mm == (8, 8, 8)
+    assert spacing_mm(scans[0].affine) == (8, 8, 8)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, 1.1])

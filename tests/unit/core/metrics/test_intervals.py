@@ -72,6 +72,17 @@ def test_auc_of_an_empty_group_is_refused() -> None:
         binned_auc([0, 0], [1, 2])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_auc_of_scores_that_are_not_finite_is_refused(bad: float) -> None:
+    good = np.arange(4.0)
+    for scores in ((np.full(4, bad), good), (good, np.append(good, bad))):
+        with pytest.raises(DataError, match="not finite"):
+            auc(*scores)
+    with pytest.raises(DataError, match="not finite"):
+        binned_auc([1, bad], [1, 2])  # type: ignore[list-item]
+    assert auc(good, good).value == 0.5  # the control
+
+
 def test_strata_are_not_compared_with_each_other() -> None:
     shifted = [auc(np.array([1.0, 2.0]) + at, np.array([1.0, 2.0]) + at) for at in (0, 100)]
     assert stratified(shifted, [1, 1]).value == pytest.approx(0.5)
@@ -104,22 +115,33 @@ def test_constant_series_has_no_correlation() -> None:
 
 def test_share_excess_of_equal_shares_covers_zero() -> None:
     value, (low, high) = share_excess([5], [5], 100, scales=[1.0])
-    assert value == 0
-    assert low < 0 < high
+    assert value == low == 0
+    assert 0 < high < 0.1
     value, (low, _) = share_excess([60], [0], 100, scales=[2.5])
     assert value == pytest.approx(0.6)
     assert low > 0.4
-    with pytest.raises(DataError):
-        share_excess([], [], 100, scales=[])
+    for hits, scales in (([], []), ([5], [0.0])):
+        with pytest.raises(DataError):
+            share_excess(hits, hits, 100, scales=scales)
 
 
-def test_excess_of_unequal_scales_is_covered() -> None:
+def test_controls_of_one_stratum_pay_for_no_other() -> None:
+    alone, (_, high) = share_excess([30], [0], 96, scales=[2.5])
+    value, bounds = share_excess([30, 0], [0, 20], 96, scales=[2.5, 2.5])
+    assert value == alone == pytest.approx(30 / 96)
+    assert bounds.high == pytest.approx(high)
+    # The control: at the same stratum they explain the hits.
+    assert share_excess([30, 0], [12, 0], 96, scales=[2.5, 2.5])[0] == 0
+
+
+@pytest.mark.parametrize("shares", [(0.10, 0.02), (0.04, 0.005), (0.02, 0.04)])
+def test_excess_of_unequal_scales_is_covered(shares: tuple[float, float]) -> None:
     rng = stream(5, "excess")
-    scales, shares = (1.0, 5.0), (0.10, 0.02)
-    truth = 0.10 + 0.05 - (1.0 * shares[0] + 5.0 * shares[1])
+    scales, found = (1.0, 5.0), (0.10, 0.05)
+    truth = sum(max(0.0, p - s * q) for p, s, q in zip(found, scales, shares, strict=True))
     bounds = []
     for _ in range(400):
-        hits, control = rng.binomial(96, (0.10, 0.05)), rng.binomial(96, shares)
+        hits, control = rng.binomial(96, found), rng.binomial(96, shares)
         bounds.append(share_excess(hits.tolist(), control.tolist(), 96, scales=scales)[1])
     assert np.mean([high < truth for _, high in bounds]) < 0.07
     assert np.mean([low > truth for low, _ in bounds]) < 0.07

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitrael.core.configs import ReidEncoderConfig, TrainingConfig
+from vitrael.core.configs import LocalTrainingConfig, ReidEncoderConfig
 from vitrael.core.errors import DataError
 from vitrael.core.interfaces import Embedder
 from vitrael.core.models.reid import build_reid_encoder
@@ -17,7 +17,7 @@ _CONFIG = ReidEncoderConfig(
     kind="reid_encoder",
     channels=(4, 8),
     embedding=8,
-    training=TrainingConfig(length_images=160, batch_images=16, learning_rate=3e-3),
+    training=LocalTrainingConfig(length_images=160, batch_images=16, learning_rate=3e-3),
 )
 
 

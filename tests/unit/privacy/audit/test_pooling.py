@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.unit.privacy.audit.conftest import make_tally, named
 from vitrael.core.digest import digest_json
 from vitrael.core.errors import DataError
 from vitrael.core.metrics.intervals import Estimate
@@ -24,10 +25,9 @@ from vitrael.privacy.audit.pooling import (
     participation_measurement,
     screening_measurement,
     verification_measurement,
-    write_audit,
 )
 from vitrael.privacy.audit.power import Tally, show_to_filter
-from vitrael.privacy.evidence import PLANT_CLASSES, Evidence, Measurement
+from vitrael.privacy.evidence import PLANT_CLASSES, Evidence
 from vitrael.privacy.gates import POLICIES, judge
 from vitrael.privacy.reid.roles import keep_all
 
@@ -42,34 +42,17 @@ def _images(patients: int, *, visits: int = 1) -> PatientImages:
     )
 
 
-def _tally(dropped: int = 20, **parts: object) -> dict[str, object]:
-    facts: dict[str, object] = {
-        "plants": dict.fromkeys(PLANT_CLASSES, Tally(20, dropped)),
-        "fresh": Tally(22, 1),
-        "copies": Copies(96, 1, 0, 2.5, 20, 20),
-        "closeness": Closeness(0.52, 0.06, 22, 96),
-        "membership": Membership(
-            Estimate(0.5, 0.06), Estimate(0.5, 0.06), Estimate(0.8, 0.04), 55, 22
-        ),
-    }
-    return write_audit(**{**facts, **parts})  # type: ignore[arg-type]
-
-
-def _named(*tallies: dict[str, object]) -> dict[str, Measurement]:
-    return {m.name: m for m in audit_measurements(tallies)}
-
-
 def test_sixty_plants_of_sixty_certify_ninety_five_percent() -> None:
-    power = _named(*[_tally()] * 3)["filter.power.exact"]
+    power = named(*[make_tally()] * 3)["filter.power.exact"]
     assert (power.n, power.value) == (60, 1.0)
     assert power.low == pytest.approx(0.951, abs=1e-3)
 
 
 def test_screening_off_has_no_power() -> None:
-    plants = draw_plants(_images(8), 5, rng=stream(2, "p"), round_trip=lambda image: image)
+    plants = draw_plants(_images(12), 11, rng=stream(2, "p"), round_trip=lambda image: image)
     shown = show_to_filter(plants, keep_all)
-    assert shown == dict.fromkeys(PLANT_CLASSES, Tally(5, 0))
-    assert _named(_tally(0))["filter.power.exact"].value == 0
+    assert shown == dict.fromkeys(PLANT_CLASSES, Tally(11, 0))
+    assert named(make_tally(0))["filter.power.exact"].value == 0
 
 
 def test_plants_come_from_distinct_patients() -> None:
@@ -99,8 +82,8 @@ def test_classes_that_cannot_be_made_are_empty() -> None:
     ],
 )
 def test_one_site_without_a_part_makes_it_not_estimable(part: str, name: str) -> None:
-    whole = _named(_tally(), _tally())
-    lacking = _named(_tally(), _tally(**{part: None}))
+    whole = named(make_tally(), make_tally())
+    lacking = named(make_tally(), make_tally(**{part: None}))
     assert whole[name].estimable
     assert not lacking[name].estimable
 
@@ -111,7 +94,7 @@ def test_no_site_is_not_estimable() -> None:
 
 def test_hits_of_all_sites_are_added() -> None:
     parts = (Copies(96, 10, 0, 2.5, 20, 20), Copies(96, 9, 0, 2.5, 20, 15))
-    copies = _named(*(_tally(copies=part) for part in parts))
+    copies = named(*(make_tally(copies=part) for part in parts))
     assert copies["copies.excess_share"].value == pytest.approx(19 / 96)
     assert (copies["copies.control_power"].value, copies["copies.control_power"].n) == (35 / 40, 40)
 
@@ -120,13 +103,13 @@ def test_control_hits_are_scaled_to_the_gallery() -> None:
     assert count_copies(
         np.ones((4, 10)), np.zeros((4, 5)), np.array([[0.95], [0.2]]), 0.9
     ) == Copies(4, 4, 0, 2.0, 2, 1)
-    pooled = _named(_tally(copies=Copies(96, 10, 4, 2.5, 20, 20)))["copies.excess_share"]
-    assert pooled.value == pytest.approx(0)
+    pooled = named(make_tally(copies=Copies(96, 10, 2, 2.5, 20, 20)))["copies.excess_share"]
+    assert pooled.value == pytest.approx(5 / 96)
 
 
 def test_excess_is_each_sites_own() -> None:
     unequal = (Copies(96, 10, 10, 1.0, 20, 20), Copies(96, 5, 0, 5.0, 20, 20))
-    excess = _named(*(_tally(copies=part) for part in unequal))["copies.excess_share"]
+    excess = named(*(make_tally(copies=part) for part in unequal))["copies.excess_share"]
     assert excess.value == pytest.approx(5 / 96)
     assert excess.high is not None
     assert excess.high > 0.1
@@ -136,20 +119,20 @@ def test_excess_is_each_sites_own() -> None:
 
 def test_equal_scales_are_pooled_as_one_site_would_be() -> None:
     parts = [Copies(96, 10, 4, 2.5, 20, 20), Copies(96, 6, 1, 2.5, 20, 20)]
-    two = _named(*(_tally(copies=part) for part in parts))["copies.excess_share"]
-    one = _named(_tally(copies=Copies(96, 16, 5, 2.5, 20, 20)))["copies.excess_share"]
+    two = named(*(make_tally(copies=part) for part in parts))["copies.excess_share"]
+    one = named(make_tally(copies=Copies(96, 16, 5, 2.5, 20, 20)))["copies.excess_share"]
     assert (two.value, two.low, two.high) == pytest.approx((one.value, one.low, one.high))
 
 
 def test_samples_that_copy_patients_of_every_site_are_no_fewer_copies() -> None:
-    everywhere = _named(*[_tally(copies=Copies(96, 96, 30, 1.0, 20, 20))] * 3)[
+    everywhere = named(*[make_tally(copies=Copies(96, 96, 30, 1.0, 20, 20))] * 3)[
         "copies.excess_share"
     ]
-    nowhere = _named(*[_tally(copies=Copies(96, 0, 60, 2.5, 20, 20))] * 3)["copies.excess_share"]
+    nowhere = named(*[make_tally(copies=Copies(96, 0, 60, 2.5, 20, 20))] * 3)["copies.excess_share"]
     assert everywhere.value == 1.0
     assert everywhere.low is not None
     assert everywhere.low > 0.5
-    assert nowhere.value == -1.0
+    assert (nowhere.value, nowhere.low) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -162,13 +145,13 @@ def test_samples_that_copy_patients_of_every_site_are_no_fewer_copies() -> None:
 def test_site_that_showed_its_filter_nothing_is_not_passed_over(
     part: dict[str, object], name: str
 ) -> None:
-    assert _named(_tally(), _tally())[name].estimable
-    assert not _named(_tally(), _tally(**part))[name].estimable
+    assert named(make_tally(), make_tally())[name].estimable
+    assert not named(make_tally(), make_tally(**part))[name].estimable
 
 
 def test_filter_that_is_off_is_measured_and_refused() -> None:
-    off = _named(*[_tally(0)] * 3)["filter.power.exact"]
-    on = _named(*[_tally(20)] * 3)["filter.power.exact"]
+    off = named(*[make_tally(0)] * 3)["filter.power.exact"]
+    on = named(*[make_tally(20)] * 3)["filter.power.exact"]
     gates = [g for g in POLICIES["rehearsal"].gates if g.measurement == "filter.power.exact"]
     verdict = judge(Evidence(protocol=digest_json("p"), measurements=(off,)), gates)
     assert (off.value, off.n) == (0.0, 60)
@@ -181,7 +164,8 @@ def test_strict_point_is_above_every_stranger() -> None:
     point = strict_point(null)
     assert point is not None
     assert point > null.max()
-    assert strict_point(null[:9]) is None
+    assert strict_point(null[:11]) is not None
+    assert strict_point(null[:10]) is None
 
 
 def test_closeness_is_one_half_for_one_population_and_high_for_copies() -> None:
@@ -194,7 +178,8 @@ def test_closeness_is_one_half_for_one_population_and_high_for_copies() -> None:
     assert unfair is not None
     assert abs(fair.share - 0.5) < 3 * fair.error
     assert unfair.share > 0.6
-    assert measure_closeness(training, held_out[:, :4], rng=rng) is None
+    assert measure_closeness(training, held_out[:, :11], rng=rng) is not None
+    assert measure_closeness(training, held_out[:, :10], rng=rng) is None
 
 
 def test_average_patients_do_not_decide_closeness() -> None:
@@ -226,12 +211,36 @@ def test_distance_is_to_the_nearest_scan_of_a_patient() -> None:
 def test_membership_finds_copies_and_its_placebo_does_not() -> None:
     rng = stream(7, "mia")
     members, others = rng.normal(2, 1, 55), rng.normal(0, 1, 22)
-    found = measure_membership(members, others, members + 1, rng=rng)
+    found = measure_membership(members, others, planted=(members + 1, others), rng=rng)
     assert found is not None
     assert found.attack.value > 0.85
     assert abs(found.placebo.value - 0.5) < 0.25
     assert found.control.value > found.attack.value
-    assert measure_membership(members[:9], others, members, rng=rng) is None
+    planted = members[:10], others
+    assert measure_membership(members[:10], others, planted=planted, rng=rng) is None
+    told = measure_membership(members[:11], others, planted=planted, rng=rng)
+    assert told is not None
+
+
+def test_fewer_than_eleven_images_are_shown_to_no_filter() -> None:
+    images = _images(11).image_BCDHW
+    shown = show_to_filter({"eleven": images, "ten": images[:10], "none": images[:0]}, keep_all)
+    assert shown == {"eleven": Tally(11, 0), "ten": Tally(0, 0), "none": Tally(0, 0)}
+
+
+def test_placebo_depends_on_no_sample() -> None:
+    """It checks the machinery: the order of scores is lost in random halves of any leak."""
+    rng = stream(7, "mia")
+    scores, others = rng.normal(size=40), rng.normal(size=20)
+    placebos = []
+    for shift in (0, 5):
+        members = scores + shift
+        found = measure_membership(
+            members, others, planted=(members, others), rng=stream(9, "halves")
+        )
+        assert found is not None
+        placebos.append(found.placebo)
+    assert placebos[0] == placebos[1]
 
 
 def test_attack_without_samples_is_refused() -> None:
@@ -286,8 +295,8 @@ def test_one_site_without_calibration_pairs_leaves_verification_open(patients: i
 
 def test_areas_stay_within_their_bounds() -> None:
     sure = Estimate(1.0, 0.06)
-    told = _named(
-        _tally(
+    told = named(
+        make_tally(
             closeness=Closeness(0.01, 0.06, 22, 96), membership=Membership(sure, sure, sure, 55, 22)
         )
     )

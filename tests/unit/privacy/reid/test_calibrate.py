@@ -152,8 +152,13 @@ def test_round_trips_belong_to_their_patient() -> None:
 
 def test_verification_needs_patients_with_two_visits() -> None:
     assert verify_encoder(_patients(5, seed=13), FlatEmbedder()).patients == 0
-    known = verify_encoder(_patients(5, seed=13, visits=2), FlatEmbedder())
-    assert (known.wins, known.patients) == (5.0, 5)
+    known = verify_encoder(_patients(11, seed=13, visits=2), FlatEmbedder())
+    assert (known.wins, known.patients) == (11.0, 11)
+
+
+def test_verification_of_fewer_than_eleven_patients_is_not_told() -> None:
+    few = verify_encoder(_patients(10, seed=13, visits=2), FlatEmbedder())
+    assert (few.wins, few.patients) == (0.0, 0)
 
 
 def test_gallery_shows_nothing_of_a_patient() -> None:

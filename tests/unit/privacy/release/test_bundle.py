@@ -14,7 +14,7 @@ from vitrael.core.data.nifti import read_nifti
 from vitrael.core.errors import StorageError
 from vitrael.privacy.release import bundle
 from vitrael.privacy.release.bundle import write_bundle
-from vitrael.privacy.release.manifest import parse_manifest
+from vitrael.privacy.release.manifest import DOCUMENTS, is_image_path, parse_manifest
 
 Releases = Any  # ReleaseFactory of conftest.py
 
@@ -36,6 +36,14 @@ def test_manifest_lists_every_file_but_itself(tmp_path: Path, releases: Releases
     }
     assert held == {*manifest.files, "manifest.json"}
     assert parse_manifest((tmp_path / "release/manifest.json").read_bytes()) == manifest
+
+
+def test_bundle_holds_only_what_sites_sign(tmp_path: Path, releases: Releases) -> None:
+    contents = replace(releases.contents(), report_html=b"<html></html>")
+    files = write_bundle(contents, tmp_path / "release").files
+    images = {path for path in files if is_image_path(path)}
+    assert len(images) == len(contents.samples)
+    assert files.keys() - images == DOCUMENTS
 
 
 def test_images_come_back_with_their_geometry(tmp_path: Path, releases: Releases) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from vitrael.core.errors import StorageError, VerificationError
+from vitrael.privacy.release import catalogue
 from vitrael.privacy.release.catalogue import (
     Catalogue,
     Entry,
@@ -55,6 +57,20 @@ def test_publishing_again_does_nothing_and_other_content_is_refused(
     with pytest.raises(StorageError, match="published already with other content"):
         publish(changed, root, trust=releases.trust)
     assert _entry(root).manifest == first.manifest
+
+
+def test_catalogue_that_another_process_holds_is_waited_for_and_then_told(
+    release: Path, tmp_path: Path, releases: Releases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "catalogue"
+    root.mkdir()
+    monkeypatch.setattr(catalogue, "_LOCK_S", 0.0)
+    with (root / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match="the catalogue is in use"):
+            publish(release, root, trust=releases.trust)
+    publish(release, root, trust=releases.trust)  # the control
+    assert _entry(root)
 
 
 def test_versions_stand_side_by_side(release: Path, tmp_path: Path, releases: Releases) -> None:

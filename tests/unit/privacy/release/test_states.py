@@ -40,19 +40,11 @@ def _gated(*, passes: bool = True) -> Release:
     return states.gate(candidate, _verdict(passes=passes), manifest=MANIFEST)
 
 
-def test_steps_in_order_reach_publication_and_recall() -> None:
+def test_steps_in_order_reach_publication() -> None:
     signed = _sign(_sign(_gated(), "north"), "valley")
     assert signed.state is State.SIGNED
     published = states.publish(signed)
     assert published.state is State.PUBLISHED
-    assert published.mark == "rehearsal: not for publication"
-    recalled = states.recall(published, reason="a copy was found")
-    assert recalled.state is State.RECALLED
-    assert recalled.recall_reason == "a copy was found"
-
-
-def test_public_policy_leaves_no_mark() -> None:
-    assert not states.propose(NAME, POLICIES["public"]).mark
 
 
 def test_one_site_counts_once() -> None:
@@ -66,15 +58,13 @@ def test_refused_verdict_is_neither_signed_nor_published() -> None:
     refused = _gated(passes=False)
     with pytest.raises(VerificationError, match="refused by its gates"):
         _sign(refused, "north")
-    forced = Release(
-        NAME, "rehearsal", publishable=False, state=State.SIGNED, verdict=refused.verdict
-    )
+    forced = Release(NAME, "rehearsal", state=State.SIGNED, verdict=refused.verdict)
     with pytest.raises(VerificationError, match="refused by its gates"):
         states.publish(forced)
 
 
 def test_release_without_a_verdict_is_not_published() -> None:
-    forced = Release(NAME, "public", publishable=True, state=State.SIGNED)
+    forced = Release(NAME, "public", state=State.SIGNED)
     with pytest.raises(VerificationError, match="it has no verdict"):
         states.publish(forced)
 
@@ -99,14 +89,12 @@ STEPS: dict[str, Callable[[Release], Release]] = {
     "gate": lambda release: states.gate(release, _verdict(), manifest=MANIFEST),
     "sign": lambda release: _sign(release, "north", threshold=1),
     "publish": states.publish,
-    "recall": lambda release: states.recall(release, reason="x"),
 }
 ORDER = {
     ("gate", State.CANDIDATE): State.GATED,
     ("sign", State.GATED): State.SIGNED,
     ("sign", State.SIGNED): State.SIGNED,
     ("publish", State.SIGNED): State.PUBLISHED,
-    ("recall", State.PUBLISHED): State.RECALLED,
 }
 
 

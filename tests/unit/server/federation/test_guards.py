@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,15 @@ def test_sigterm_ends_like_ctrl_c_and_only_inside() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.fixture
+def heeding_ctrl_c() -> Iterator[None]:
+    """A job in the background of a shell ignores Ctrl-C; a test of it must not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_ctrl_c")
 def test_the_ending_is_not_interrupted() -> None:
     with uninterrupted():
         os.kill(os.getpid(), signal.SIGINT)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from vitrael.core.errors import NetworkError, ProcessError
@@ -132,12 +134,80 @@ def test_the_end_reaches_the_stubborn_and_their_children(group: ProcessGroup) ->
     assert until(lambda: not is_alive(grandchild))
 
 
-def test_a_restart_runs_the_same_command_and_counts(group: ProcessGroup) -> None:
+def test_a_restart_runs_the_same_command_in_a_new_process(group: ProcessGroup) -> None:
     first = start(group, "x", "pass")
     group.children["x"].process.wait()
     again = group.restart(group.children["x"])
     assert again.pid != first
-    assert again.restarts == 1
+    assert group.children["x"] is again
+    assert again.command == (sys.executable, "-c", "pass")
+
+
+@pytest.fixture
+def bystander(tmp_path: Path) -> Iterator[Callable[..., int]]:
+    """Starts programs that carry no mark of a home; what is left of them ends with the test."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def begin(name: str, *arguments: str) -> int:
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(SLEEPER)
+        process = subprocess.Popen([sys.executable, str(script), *arguments], env={})
+        processes.append(process)
+        assert until(lambda: str(script) in " ".join(psutil.Process(process.pid).cmdline()))
+        return process.pid
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_home_whose_path_begins_alike_is_another_one(
+    bystander: Callable[..., int], tmp_path: Path
+) -> None:
+    links = {
+        name: bystander("flower-superlink", "--database", str(tmp_path / name / "flower/x.sqlite"))
+        for name in ("1", "10", "1-2", "1.old")
+    }
+    node = bystander("flower-supernode", "--node-config", f'home="{tmp_path}/10/sites/a" site="a"')
+    below = bystander("flower-supernode", "--node-config", f'home="/x{tmp_path}/1" site="a"')
+    assert end_leftovers(tmp_path / "1") == [links["1"]]
+    assert all(is_alive(links[name]) for name in ("10", "1-2", "1.old"))
+    assert is_alive(below)
+    assert sorted(end_leftovers(tmp_path / "10")) == sorted([links["10"], node])
+
+
+def test_program_that_only_reads_in_a_home_is_left_alone(
+    bystander: Callable[..., int], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    reader = bystander("tail", "-f", str(home / "logs" / "north-courier.log"))
+    log = home / "logs" / "flower-superlink.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(SLEEPER)
+    editor = subprocess.Popen([sys.executable, str(log)], env={})  # as ``less FILE`` would stand
+    assert end_leftovers(home) == []
+    assert is_alive(reader)
+    assert is_alive(editor.pid)
+    editor.kill()
+    editor.wait()
+
+
+def test_recorded_id_counts_for_the_recorded_command_alone(
+    bystander: Callable[..., int], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    steward = bystander("steward", "--home", str(home / "sites" / "north"))
+    reused = bystander("pager", str(home / "logs" / "steward.log"))
+    command = ["unshare", "-n", "steward", "--home", str(home / "sites" / "north")]
+    entries = {
+        name: {"pid": pid, "command": command} for name, pid in (("a", steward), ("b", reused))
+    }
+    home.mkdir()
+    (home / "processes.json").write_text(json.dumps(entries))
+    assert end_leftovers(home) == [steward]
+    assert is_alive(reused)
 
 
 def test_what_a_killed_parent_left_is_ended_and_nothing_else(tmp_path: Path) -> None:

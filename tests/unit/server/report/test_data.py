@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from vitrael.core.study import load_study
 from vitrael.privacy.gates import POLICIES
+from vitrael.privacy.leakage import SMALLEST_COUNT
 from vitrael.server.report.data import (
     ReportData,
     bucket_count,
@@ -28,6 +29,11 @@ def test_small_counts_are_suppressed(patients: int, bucket: str) -> None:
     assert bucket_count(patients) == bucket
     site = summarize_site("north", training_patients=patients, status="took part")
     assert site.training_patients == bucket
+
+
+def test_smallest_count_that_is_told_is_that_of_the_whole_package() -> None:
+    assert bucket_count(SMALLEST_COUNT - 1) != bucket_count(SMALLEST_COUNT)
+    assert bucket_count(SMALLEST_COUNT - 1) == bucket_count(1) == f"fewer than {SMALLEST_COUNT}"
 
 
 def test_exact_count_cannot_enter_a_report(good: ReportData) -> None:

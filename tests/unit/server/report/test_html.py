@@ -139,11 +139,19 @@ def test_json_twin_has_a_stable_shape(good: ReportData) -> None:
     assert sorted(document) == [
         "conditioning", "created_utc", "curves", "events", "evidence", "limits", "pictures",
         "reading", "release", "schema", "sites", "stages", "study", "title", "unscreened",
-        "verdict", "volumes",
+        "unscreened_reason", "verdict", "volumes",
     ]  # fmt: skip
 
 
-def test_small_numbers_of_patients_stand_nowhere(good: ReportData) -> None:
+def test_power_is_not_said_to_be_of_patients_whom_the_filter_never_met(good: ReportData) -> None:
+    page = render_report(good, images=None)
+    assert "Its gallery and the null of its thresholds hold these patients" in page
+    assert "its encoder never saw them" in page
+    for false in ("whom the filter never saw", "planted among the candidates"):
+        assert false not in page
+
+
+def test_small_numbers_of_patients_in_training_stand_nowhere(good: ReportData) -> None:
     for text in (render_report(good, images=None), render_json(good, images=None).decode()):
         assert "fewer than 11" in text
         assert "100 to 199" in text

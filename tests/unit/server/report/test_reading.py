@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from vitrael.server.report.data import ReportData
 from vitrael.server.report.reading import read_verdict
 
@@ -27,16 +29,35 @@ def test_refusal_names_what_refused_and_what_could_not_be_measured(bad: ReportDa
     reading = read_verdict(bad)
     assert reading.banner == "refused"
     text = " ".join(reading.sentences)
-    assert "20 of 22 gates are open" in text
+    assert "25 of 27 gates are open" in text
     assert "Refused: copies.excess_share." in text
     assert "Could not be measured, which counts as refused: filter.power.blend." in text
     assert "not by chance: copies.excess_share" in text
 
 
-def test_unscreened_candidates_are_told(good: ReportData) -> None:
-    unscreened = good.model_copy(update={"unscreened": True})
-    assert "unscreened" in " ".join(read_verdict(unscreened).sentences)
+@pytest.mark.parametrize("why", ["screening is off in the study", ""])
+def test_unscreened_candidates_are_told_with_the_true_reason(why: str, good: ReportData) -> None:
+    unscreened = good.model_copy(update={"unscreened": True, "unscreened_reason": why})
+    told = " ".join(read_verdict(unscreened).sentences)
+    assert ("The candidates are unscreened" + (f": {why}." if why else ".")) in told
+    assert "too few" not in told
     assert "unscreened" not in " ".join(read_verdict(good).sentences)
+
+
+def test_set_with_copies_is_not_called_free_of_them(good: ReportData, bad: ReportData) -> None:
+    def told(data: ReportData) -> str:
+        return read_verdict(data).sentences[-1]
+
+    assert "stayed within its gate" in told(good)
+    assert "copies of patients' scans are among them" in told(bad)
+    findings = {f.gate.measurement: f for f in bad.verdict.findings}
+    doubtful = findings["copies.excess_share"].model_copy(update={"proven": False})
+    blind = doubtful.model_copy(update={"outcome": "not estimable"})
+    for finding, words in ((doubtful, "may be among them"), (blind, "was not measured")):
+        verdict = bad.verdict.model_copy(update={"findings": (finding,)})
+        assert words in told(bad.model_copy(update={"verdict": verdict}))
+    for data in (good, bad):
+        assert "No scan of a patient is in it" not in told(data)
 
 
 def test_verdict_without_gates_says_so(good: ReportData) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.factories.federation import (
     SITES,
     STUDY,
-    Federation,
+    Interruption,
     federation,
     prepare_homes,
 )
@@ -21,8 +21,8 @@ from tests.unit.server.studies.conftest import Ended
 from tests.unit.server.studies.test_federated import answer_with
 from vitrael.client.site.tasks import TaskResult, TaskRunner
 from vitrael.core.data.measure import measure_volumes
-from vitrael.core.digest import Digest
-from vitrael.core.errors import DataError, VitraelError
+from vitrael.core.digest import Digest, digest_bytes
+from vitrael.core.errors import DataError
 from vitrael.core.geometry import centred_affine
 from vitrael.core.messages import Task
 from vitrael.core.rng import stream
@@ -35,12 +35,15 @@ pytestmark = pytest.mark.xdist_group("tiny study")
 
 Documents = Callable[[Path], dict[str, Any]]
 CANDIDATES = 16
+PROMISE = digest_bytes(b"frozen before")
+CALIBRATION = {"sites": {site: {"commitment": PROMISE} for site in SITES}}
 
 
 def votes(keep: np.ndarray, *, estimable: bool = True) -> TaskRunner:
     def run(_task: Task, _inputs: Mapping[str, Tensors], _context: object) -> TaskResult:
         counts = {"candidates": len(keep), "kept": int(keep.sum())}
         body = {"estimable": estimable, "reason": "", "metrics": {}, "counts": counts}
+        body["commitment"] = PROMISE
         return TaskResult(body=body, tensors={"votes": {"keep": keep.astype(np.uint8)}})
 
     return run
@@ -60,7 +63,7 @@ def put_candidates(run: StudyRun, *, seed: int = 1) -> dict[str, Any]:
 def screen(home: Path, tasks: Mapping[str, TaskRunner]) -> dict[str, Any]:
     with federation(home, tasks={s: {"screening": task} for s, task in tasks.items()}) as told:
         run = told.run()
-        return screen_candidates(run, candidates=put_candidates(run), calibration={})
+        return screen_candidates(run, candidates=put_candidates(run), calibration=CALIBRATION)
 
 
 # Conditions
@@ -109,27 +112,49 @@ def test_candidates_are_unscreened_when_one_site_did_not_vote(home: Path) -> Non
     with federation(home, tasks={s: {"screening": votes(everything)} for s in SITES}) as told:
         told.spoil["valley"] = lambda *_: "the line is cut"
         run = told.run()
-        document = screen_candidates(run, candidates=put_candidates(run), calibration={})
+        document = screen_candidates(run, candidates=put_candidates(run), calibration=CALIBRATION)
     assert document["unscreened"] == CANDIDATES
     assert set(document["sites"]) == {"north", "harbour"}
 
 
-def test_votes_of_another_number_than_the_candidates_are_refused(home: Path) -> None:
+FULL = {"candidates": CANDIDATES, "kept": CANDIDATES}
+BAD_VOTES: dict[str, tuple[int, dict[str, Any]]] = {
+    "too few": (1, {"estimable": True, "counts": FULL, "metrics": {}, "commitment": PROMISE}),
+    "another point": (
+        CANDIDATES,
+        {"estimable": True, "counts": FULL, "commitment": digest_bytes(b"other")},
+    ),
+    "no point": (CANDIDATES, {"estimable": True, "counts": FULL, "commitment": ""}),
+    "no counts": (CANDIDATES, {"estimable": True, "commitment": PROMISE}),
+    "nothing": (CANDIDATES, {}),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_VOTES)
+def test_votes_that_cannot_count_leave_the_site_out_by_name(bad: str, home: Path) -> None:
+    everything = np.ones(CANDIDATES, bool)
+    count, body = BAD_VOTES[bad]
+    with federation(home, tasks={s: {"screening": votes(everything)} for s in SITES}) as told:
+        answer_with(told, "valley", {"votes": {"keep": np.ones(count, np.uint8)}}, body=body)
+        run = told.run()
+        document = screen_candidates(run, candidates=put_candidates(run), calibration=CALIBRATION)
+        record = run.ledger.history(run.study.protocol.digest)[-1]
+    assert list(record.details["absent"]) == ["valley"]
+    assert document["unscreened"] == CANDIDATES
+
+
+@pytest.mark.parametrize("promise", ["", None])
+def test_site_that_froze_no_point_cannot_vote_as_calibrated(
+    promise: str | None, home: Path
+) -> None:
+    calibration = {"sites": {**CALIBRATION["sites"], "valley": {"commitment": promise}}}
+    body = {"estimable": True, "counts": FULL, "commitment": promise or ""}
     everything = np.ones(CANDIDATES, bool)
     with federation(home, tasks={s: {"screening": votes(everything)} for s in SITES}) as told:
-        vote_once(told, "valley")
+        answer_with(told, "valley", {"votes": {"keep": np.ones(CANDIDATES, np.uint8)}}, body=body)
         run = told.run()
-        with pytest.raises(VitraelError, match="valley"):
-            screen_candidates(run, candidates=put_candidates(run), calibration={})
-
-
-def vote_once(told: Federation, site: str) -> None:
-    answer_with(
-        told,
-        site,
-        {"votes": {"keep": np.ones(1, np.uint8)}},
-        body={"estimable": True, "counts": {"candidates": CANDIDATES}, "metrics": {}},
-    )
+        document = screen_candidates(run, candidates=put_candidates(run), calibration=calibration)
+    assert set(document["sites"]) == {"north", "harbour"}
 
 
 # The student
@@ -167,19 +192,39 @@ def test_student_learns_from_kept_candidates_alone(
     assert learned == [CANDIDATES - 3] * 3
 
 
-def test_student_does_not_start_from_the_teacher(finished: Ended, documents: Documents) -> None:
+def test_student_starts_from_fresh_weights(
+    finished_home: Path, documents: Documents, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vitrael.core.models.brain_ldm import build_denoiser
     from vitrael.core.rng import stream_seed
+    from vitrael.core.weights import module_tensors
+    from vitrael.server.studies import distillation
 
-    with federation(finished.home) as told:
-        study = told.run().study
-    generator, seed = study.protocol.generator, study.protocol.seed
-    teacher = build_denoiser(generator, generator.teacher, seed=seed)
-    student = build_denoiser(generator, generator.student, seed=stream_seed(seed, "student"))
-    first, second = next(teacher.parameters()), next(student.parameters())
-    assert not first.equal(second)
-    found = documents(finished.home)
-    assert found["student 0"]["denoiser"] != found["teacher 1"]["denoiser"]
+    start: dict[str, np.ndarray] = {}
+
+    def keep_start(model: Any, *_: object, **__: object) -> None:
+        start.update(module_tensors(model))
+        raise Interruption
+
+    monkeypatch.setattr(distillation, "fit", keep_start)
+    found = documents(finished_home)
+    with federation(finished_home) as told, pytest.raises(Interruption):
+        train_student(
+            told.run(),
+            codec=Digest(found["latents 0"]["codec"]),
+            candidates=found["candidates 0"],
+            screening={"keep": list(range(9))},
+        )
+    with federation(finished_home) as told:
+        run = told.run()
+        protocol = run.study.protocol
+        teacher = run.objects.get_tensors(Digest(found["teacher 1"]["denoiser"]))
+    fresh = build_denoiser(
+        protocol.generator, protocol.generator.student, seed=stream_seed(protocol.seed, "student")
+    )
+    expected = module_tensors(fresh)
+    assert all((start[name] == array).all() for name, array in expected.items())
+    assert any((start[name] != array).any() for name, array in teacher.items())
 
 
 def test_too_few_kept_candidates_end_the_study(finished_home: Path, documents: Documents) -> None:

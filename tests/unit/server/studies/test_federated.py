@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,10 +13,9 @@ from tests.factories.federation import SITES, Federation, federation
 from tests.unit.server.studies.conftest import Ended
 from vitrael.client.site.tasks import TaskResult, TaskRunner
 from vitrael.core.digest import Digest
-from vitrael.core.errors import WeightsError
 from vitrael.core.messages import Parcel, Reply, Task
 from vitrael.core.weights import Tensors
-from vitrael.privacy.envelope import attachment_digests, make_reply_parcel
+from vitrael.privacy.envelope import attachment_digests, make_reply_parcel, open_reply_parcel
 from vitrael.privacy.keys import KeyPair
 from vitrael.server.demo import site_home
 from vitrael.server.studies.federated import (
@@ -114,20 +113,63 @@ def test_curves_are_kept_for_each_site(home: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_update_that_is_not_finite_is_refused_by_name(value: float, home: Path) -> None:
-    with federation(home, tasks=ADDING) as told:
-        bad = {"w": np.full(3, value, np.float32)}
-        answer_with(told, "harbour", {"codec": bad})
-        with pytest.raises(WeightsError, match="the update of harbour is refused"):
-            train_codec(told.run())
+def with_first(value: float) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    def spoil(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        name = min(weights)
+        return {**weights, name: np.full_like(weights[name], value)}
+
+    return spoil
 
 
-def test_update_without_its_tensors_is_refused_by_name(home: Path) -> None:
+GOOD_CURVE = {"curve_images": [4], "curve_loss": [0.5]}
+BAD_UPDATES: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
+    "not a number": (with_first(np.nan), GOOD_CURVE),
+    "infinite": (with_first(np.inf), GOOD_CURVE),
+    "a tensor short": (lambda weights: dict(list(weights.items())[1:]), GOOD_CURVE),
+    "curve without places": (dict, {"curve_loss": [0.5]}),
+    "curve of text": (dict, {"curve_loss": ["low"], "curve_images": [4]}),
+}
+
+
+def answer_with_codec(told: Federation, site: str, spoil: Callable[[Any], Any], body: Any) -> None:
+    """Let a site sign the codec that came, spoiled."""
+
+    def answer(task: Task, parcel: Parcel) -> Parcel:
+        keys, public = told.run().keys, told.run().members[site]
+        _, tensors = open_reply_parcel(parcel, coordinator=keys, site=public)
+        answer_with(told, site, {"codec": spoil(tensors["codec"])}, body=body)
+        spoiled = told.spoil[site](task, parcel)
+        told.spoil[site] = answer
+        return cast("Parcel", spoiled)
+
+    told.spoil[site] = answer
+
+
+@pytest.mark.parametrize("bad", [None, *BAD_UPDATES])
+def test_update_that_cannot_be_used_is_left_out_by_name(bad: str | None, home: Path) -> None:
+    spoil, body = BAD_UPDATES[bad] if bad else (dict, GOOD_CURVE)
     with federation(home, tasks=ADDING) as told:
-        answer_with(told, "harbour", {})
-        with pytest.raises(WeightsError, match="harbour"):
-            train_codec(told.run())
+        answer_with_codec(told, "harbour", spoil, body)
+        end = told.run().objects.get_tensors(train_codec(told.run()))
+        history = told.run().ledger.history(told.run().study.protocol.digest)
+    took_part = ("north", "valley") if bad else SITES
+    assert [record.participants for record in history] == [took_part] * 2
+    assert list(history[0].details.get("absent", [])) == (["harbour"] if bad else [])
+    assert all(np.isfinite(array).all() for array in end.values())
+
+
+def test_moments_that_cannot_be_pooled_are_left_out_by_name(home: Path) -> None:
+    from vitrael.core.models.brain_ldm import build_codec
+    from vitrael.core.weights import module_tensors
+
+    with federation(home) as told:
+        answer_with(told, "harbour", {"moments": {"latent.count": np.ones(1)}})
+        run = told.run()
+        codec = module_tensors(build_codec(run.study.protocol.generator, seed=1))
+        scale_latents(run, run.objects.put_tensors(codec))
+        record = run.ledger.history(run.study.protocol.digest)[-1]
+    assert list(record.details["absent"]) == ["harbour"]
+    assert record.participants == ("north", "valley")
 
 
 def test_latents_have_zero_mean_and_unit_variance_after_scaling(

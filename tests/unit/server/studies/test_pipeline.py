@@ -94,6 +94,12 @@ def test_what_was_finished_before_the_kill_is_not_asked_for_again(resumed: Ended
     assert asked == [(stage, number) for stage, number in left for _ in SITES]
 
 
+def test_task_says_how_often_its_round_was_begun_before(resumed: Ended) -> None:
+    again = {(task.stage, task.round) for task in resumed.seen if task.attempt}
+    assert again == {("teacher", 1)}
+    assert {task.attempt for task in resumed.seen} == {0, 1}
+
+
 def test_round_that_was_cut_short_is_returned_and_not_computed_again(resumed: Ended) -> None:
     lines = (site_home(resumed.home, "north") / "progress.jsonl").read_text().splitlines()
     shown = [(line["stage"], line["round"]) for line in map(json.loads, lines)]

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from tests.factories.federation import PATIENTS, SITES, federation
+from tests.fakes.federation import HandlerExchange
 from tests.unit.server.studies.conftest import Ended, policy
+from vitrael.core.errors import DataError
+from vitrael.core.metrics.intervals import pearson_interval
 from vitrael.privacy.evidence import NAMES
 from vitrael.privacy.gates import POLICIES
 from vitrael.server.demo import site_home
 from vitrael.server.progress import STAGES
 from vitrael.server.studies.federated import collect_consents
 from vitrael.server.studies.pipeline import run_study
-from vitrael.server.studies.reporting import build_report
+from vitrael.server.studies.reporting import (
+    _ceiling,
+    _why_unscreened,
+    build_report,
+    render_bundle_report,
+)
+from vitrael.server.studies.run import open_run
 
 pytestmark = pytest.mark.xdist_group("tiny study")
 
@@ -64,8 +74,33 @@ def test_stages_curves_and_sites_are_told(report: dict[str, Any]) -> None:
     assert all(site["consented_utc"] for site in report["sites"])
 
 
+def fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every scalar of a document with the names that lead to it."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from fields(part, f"{path}/{name}")
+    elif isinstance(value, list):
+        for part in value:
+            yield from fields(part, path)
+    else:
+        yield path, value
+
+
 def test_counts_of_patients_are_buckets(report: dict[str, Any], finished: Ended) -> None:
-    assert {site["training_patients"] for site in report["sites"]} == {"fewer than 11"}
+    counts = [(path, value) for path, value in fields(report) if "patient" in path]
+    assert {path for path, _ in counts} == {"/sites/training_patients"}
+    assert {value for _, value in counts} == {"fewer than 11"}
+    # Whatever else is a whole number, the report says what it counts: n, rounds, voxels, samples.
+    whole = {path for path, value in fields(report) if type(value) is int}
+    assert {path.rpartition("/")[2] for path in whole} <= {
+        *("n", "least_n", "planted", "caught", "version", "seed", "volumes", "released"),
+        *("candidates", "grid_vox", "round", "samples", "references", "overview"),
+        *("codec", "teacher"),
+    }
+    exact = {path.partition("/n")[0] for path in whole if path.endswith("/n")}
+    assert exact <= {"/evidence/measurements", "/verdict/findings/measurement"} | {
+        f"/conditioning/{part}" for part in ("ceiling", "asked_measured", "permuted")
+    }
     text = json.dumps(report) + (finished.home / "report" / "report.html").read_text()
     for patient in range(PATIENTS):
         assert f"ph-{patient:04d}" not in text
@@ -83,6 +118,64 @@ def test_ceiling_that_nobody_could_tell_is_not_estimable(report: dict[str, Any])
     assert "enough patients" in ceiling["reason"]
 
 
+def test_ceiling_has_an_interval_at_the_confidence_of_the_protocol() -> None:
+    told = _ceiling(0.98, 40, confidence=0.9)
+    assert (told.low, told.high) == pearson_interval(0.98, 40, confidence=0.9)
+    assert (told.confidence, told.n) == (0.9, 40)
+    assert told.low is not None
+    assert told.low < 0.98
+    assert _ceiling(None, 0, confidence=0.9).low is None
+
+
+def test_signed_report_gives_no_reason_of_a_failure(
+    finished_home: Path, documents: Documents
+) -> None:
+    found = documents(finished_home)
+    asked = {"samples": found["synthesis 0"], "decision": found["gates 0"]}
+    for file in finished_home.glob("server.sqlite*"):
+        file.unlink()
+    with federation(finished_home) as told:
+        told.spoil["valley"] = lambda *_: "the line is cut"
+        run = told.run()
+        collect_consents(run)
+        with pytest.raises(DataError):
+            run.stage("audit", {}, lambda: fail(DataError("ward seven is dark")))
+        signed = render_bundle_report(run, **asked).decode()
+        own = build_report(run, **asked).model_dump_json()
+    assert "absent from consent, round 0" in signed
+    assert ">failed</span>" in signed
+    for reason in ("the line is cut", "ward seven"):
+        assert reason not in signed
+        assert reason in own  # the control
+
+
+def fail(error: Exception) -> NoReturn:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("enabled", "sites", "why"),
+    [
+        (False, {}, "screening is off in the study"),
+        (True, {"north": True, "harbour": True}, "no votes came from valley"),
+        (
+            *(True, {"north": True, "harbour": False}),
+            "no votes came from valley; no filter could be calibrated at harbour",
+        ),
+        (True, dict.fromkeys(SITES, True), ""),
+    ],
+)
+def test_why_candidates_are_unscreened_is_what_was_so(
+    *, enabled: bool, sites: dict[str, bool], why: str, home: Path
+) -> None:
+    run = open_run(home, HandlerExchange({}))
+    screening = run.study.protocol.screening.model_copy(update={"enabled": enabled})
+    protocol = run.study.protocol.model_copy(update={"screening": screening})
+    changed = replace(run, study=run.study.model_copy(update={"protocol": protocol}))
+    voted = {site: {"estimable": can} for site, can in sites.items()}
+    assert _why_unscreened(changed, {"sites": voted}) == why
+
+
 def test_absent_site_is_an_event_and_a_status(finished_home: Path, documents: Documents) -> None:
     found = documents(finished_home)
     for file in finished_home.glob("server.sqlite*"):
@@ -95,7 +188,7 @@ def test_absent_site_is_an_event_and_a_status(finished_home: Path, documents: Do
         ("valley", "absent from consent, round 0: the line is cut")
     ]
     statuses = {site.name: site.status for site in data.sites}
-    assert statuses["valley"] == "consent: the line is cut"
+    assert statuses["valley"] == "absent from consent, round 0: the line is cut"
     assert statuses["north"] == "took part to the end"
     assert data.sites[2].consented_utc is None
 

@@ -12,7 +12,7 @@ import pytest
 from tests.fakes.federation import HandlerExchange
 from vitrael.core.errors import DataError, StudyError
 from vitrael.privacy.keys import KeyPair
-from vitrael.server.studies.run import StageResult, StudyRun, open_run
+from vitrael.server.studies.run import StageResult, StudyRun, open_run, without_paths
 
 pytestmark = pytest.mark.xdist_group("tiny study")
 
@@ -63,6 +63,30 @@ def test_error_fails_the_attempt_and_a_later_one_may_finish_it(run: StudyRun) ->
     history = run.ledger.history(run.study.protocol.digest)
     assert [record.status for record in history] == ["failed", "finished"]
     assert history[0].reason == "no."
+
+
+def test_reason_in_the_ledger_names_no_path(run: StudyRun) -> None:
+    stored = run.home / "objects" / "ab" / "cd.safetensors"
+
+    def break_down() -> StageResult:
+        raise DataError(f"object {stored} is damaged", why="see '/var/log/x y', 1/2 of a/b read")
+
+    def fail_elsewhere() -> StageResult:
+        raise OSError(2, "no such file", str(stored))
+
+    for work in (break_down, fail_elsewhere):
+        with pytest.raises((DataError, OSError)):
+            run.stage("audit", {}, work)
+    reasons = [record.reason for record in run.ledger.history(run.study.protocol.digest)]
+    assert reasons == ["object … is damaged: see '… y', 1/2 of a/b read.", "FileNotFoundError"]
+
+
+def test_home_with_a_space_in_its_path_is_no_exception() -> None:
+    home = Path("/data/my studies/1")
+    told = without_paths(f"{home}/server.sqlite: locked; {home} is full", home=home)
+    assert told == "…: locked; … is full"
+    told = without_paths("/data/10/server.sqlite: locked", home=Path("/data/1"))
+    assert told == "…: locked"
 
 
 def test_members_stand_in_the_order_of_the_study(run: StudyRun) -> None:

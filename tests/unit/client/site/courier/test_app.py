@@ -77,6 +77,17 @@ def test_a_steward_that_is_away_is_told_in_a_sentence(
     assert not reply.content.array_records
 
 
+def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_path: Path, _data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    reply = courier.app(message(3), context(tmp_path))
+    said = str(reply.content.config_records["terms"]["error"])
+    assert "no disk space left" in said
+    assert list((tmp_path / "spool" / "in").iterdir()) == []
+
+
 def test_the_courier_imports_neither_torch_nor_anything_of_the_site() -> None:
     code = (
         "import sys, vitrael.client.site.courier.app;"

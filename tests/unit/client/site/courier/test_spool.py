@@ -16,7 +16,7 @@ from vitrael.client.site.courier.spool import (
     steward_socket,
     write_parcel,
 )
-from vitrael.core.errors import DataError, ProcessError
+from vitrael.core.errors import DataError, ProcessError, StorageError
 
 PARCEL = {"envelope": b"{}", "weights": bytes(range(256))}
 
@@ -83,6 +83,23 @@ def test_a_parcel_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     write_parcel(tmp_path / "in" / "a", PARCEL)
     assert [p.name for p in (tmp_path / "in").iterdir()] == ["a"]
     assert read_parcel(tmp_path / "in" / "a") == PARCEL
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])
+def test_a_parcel_that_cannot_be_written_whole_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def stop(path: Path, _data: bytes) -> int:
+        path.touch()
+        raise error
+
+    monkeypatch.setattr(Path, "write_bytes", stop)
+    with pytest.raises((StorageError, KeyboardInterrupt)) as caught:
+        write_parcel(tmp_path / "in" / "a", PARCEL)
+    assert list((tmp_path / "in").iterdir()) == []
+    if isinstance(error, OSError):
+        assert "no disk space left" in str(caught.value)
+        assert str(tmp_path) not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "A", "a" * 49, "a\n"])

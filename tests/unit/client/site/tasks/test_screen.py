@@ -42,8 +42,7 @@ def context(home: Home, tmp_path: Path) -> SiteContext:
         study=home.study,
         consent=b"",
         keys=home.keys,
-        coordinator=home.coordinator.public,
-        cache=tmp_path / "cache",
+        records=tmp_path / "records",
         load_cohort=cast("Any", None),
         report=lambda _done, _total: None,
     )

@@ -5,41 +5,97 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from vitrael.client.site.tasks.sign_release import AUDITED, FILES
 from vitrael.core.digest import canonical_json, digest_bytes
+from vitrael.core.messages import Reply, StageName
+from vitrael.core.metrics.intervals import Estimate
 from vitrael.core.study import Study
-from vitrael.privacy.evidence import Evidence, Measurement
+from vitrael.privacy.audit.closeness import Closeness
+from vitrael.privacy.audit.copies import Copies
+from vitrael.privacy.audit.membership import Membership
+from vitrael.privacy.audit.parts import write_audit
+from vitrael.privacy.audit.power import Tally
+from vitrael.privacy.audit.tallies import STAGES, pool_tallies
+from vitrael.privacy.envelope import sign_reply
+from vitrael.privacy.evidence import PLANT_CLASSES, Evidence, Measurement
 from vitrael.privacy.gates import POLICIES, Verdict, decide
-from vitrael.privacy.keys import roster_digest
-from vitrael.privacy.release.manifest import FileEntry, Manifest
+from vitrael.privacy.keys import KeyPair, roster_digest
+from vitrael.privacy.release.manifest import FileEntry, Manifest, parse_manifest
 from vitrael.privacy.release.statement import RELEASE_TYPE, open_statement
 
 if TYPE_CHECKING:
     from tests.unit.client.site.conftest import Home
-    from vitrael.core.messages import Reply
 
 Files = dict[str, bytes]
+Replies = dict[tuple[StageName, str], Reply]
 OTHER = digest_bytes(b"another")
+FROZEN = digest_bytes(b"an operating point")
 IMAGE = "sub-syn0001/anat/sub-syn0001_T1w.nii.gz"
 
 
-def good_evidence(study: Study) -> Evidence:
-    """Return what opens every gate of the study's policy."""
+def good_tallies(home: Home) -> Replies:
+    """Return every site's reply to each stage that is measured, as good as they can be."""
+    sure = Estimate(0.5, 1e-4)
+    audit_body = write_audit(
+        plants=dict.fromkeys(PLANT_CLASSES, Tally(1_000, 1_000)),
+        fresh=Tally(2_000, 0),
+        copies=Copies(3_000, 0, 0, 1.0, 1_000, 1_000),
+        closeness=Closeness(0.5, 1e-4, 2_000, 3_000),
+        membership=Membership(sure, sure, Estimate(0.99, 1e-4), 2_000, 2_000),
+    )
+    bodies: dict[str, dict[str, Any]] = {
+        "calibration": {
+            "estimable": True,
+            "metrics": {"verification.wins": 999.0},
+            "counts": {"verification.patients": 1_000},
+        },
+        "screening": {"estimable": True, "metrics": {}, "counts": {"candidates": 8, "kept": 8}},
+        "audit": audit_body,
+    }
+    return {
+        (stage, site): make_reply(home, stage, site, {**bodies[stage], "commitment": FROZEN})
+        for stage in STAGES
+        for site in home.members
+    }
+
+
+def make_reply(home: Home, stage: StageName, site: str, body: dict[str, Any]) -> Reply:
+    task = home.task({}, site=site, stage=stage)
+    return Reply(
+        protocol=task.protocol,
+        roster=task.roster,
+        site=site,
+        stage=stage,
+        round=0,
+        nonce=task.nonce,
+        status="done",
+        body=body,
+    )
+
+
+def good_evidence(home: Home) -> Evidence:
+    """Return what opens every gate of the study's policy: of the scans, what the sites told."""
+    told = {
+        stage: [r.body for (of, _), r in good_tallies(home).items() if of == stage]
+        for stage in STAGES
+    }
+    measured = pool_tallies(told)
     values: dict[str, float] = {}
-    for gate in POLICIES[study.protocol.policy].gates:
+    for gate in POLICIES[home.study.protocol.policy].gates:
         at_least = gate.bound.endswith("at_least")
         asked = values.get(gate.measurement, gate.threshold)
         values[gate.measurement] = max(asked, gate.threshold) if at_least else asked
-    measurements = tuple(
+    coordinators = tuple(
         Measurement(name=name, value=v, low=v, high=v, n=10**6, confidence=0.99, method="made up")
         for name, v in values.items()
+        if name not in {measurement.name for measurement in measured}
     )
-    return Evidence(protocol=study.protocol.digest, measurements=measurements)
+    return Evidence(protocol=home.study.protocol.digest, measurements=(*coordinators, *measured))
 
 
 def verdict_of(evidence: Evidence, study: Study) -> Verdict:
@@ -54,7 +110,7 @@ def release(
     study_toml: bytes | None = None,
     **changes: object,
 ) -> Files:
-    evidence = evidence or good_evidence(home.study)
+    evidence = evidence or good_evidence(home)
     verdict = verdict or verdict_of(evidence, home.study)
     if study_toml is None:
         study_toml = (home.path.parent / "study.toml").read_bytes()
@@ -80,16 +136,30 @@ def release(
 
 def audit(home: Home, *digests: str) -> None:
     """Put down what the audit of this study was shown."""
-    folder = home.settings.cache / home.study.protocol.digest.removeprefix("sha256:")[:16]
+    folder = home.settings.records / home.study.protocol.digest.removeprefix("sha256:")[:16]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / AUDITED).write_text(json.dumps(sorted(digests)))
 
 
-def ask(home: Home, files: Files, *, audited: tuple[str, ...] = (OTHER,)) -> Reply:
+def ask(
+    home: Home,
+    files: Files,
+    *,
+    audited: tuple[str, ...] = (OTHER,),
+    replies: Replies | None = None,
+    signers: dict[str, KeyPair] | None = None,
+) -> Reply:
     home.consent()
     audit(home, *audited)
-    arrays = {name: np.frombuffer(data, np.uint8) for name, data in files.items()}
-    attachments = {"manifest": arrays}
+    signers = signers or home.members
+    tallies = {
+        f"{stage}/{site}": sign_reply(reply, signers[site])
+        for (stage, site), reply in (good_tallies(home) if replies is None else replies).items()
+    }
+    attachments = {
+        "manifest": {name: np.frombuffer(data, np.uint8) for name, data in files.items()},
+        "tallies": {name: np.frombuffer(data, np.uint8) for name, data in tallies.items()},
+    }
     parcel = home.parcel(home.task(attachments, stage="signing"), attachments)
     return home.open(home.steward().answer(parcel))[0]
 
@@ -109,12 +179,12 @@ def test_passing_release_is_signed_with_the_sites_key(home: Home) -> None:
 
 
 def refused_by_a_gate(home: Home) -> Files:
-    good = good_evidence(home.study)
+    good = good_evidence(home)
     return release(home, evidence=good.model_copy(update={"measurements": good.measurements[1:]}))
 
 
 def verdict_made_up(home: Home) -> Files:
-    good = good_evidence(home.study)
+    good = good_evidence(home)
     bad = good.model_copy(update={"measurements": good.measurements[1:]})
     return release(home, evidence=bad, verdict=verdict_of(good, home.study))
 
@@ -124,13 +194,13 @@ def called_publishable(home: Home) -> Files:
 
 
 def evidence_exchanged(home: Home) -> Files:
-    good = good_evidence(home.study)
+    good = good_evidence(home)
     other = good.model_copy(update={"measurements": good.measurements[::-1]})
     return {**release(home), "evidence.json": release(home, evidence=other)["evidence.json"]}
 
 
 def evidence_of_another_protocol(home: Home) -> Files:
-    return release(home, evidence=good_evidence(home.study).model_copy(update={"protocol": OTHER}))
+    return release(home, evidence=good_evidence(home).model_copy(update={"protocol": OTHER}))
 
 
 def other_protocol(home: Home) -> Files:
@@ -200,6 +270,103 @@ def test_images_that_this_site_has_not_audited_are_not_signed(
     reply = ask(home, release(home), audited=audited)
     assert (reply.status, reply.body) == ("refused", {})
     assert "has not audited" in reply.reason
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "sub-syn0001/anat/sub-syn0001_REAL.NII.GZ",
+        "sub-syn0001/anat/real.nii.gz",
+        "more/real.nii",
+        "notes.txt",
+    ],
+)
+def test_file_that_no_release_holds_is_not_signed(home: Home, path: str) -> None:
+    entry = FileEntry(digest=OTHER, size_bytes=1)
+    manifest = parse_manifest(release(home)["manifest.json"])
+    reply = ask(home, release(home, files={**manifest.files, path: entry}))
+    assert (reply.status, reply.body) == ("refused", {})
+    assert "a file that no release holds" in reply.reason
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("site", ["north", "harbour"])
+def test_evidence_that_nobody_measured_is_not_signed(
+    home: Home, stage: StageName, site: str
+) -> None:
+    replies = good_tallies(home)
+    body = json.loads(json.dumps(replies[stage, site].body))
+    if stage == "calibration":
+        body["metrics"]["verification.wins"] = 900.0
+    elif stage == "screening":
+        body["estimable"] = False
+    else:
+        body["counts"]["copies.hits"] = 90
+    replies[stage, site] = make_reply(home, stage, site, body)
+    reply = ask(home, release(home), replies=replies)
+    assert (reply.status, reply.body) == ("refused", {})
+    assert "not what the sites measured" in reply.reason
+
+
+def without_one(replies: Replies, home: Home) -> Replies:
+    return {key: reply for key, reply in replies.items() if key != ("audit", "valley")}
+
+
+def of_another_study(replies: Replies, home: Home) -> Replies:
+    other = replies["audit", "valley"].model_copy(update={"protocol": OTHER})
+    return {**replies, ("audit", "valley"): other}
+
+
+def of_another_stage(replies: Replies, home: Home) -> Replies:
+    return {**replies, ("audit", "valley"): make_reply(home, "latents", "valley", {})}
+
+
+def of_another_site(replies: Replies, home: Home) -> Replies:
+    other = replies["audit", "valley"].model_copy(update={"site": "harbour"})
+    return {**replies, ("audit", "valley"): other}
+
+
+def by_another_filter(stage: StageName) -> Callable[[Replies, Home], Replies]:
+    def change(replies: Replies, home: Home) -> Replies:
+        body = {**replies[stage, "valley"].body, "commitment": OTHER}
+        return {**replies, (stage, "valley"): make_reply(home, stage, "valley", body)}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        pytest.param(
+            by_another_filter("calibration"),
+            "the votes of valley",
+            id="calibration of another filter",
+        ),
+        pytest.param(
+            by_another_filter("screening"), "the votes of valley", id="screening of another filter"
+        ),
+        pytest.param(
+            by_another_filter("audit"), "the audit of valley", id="audit of another filter"
+        ),
+        (without_one, "not every site's tallies"),
+        (of_another_study, "of something else"),
+        (of_another_stage, "of something else"),
+        (of_another_site, "of something else"),
+    ],
+)
+def test_tallies_of_something_else_are_not_pooled(
+    home: Home, change: Callable[[Replies, Home], Replies], said: str
+) -> None:
+    reply = ask(home, release(home), replies=change(good_tallies(home), home))
+    assert (reply.status, reply.body) == ("refused", {})
+    assert said in reply.reason
+
+
+def test_tally_that_the_site_did_not_sign_is_refused(home: Home) -> None:
+    signers = {**home.members, "valley": KeyPair.create()}
+    reply = ask(home, release(home), signers=signers)
+    assert (reply.status, reply.body) == ("refused", {})
+    assert "not what it signed" in reply.reason
 
 
 def test_task_without_the_files_fails(home: Home) -> None:
