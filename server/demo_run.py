@@ -16,7 +16,7 @@ from vitrael.server.federation.exchange import ABSENT_S
 from vitrael.server.federation.layout import RehearsalLayout
 from vitrael.server.progress import Progress
 from vitrael.server.registry import Registry, ui_command, ui_page
-from vitrael.server.rehearsal import MOST_RESTARTS, rehearse
+from vitrael.server.rehearsal import rehearse
 from vitrael.server.studies.recording import recording
 
 _SINGLE_EXCHANGES = ("consent", "latents", "calibration", "screening", "audit", "signing")
@@ -46,9 +46,7 @@ def run_demo(
     )
     progress = Progress(sites=len(study.roster.sites), began=began)
     with recording(home):
-        result = rehearse(
-            layout, on_event=progress.follow, restart=True, timeout_s=longest_run_s(study)
-        )
+        result = rehearse(layout, on_event=progress.follow, timeout_s=longest_run_s(study))
     document = json.loads((home / "outcome.json").read_bytes())
     experiment = Registry.open(home).experiment(study.protocol.name, study.digest)
     commands = {**_commands(home, document), "mlflow_page": ui_page(experiment)}
@@ -63,12 +61,12 @@ def run_demo(
 def longest_run_s(study: Study) -> float:
     """Return the seconds after which a run of a study hangs: no patience of ours is longer.
 
-    Each exchange may take its deadline, and the wait for a site before it; each restart one more.
-    The coordinator trains the student and draws candidates and samples.
+    Each exchange may take its deadline, and the wait for a site before it. The coordinator trains
+    the student and draws candidates and samples.
     """
     protocol, generator = study.protocol, study.protocol.generator
     rounds = generator.codec.training.rounds + generator.teacher.training.rounds
-    exchanges = len(_SINGLE_EXCHANGES) + rounds + MOST_RESTARTS
+    exchanges = len(_SINGLE_EXCHANGES) + rounds
     images = (
         generator.student.training.length_images
         + protocol.distillation.candidates * generator.teacher.sampling_steps

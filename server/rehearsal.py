@@ -12,8 +12,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -57,11 +55,9 @@ _START_S = 120.0
 _REFUSED_S = 90.0
 _WATCH_S = 0.2
 _LONGEST_S = 86_400.0
-MOST_RESTARTS = 3
-"""Of one process."""
 _ACTIVATION_REFUSED = "2004"
 
-EventKind = Literal["starting", "running", "ready", "restarted", "progress"]
+EventKind = Literal["starting", "running", "ready", "waiting", "progress"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,25 +77,22 @@ class RunOutcome:
 
     exit_code: int
     sentence: str
-    restarts: int
 
 
 def rehearse(
     layout: RehearsalLayout,
     *,
     on_event: Callable[[Event], None] = lambda _: None,
-    restart: bool = False,
     timeout_s: float = _LONGEST_S,
 ) -> RunOutcome:
     """Start the federation, run the study to its end, end every process, return the outcome.
 
-    With ``restart`` a lost courier, steward or ServerApp is started again, ``MOST_RESTARTS`` times
-    each; without, and for the SuperLink always, a lost process ends the rehearsal with a
-    ProcessError that names it, as does a run that lasts longer than ``timeout_s``. A failed study
-    is raised as VitraelError with the ServerApp's sentence and exit code. Ctrl-C, SIGTERM and every
-    exception end all processes before they go on.
+    A lost process ends the rehearsal with a ProcessError that names it, as does a run that lasts
+    longer than ``timeout_s``; what was finished is kept, and the next rehearsal goes on. A failed
+    study is raised as VitraelError with the ServerApp's sentence and exit code. Ctrl-C, SIGTERM and
+    every exception end all processes before they go on.
     """
-    with Rehearsal(layout, on_event=on_event, restart=restart) as rehearsal:
+    with Rehearsal(layout, on_event=on_event) as rehearsal:
         rehearsal.start()
         return rehearsal.watch(timeout_s=timeout_s)
 
@@ -112,7 +105,6 @@ class Rehearsal:
         layout: RehearsalLayout,
         *,
         on_event: Callable[[Event], None] = lambda _: None,
-        restart: bool = False,
     ) -> None:
         self.layout = layout
         self.group = ProcessGroup(layout.home)
@@ -120,8 +112,6 @@ class Rehearsal:
         self.guard: tuple[str, ...] = ()
         """What takes the network from the stewards; empty when this machine allows nothing."""
         self._tell = on_event
-        self._restart = restart
-        self._restarts: dict[str, int] = {}
         self._ask_again = 0.0
         self._ports: dict[str, int] = {}
         self._tails: dict[str, Tail] = {}
@@ -184,7 +174,7 @@ class Rehearsal:
                 self._tell(event)
             if state is not None and state.status != "running":
                 return self._outcome(state)
-            self._tend()
+            self._check()
             if time.monotonic() - began >= timeout_s:
                 raise ProcessError(
                     f"the run did not end within {timeout_s:.0f} s",
@@ -205,23 +195,6 @@ class Rehearsal:
         """Return what the ServerApp of the present run said last."""
         state = read_run(self.layout.home)
         return state if state is not None and state.run_id == str(self.run_id) else None
-
-    def kill(self, who: str) -> None:
-        """Kill a process as a crash would, by its name: ``site north: steward``."""
-        child = self.group.children[who]
-        os.kill(child.pid, signal.SIGKILL)
-        child.process.wait(timeout=10)
-
-    def kill_courier(self, site: str) -> None:
-        """Kill a site's SuperNode as a crash would."""
-        self.kill(_courier(site))
-
-    def kill_server_app(self) -> None:
-        """Kill the ServerApp as a crash would; raise ProcessError when none runs."""
-        state = self.state()
-        if state is None or state.status != "running":
-            raise ProcessError("no ServerApp is running")
-        os.kill(state.pid, signal.SIGKILL)
 
     def _choose_ports(self) -> None:
         names = ("coordinator", *self.layout.sites)
@@ -313,7 +286,7 @@ class Rehearsal:
         child = self.group.children[_courier(site)]
         if not child.ended() or _ACTIVATION_REFUSED not in child.last_words(lines=40):
             return False
-        self._tell(Event("restarted", child.name, "the SuperLink still holds its key as in use"))
+        self._tell(Event("waiting", child.name, "the SuperLink still holds its key as in use"))
         time.sleep(2)
         self.group.restart(child)
         return True
@@ -334,41 +307,16 @@ class Rehearsal:
             for line in tail.new_lines():
                 yield Event("progress", who, data=line)
 
-    def _tend(self) -> None:
-        """Restart what may be restarted; raise ProcessError for any other loss."""
-        if self._restart:
-            for child in list(self.group.children.values()):
-                how = child.ended()
-                if how and child.name.startswith("site ") and self._may_restart(child.name):
-                    self._tell(Event("restarted", child.name, f"it had ended ({how})"))
-                    self._revive(child.name)
+    def _check(self) -> None:
+        """Raise ProcessError for a process that is lost."""
         self.group.check()
-        self._tend_server_app()
-
-    def _revive(self, name: str) -> None:
-        site = name.removeprefix("site ").partition(":")[0]
-        if name == _steward(site):
-            forget_socket(self.layout.site_home(site))
-        if name != _courier(site):
-            self.group.restart(self.group.children[name])
-            return
-        nodes = {site: int(read_sites(self.layout.home / "sites.json")[site]["node_id"])}
-        with contextlib.suppress(VitraelError):
-            self.superlink.sign_off(nodes[site], key=self.layout.node_key(site))
-        self.group.restart(self.group.children[name])
-        self._connect(nodes)
-
-    def _tend_server_app(self) -> None:
         state = self.state()
         if state is None:
             if not self._failed_to_load():
                 return
         elif is_alive(state.pid) or self.state() != state:
             return
-        if not (self._restart and self._may_restart("ServerApp")):
-            raise ProcessError("the ServerApp ended without a word", fix="resume")
-        self._tell(Event("restarted", "ServerApp", "it had ended; a new run continues the study"))
-        self._start_run()
+        raise ProcessError("the ServerApp ended without a word", fix="resume")
 
     def _failed_to_load(self) -> bool:
         """Say, at most every two seconds, whether the run ended before its ServerApp spoke."""
@@ -379,17 +327,12 @@ class Rehearsal:
         ended = self.superlink.run_status(self.run_id).startswith("finished")
         return ended and self.state() is None
 
-    def _may_restart(self, name: str) -> bool:
-        self._restarts[name] = self._restarts.get(name, 0) + 1
-        return self._restarts[name] <= MOST_RESTARTS
-
     def _outcome(self, state: RunState) -> RunOutcome:
         if state.status == "failed":
             error = VitraelError(state.sentence.removesuffix("."))
             error.exit_code = state.exit_code
             raise error
-        restarts = sum(self._restarts.values())
-        return RunOutcome(state.exit_code, state.sentence, restarts)
+        return RunOutcome(state.exit_code, state.sentence)
 
 
 def _courier(site: str) -> str:

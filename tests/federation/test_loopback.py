@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.factories.crashes import crash
 from vitrael.core.errors import NetworkError, ProcessError, VitraelError
 from vitrael.server.federation.layout import RehearsalLayout, supernode_command
 from vitrael.server.federation.pki import create_node_key
@@ -197,28 +198,9 @@ def test_a_killed_steward_is_named_and_everything_ends(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with Rehearsal(layout_of(home, server_app(rounds=1000))) as rehearsal:
         rehearsal.start()
-        rehearsal.kill("site north: steward")
+        crash(rehearsal, "site north: steward")
         with pytest.raises(ProcessError, match=r"site north: steward ended \(signal 9\)"):
             rehearsal.watch(timeout_s=30)
-    assert_nothing_left(home)
-
-
-def test_lost_processes_are_started_again_where_asked(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    events: list[Event] = []
-    layout = layout_of(home, server_app(rounds=4))
-    with Rehearsal(layout, on_event=events.append, restart=True) as rehearsal:
-        rehearsal.start()
-        wait_for_rounds(home, 1)
-        rehearsal.kill_courier("north")
-        rehearsal.kill_server_app()
-        outcome = rehearsal.watch(timeout_s=120)
-    assert outcome.restarts == 2
-    assert {event.who for event in events if event.kind == "restarted"} == {
-        "site north: courier",
-        "ServerApp",
-    }
-    assert json.loads((home / "rounds.json").read_text()) == [dict.fromkeys(SITES, True)] * 4
     assert_nothing_left(home)
 
 

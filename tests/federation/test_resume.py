@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.factories.crashes import crash, crash_server_app
 from tests.factories.federation import SITES, STUDY, copy_homes, federation, prepare_homes
 from vitrael.core.errors import ProcessError
 from vitrael.core.study import load_study
@@ -45,9 +46,9 @@ def _run_until_killed(home: Path, *, stage: tuple[str, int], site: str | None) -
         begun = event.who == "coordinator" and line.get("event") == "begun"
         if begun and (line["stage"], line["round"]) == stage:
             if site is None:
-                rehearsal.kill_server_app()
+                crash_server_app(rehearsal)
             else:
-                rehearsal.kill_courier(site)
+                crash(rehearsal, f"site {site}: courier")
 
     with Rehearsal(RehearsalLayout(home=home, sites=SITES), on_event=strike) as rehearsal:
         rehearsal.start()

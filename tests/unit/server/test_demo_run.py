@@ -56,7 +56,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def rehearse(*_: object, **keywords: object) -> RunOutcome:
         seen.update(keywords)
-        return RunOutcome(0, "", restarts=0)
+        return RunOutcome(0, "")
 
     monkeypatch.setattr(demo_run, "rehearse", rehearse)
     monkeypatch.setattr(demo_run, "recording", lambda _: nullcontext())
@@ -70,11 +70,10 @@ def test_seconds_are_counted_from_the_start_of_the_command(home: Path, study: St
     assert 1_000 <= outcome.document["seconds"] < 1_100
 
 
-def test_demo_tries_lost_processes_again_and_waits_no_longer_than_its_study(
+def test_demo_waits_no_longer_than_its_study(
     home: Path, study: Study, asked: dict[str, Any]
 ) -> None:
     run_demo(home, study, port=None, began=time.monotonic())
-    assert asked["restart"] is True
     assert asked["timeout_s"] == longest_run_s(study)
 
 

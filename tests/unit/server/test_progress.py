@@ -110,8 +110,8 @@ def test_terminal_keeps_one_line_up_to_date() -> None:
 
 
 def test_processes_are_named(watch: Watch) -> None:
-    watch.progress.follow(Event("restarted", "site north: steward", "restarted after exit 1"))
-    assert watch.lines == [" 0:00 site north: steward: restarted after exit 1"]
+    watch.progress.follow(Event("waiting", "site north: courier", "its key is in use"))
+    assert watch.lines == [" 0:00 site north: courier: its key is in use"]
 
 
 def test_unknown_stage_has_no_place_in_the_order(watch: Watch) -> None:
