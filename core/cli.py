@@ -118,7 +118,7 @@ def load_command(name: str) -> click.Command:
     cls=CommandTable,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Examples: 'vitrael demo', 'vitrael study check deploy/studies/brain-demo.toml', "
-    "'vitrael pull brain-demo@1 --from FOLDER', 'vitrael verify DIR'. "
+    "'vitrael pull brain-demo@1 --from FOLDER --trust FILE', 'vitrael verify DIR --trust FILE'. "
     "'vitrael COMMAND --help' tells more.",
 )
 @click.option(

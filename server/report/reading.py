@@ -9,6 +9,7 @@ from vitrael.privacy.evidence import PLANT_CLASSES
 from vitrael.server.report.data import ReportData
 
 _COPIES: Final = {"copies.excess_share", "copies.worst_site"}
+_COPIES_CONTROL: Final = "copies.control_power"
 PLANTS: Final = {
     "exact": "the scan itself",
     "noise": "with 2 % noise",
@@ -98,14 +99,18 @@ def _sentences(data: ReportData) -> tuple[str, ...]:
 
 def _copies(data: ReportData) -> str:
     """Return what the search for copies says of the volumes, at its worst."""
-    found = [f for f in data.verdict.findings if f.gate.measurement in _COPIES]
+    findings = data.verdict.findings
+    found = [f for f in findings if f.gate.measurement in _COPIES]
     outcomes = {finding.outcome for finding in found}
+    power = {f.outcome for f in findings if f.gate.measurement == _COPIES_CONTROL}
     if any(finding.proven for finding in found):
         return "But copies of patients' scans are among them, and may be among the pictures here."
     if "refused" in outcomes:
         return "Copies of patients' scans may be among them: their gate refused."
-    if not outcomes or "not estimable" in outcomes:
+    if not outcomes or "not estimable" in outcomes | power:
         return "Whether any of them copies a patient's scan was not measured."
+    if "refused" in power:
+        return "The search for copies found none too many, but it is too weak to acquit the set."
     return "The search for copies stayed within its gate, which does not say that there is none."
 
 

@@ -202,8 +202,10 @@ class SiteAudit:
         return max(share, SMALLEST_COUNT)
 
     def _disguised_copies(self) -> np.ndarray:
+        """Return a scan of every training patient, bent, and smoothed as a generator's samples."""
+        everybody = len(np.unique(self.training.patient_B))
         rng = self._rng("copies")
-        bent = draw_plants(self.training, self._share(), rng=rng, kinds=("affine",))["affine"]
+        bent = draw_plants(self.training, everybody, rng=rng, kinds=("affine",))["affine"]
         return bent if self.round_trip is None else self.round_trip(bent)
 
     def _noisy_half(self, rng: np.random.Generator) -> np.ndarray:

@@ -56,6 +56,10 @@ def test_set_with_copies_is_not_called_free_of_them(good: ReportData, bad: Repor
     for finding, words in ((doubtful, "may be among them"), (blind, "was not measured")):
         verdict = bad.verdict.model_copy(update={"findings": (finding,)})
         assert words in told(bad.model_copy(update={"verdict": verdict}))
+    passed = {f.gate.measurement: f for f in good.verdict.findings}
+    weak = passed["copies.control_power"].model_copy(update={"outcome": "refused"})
+    verdict = good.verdict.model_copy(update={"findings": (passed["copies.excess_share"], weak)})
+    assert "too weak to acquit" in told(good.model_copy(update={"verdict": verdict}))
     for data in (good, bad):
         assert "No scan of a patient is in it" not in told(data)
 
