@@ -1,6 +1,6 @@
 """A study that leaks is refused for what was measured; its twin passes the same gates.
 
-The two differ in the teacher's training length and in screening, and in nothing else. Every stage
+The two differ in training length and in screening, and in nothing else. Every stage
 is the real one, in one process; only Flower is left out.
 """
 
@@ -25,7 +25,11 @@ pytestmark = [pytest.mark.slow]
 
 PATIENTS = 192
 SITE = "north"
-TWIN = (("length_images = 80_000", "length_images = 4_800"), ("enabled = false", "enabled = true"))
+TWIN = (
+    ("length_images = 80_000", "length_images = 4_800"),
+    ("length_images = 96_000", "length_images = 8_000"),
+    ("enabled = false", "enabled = true"),
+)
 LEAKS = {"copies", "membership"}
 
 
