@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from vitrael.core.configs import DiffusionConfig
-from vitrael.core.data.conditions import unscale_conditions
+from vitrael.core.data.conditions import scale_covariates, unscale_conditions
 from vitrael.core.data.measure import measure_volumes
 from vitrael.core.digest import Digest
 from vitrael.core.errors import DataError, WeightsError
@@ -28,7 +28,7 @@ from vitrael.core.models.brain_ldm import (
 from vitrael.core.models.nets.autoencoder import KLCodec
 from vitrael.core.records import SampleRequest
 from vitrael.core.rng import stream, stream_seed, torch_stream
-from vitrael.core.study import COVARIATES
+from vitrael.core.study import COVARIATES, Data
 from vitrael.core.training.compute import Compute, prepare_compute
 from vitrael.core.training.loop import fit
 from vitrael.core.weights import load_weights, module_tensors
@@ -61,6 +61,22 @@ def draw_conditions(
             condition_BK[beyond] = rng.multivariate_normal(mean, covariance, size=beyond.sum())
     condition_BK[:, _SEX] = np.round(condition_BK[:, _SEX])
     return np.clip(condition_BK, 0, 1).astype(np.float32)
+
+
+def measured_conditions(
+    image_BCDHW: np.ndarray, condition_BK: np.ndarray, data: Data
+) -> np.ndarray:
+    """Return conditions ``[B, K]`` in which both volumes are what the images show.
+
+    A teacher draws only nearly what it is asked for. A student that learned from the request would
+    learn its error too; learning from the measurement, it learns what a volume looks like.
+    """
+    affine = centred_affine(data.grid_vox, spacing=data.spacing_mm)
+    ventricle_ml, brain_ml = measure_volumes(image_BCDHW, affine)
+    covariate_BK = unscale_conditions(condition_BK, data)
+    covariate_BK[:, COVARIATES.index("ventricle_ml")] = ventricle_ml
+    covariate_BK[:, COVARIATES.index("brain_ml")] = brain_ml
+    return scale_covariates(covariate_BK, data)
 
 
 def sample_candidates(
@@ -143,7 +159,10 @@ def _votes(run: StudyRun, answer: Answer, count: int) -> np.ndarray:
 def train_student(
     run: StudyRun, *, codec: Digest, candidates: Mapping[str, Any], screening: Mapping[str, Any]
 ) -> Digest:
-    """Stage ``student``: a denoiser with fresh weights, trained on the kept candidates alone."""
+    """Stage ``student``: a denoiser with fresh weights, trained on the kept candidates alone.
+
+    Each is learned with age and sex as they were asked, and the volumes that it shows.
+    """
     protocol = run.study.protocol
 
     def work() -> StageResult:
@@ -156,10 +175,12 @@ def train_student(
             )
         compute = _compute(run)
         images = run.objects.get_tensors(Digest(candidates["images"]))["image"][keep]
-        condition = run.objects.get_tensors(Digest(candidates["conditions"]))["condition"][keep]
+        images = images.astype(np.float32)
+        asked = run.objects.get_tensors(Digest(candidates["conditions"]))["condition"][keep]
+        condition = measured_conditions(images, asked, protocol.data)
         net = _codec(run, codec, compute)
         with torch.no_grad():
-            parts = torch.from_numpy(images.astype(np.float32)).split(32)
+            parts = torch.from_numpy(images).split(32)
             latents = torch.cat([net.encode(part.to(compute.device)) for part in parts])
         system = protocol.generator
         part = system.student

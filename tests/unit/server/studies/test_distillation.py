@@ -20,14 +20,22 @@ from tests.factories.federation import (
 from tests.unit.server.studies.conftest import Ended
 from tests.unit.server.studies.test_federated import answer_with
 from vitrael.client.site.tasks import TaskResult, TaskRunner
+from vitrael.core.data.conditions import unscale_conditions
 from vitrael.core.data.measure import measure_volumes
+from vitrael.core.data.phantoms.cohorts import draw_scan
 from vitrael.core.digest import Digest, digest_bytes
 from vitrael.core.errors import DataError
 from vitrael.core.geometry import centred_affine
 from vitrael.core.messages import Task
 from vitrael.core.rng import stream
+from vitrael.core.study import parse_study
 from vitrael.core.weights import Tensors
-from vitrael.server.studies.distillation import draw_conditions, screen_candidates, train_student
+from vitrael.server.studies.distillation import (
+    draw_conditions,
+    measured_conditions,
+    screen_candidates,
+    train_student,
+)
 from vitrael.server.studies.pipeline import run_study
 from vitrael.server.studies.run import StudyRun
 
@@ -85,6 +93,21 @@ def test_conditions_are_uniform_when_no_site_told_its_moments() -> None:
     np.testing.assert_allclose(drawn[:, 2].mean(), 0.5, atol=0.02)
     np.testing.assert_allclose(drawn[:, 2].std(), 12**-0.5, atol=0.02)
     assert set(np.unique(drawn[:, 1])) == {0, 1}
+
+
+def test_student_learns_volumes_as_they_are_measured() -> None:
+    study = parse_study(STUDY.encode(), label="tiny")
+    data = study.protocol.data
+    grid = {"grid_vox": data.grid_vox, "spacing_mm": data.spacing_mm}
+    drawn = [draw_scan(3, "nowhere", person, 0, **grid)[0] for person in range(6)]
+    image = np.clip(np.stack([scan.image_CDHW for scan in drawn]), 0, 1)
+    asked = np.full((6, 4), 0.5, np.float32)
+    learned = measured_conditions(image, asked, data)
+    np.testing.assert_allclose(learned[:, :2], asked[:, :2], atol=1e-6)
+    volumes = np.stack(measure_volumes(image, drawn[0].affine), axis=1)
+    told = unscale_conditions(learned, data)[:, 2:]
+    np.testing.assert_allclose(told, volumes, rtol=1e-4)
+    assert np.ptp(told[:, 0]) > 1  # the control: they differ from person to person
 
 
 # Screening
