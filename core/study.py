@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
@@ -29,6 +30,17 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,47}$")]
 
 COVARIATES = ("age_years", "sex", "ventricle_ml", "brain_ml")
 """What the brain generator is asked for, in the order of its condition vector."""
+
+_KINDS: Final = ("brain_ldm", "reid_encoder")
+"""Of systems; a study holds each once."""
+
+
+class _DisagreementError(StudyError, ValueError):  # a ValueError, which pydantic collects
+    """Parts of a section do not agree; ``key``, below the section, is the one to correct."""
+
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(why)
+        self.key = key
 
 
 class CovariateRange(Section):
@@ -114,7 +126,7 @@ class Protocol(Section):
     """What is done: everything that a site consents to, except who else takes part."""
 
     name: Name
-    version: int = Field(default=1, ge=1)
+    version: int = Field(default=1, ge=1, strict=True)
     purpose: str = Field(min_length=1)
     path: Literal["dp", "empirical"]
     policy: Literal["rehearsal", "public"]
@@ -129,16 +141,14 @@ class Protocol(Section):
     @model_validator(mode="after")
     def _systems_complete(self) -> Self:
         kinds = [system.kind for system in self.systems]
-        for kind in ("brain_ldm", "reid_encoder"):
+        for kind in _KINDS:
             if kinds.count(kind) != 1:
-                msg = f"systems must hold exactly one of kind {kind}"
-                raise ValueError(msg)
+                raise _DisagreementError("systems", f"systems must hold exactly one of kind {kind}")
         generator = self.generator
         levels = max(len(generator.teacher.channels), len(generator.student.channels))
         divisor = generator.codec.downsampling << (levels - 1)
         if any(size % divisor for size in self.data.grid_vox):
-            msg = f"every axis of data.grid_vox must be a multiple of {divisor}"
-            raise ValueError(msg)
+            raise _DisagreementError("data.grid_vox", f"every axis must be a multiple of {divisor}")
         return self
 
     @property
@@ -192,8 +202,8 @@ class Study(Section):
     @model_validator(mode="after")
     def _quorum_reachable(self) -> Self:
         if self.protocol.federation.quorum > len(self.roster.sites):
-            msg = "protocol.federation.quorum is larger than the number of sites"
-            raise ValueError(msg)
+            key = "protocol.federation.quorum"
+            raise _DisagreementError(key, "the quorum is larger than the number of sites")
         return self
 
     @property
@@ -238,17 +248,35 @@ def parse_study(data: bytes, *, label: str) -> Study:
 
 
 def _explain(label: str, error: ValidationError) -> StudyError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    key = ".".join(str(part) for part in first["loc"]) or "the document"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    errors = error.errors(include_url=False, include_input=False)
+    # A key that is misspelled is unknown, and often the right one is then missing: tell the cause.
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    key = _key(first) or "the document"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     kind = first["type"]
     if kind == "extra_forbidden":
         why, fix = "the key is unknown", f"remove {key} or correct its spelling"
     elif kind == "missing":
         why, fix = "the key is missing", f"add {key}"
-    elif kind == "union_tag_invalid":
-        expected = first.get("ctx", {}).get("expected_tags", "")
-        why, fix = "the kind is unknown", f"use one of {expected}"
+    elif kind.startswith("union_tag"):
+        why = "the key is missing" if kind == "union_tag_not_found" else "the kind is unknown"
+        fix = f"set {key} to one of {', '.join(_KINDS)}"
     else:
-        why, fix = re.sub(r"^Value error, ", "", first["msg"]), f"correct {key}"
+        why, fix = re.sub(r"^Value error, ", "", first["msg"]).rstrip("."), f"correct {key}"
     return StudyError(f"study {label}: {key}{more}", why=why, fix=fix)
+
+
+def _key(fault: Mapping[str, Any]) -> str:  # as pydantic tells an error
+    """Return the key as the document spells it: pydantic puts a system's kind into its path."""
+    path = fault["loc"]
+    parts = [
+        str(part)
+        for index, part in enumerate(path)
+        if not (part in _KINDS and index and isinstance(path[index - 1], int))
+    ]
+    cause = fault.get("ctx", {}).get("error")
+    if isinstance(cause, _DisagreementError):
+        parts.append(cause.key)
+    elif fault["type"].startswith("union_tag"):
+        parts.append("kind")
+    return ".".join(parts)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 if TYPE_CHECKING:
-    from vitrael.client.site.journal import Kept
+    from vitrael.client.site.journal import Kept, Line
     from vitrael.client.site.settings import SiteSettings
     from vitrael.core.messages import Consent
 
@@ -82,6 +82,7 @@ def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) 
     from vitrael.client.site.steward import Steward  # noqa: PLC0415
 
     settings = load_settings(home, device=device, threads=threads)
+    _demand_device(settings)
 
     def end(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_IGN)
@@ -174,27 +175,22 @@ def consent(
 
 @site.command()
 @_HOME
-@click.option("--verify", is_flag=True, help="Check the chain of hashes; exit 1 if it is broken.")
+@click.option("--verify", is_flag=True, help="Say in words that the chain of hashes is whole.")
 @_JSON
 @click.pass_context
 def journal(ctx: click.Context, home: Path, *, verify: bool, as_json: bool) -> None:
-    """Show all that left this site: when, to whom, why, how many bytes.
+    """Show all that left this site: when, in which round, how many bytes, to whom, and what.
 
-    Exits 1 when the journal was removed or cut since its last line was written.
+    Exits 1 and tells the fault alone when the journal was removed, cut or changed.
 
     Example: vitrael site journal --home /srv/vitrael/north --verify
     """
-    from vitrael.client.site.journal import (  # noqa: PLC0415
-        find_loss,
-        read_journal,
-        verify_journal,
-    )
+    from vitrael.client.site.journal import read_journal, verify_journal  # noqa: PLC0415
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
 
     settings = load_settings(home)
-    path, kept = settings.journal, _remembered_head(settings)
-    faults = verify_journal(path, kept=kept) if verify else find_loss(path, kept=kept)
-    lines = [] if verify and faults else list(read_journal(path))
+    faults = verify_journal(settings.journal, kept=_remembered_head(settings))
+    lines = [] if faults else list(read_journal(settings.journal))
     total = sum(line.bytes for line in lines)
     if as_json:
         document = {
@@ -203,18 +199,35 @@ def journal(ctx: click.Context, home: Path, *, verify: bool, as_json: bool) -> N
             "faults": [{"line": fault.line, "what": fault.what} for fault in faults],
         }
         click.echo(json.dumps(document))
-    else:
-        for line in lines:
-            what = ", ".join((*line.fields, *line.attachments)) or line.reason
-            stage = f"{line.stage} {line.round}" if line.stage else "-"
-            click.echo(f"{line.utc}  {line.event:<8} {stage:<14} {line.bytes:>12} B  {what}")
-        click.echo(f"{len(lines)} lines, {total} bytes left this site")
+    elif faults:
         for fault in faults:
             click.echo(f"line {fault.line}: {fault.what}", err=True)
-        if verify and not faults:
+    else:
+        for line in lines:
+            click.echo(_show(line))
+        click.echo(f"{len(lines)} lines, {total} bytes left this site")
+        if verify:
             click.echo("the journal is whole", err=True)
     if faults:
         ctx.exit(1)
+
+
+def _show(line: Line) -> str:
+    """Return a line of the journal for reading: rounds count from 1, as everywhere in words."""
+    what = ", ".join((*line.fields, *line.attachments)) or line.reason
+    stage = f"{line.stage} {line.round + 1}" if line.stage else "-"
+    start = f"{line.utc}  {line.event:<8} {stage:<14} {line.bytes:>12} B"
+    return f"{start}  {line.to or '-':<31}  {what}"
+
+
+def _demand_device(settings: SiteSettings) -> None:
+    """Raise ConfigError when this site's own settings ask for a CUDA device that is not here."""
+    own = settings.document.performance
+    if own is None or own.device != "cuda":
+        return  # torch takes seconds to load: only who asks for its device waits for it
+    from vitrael.core.training.compute import prepare_compute  # noqa: PLC0415
+
+    prepare_compute(device=own.device, threads=own.threads, bf16=own.bf16)
 
 
 def _remembered_head(settings: SiteSettings) -> Kept | None:

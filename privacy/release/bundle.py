@@ -173,7 +173,7 @@ def _croissant(contents: Contents, files: Mapping[str, FileEntry]) -> bytes:
         card.describe_croissant(
             contents.reference,
             files,
-            description=f"{_title(contents)}. No image is of a real person.",
+            description=f"{_title(contents)}. {card.DRAWN}",
             license_id=contents.license_id,
             released=contents.released,
         )

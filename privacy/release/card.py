@@ -26,12 +26,18 @@ _UNITS: Final = {
     "brain_ml": ("volume of the brain", "mL"),
 }
 
+DRAWN: Final = (
+    "Every image was drawn by a generator; the bounds of the audit say how likely one is a copy "
+    "of a real scan."
+)
+"""What may be said of every release: that none is a copy is bounded, and not proven."""
+
 _SCREENED: Final = "were judged at every site against the site's own scans"
 _UNSCREENED: Final = "were **not screened**, as the study asks"
 
 _CARD = """# {title}
 
-{mark}{count} synthetic {modality} brain volumes. **No image here is of a real person.**
+{mark}{count} synthetic {modality} brain volumes. **{drawn}**
 
 ## What is synthetic
 Every image and every value in `participants.tsv`. The columns `asked_...` hold what the generator
@@ -88,6 +94,7 @@ def write_card(
         title=f"{reference.name}, version {reference.version}",
         mark="" if publishable else f"**{NOT_FOR_PUBLICATION}**\n\n",
         count=count,
+        drawn=DRAWN,
         modality=modality,
         purpose=protocol.purpose,
         sites=len(study.roster.sites),

@@ -34,21 +34,31 @@ STUDENT = "training = { length_images = 12_000"
 LEVELS = "[protocol.systems.student]\nchannels = [32, 64]\nattention_levels = [false, true]"
 DEEPER = LEVELS.replace("64]", "64, 64]").replace("true]", "true, true]")
 REID = 'kind = "reid_encoder"'
+FEDERATION = "[protocol.federation]"
+SECOND = f"[[protocol.systems]]\n{REID}\ntraining = {{ length_images = 8 }}"
 REID_ROUNDS = "training = { length_images = 3_000"
 
 WRONG = {
     "unknown-key": ("[protocol.audit]", "[protocol.audit]\ncolour = 1", "protocol.audit.colour"),
     "unknown-section": ("[performance]", "[extra]\na = 1\n[performance]", "extra"),
-    "unknown-kind": ('kind = "reid_encoder"', 'kind = "oracle"', "protocol.systems.1"),
+    "unknown-kind": ('kind = "reid_encoder"', 'kind = "oracle"', "protocol.systems.1.kind"),
+    "missing-kind": (REID, "", "protocol.systems.1.kind: the key is missing"),
+    "same-kind-twice": (
+        "[protocol.federation]",
+        f"{SECOND}\n[protocol.federation]",
+        "protocol.systems",
+    ),
+    "misspelled-key": ("quorum = 3", "quorom = 3", "protocol.federation.quorom (and 1 more)"),
+    "version-text": ("version = 1", 'version = "1"', "protocol.version"),
     "missing-key": ("quorum = 3", "", "protocol.federation.quorum"),
     "wrong-type": ("quorum = 3", 'quorum = "many"', "protocol.federation.quorum"),
     "out-of-range": ("false_match_rate = 0.05", "false_match_rate = 0.9", "false_match_rate"),
     "same-name": (SITES, 'sites = ["north", "north", "valley"]', "roster"),
     "bad-name": (SITES, 'sites = ["North", "harbour", "valley"]', "roster.sites.0"),
     "no-site": (SITES, "sites = []", "roster.sites"),
-    "quorum": ("quorum = 3", "quorum = 4", "protocol.federation.quorum"),
+    "quorum": ("quorum = 3", "quorum = 4", "correct protocol.federation.quorum"),
     "splits": ("training_frac = 0.50", "training_frac = 0.60", "protocol.data.splits"),
-    "grid": ("grid_vox = [24, 24, 24]", "grid_vox = [24, 24, 25]", "data.grid_vox"),
+    "grid": ("grid_vox = [24, 24, 24]", "grid_vox = [24, 24, 25]", "protocol.data.grid_vox"),
     "range": ("low = 18.0, high = 95.0", "low = 95.0, high = 18.0", "covariates.age_years"),
     "covariate": ("covariates.sex = { low = 0.0, high = 1.0 }", "", "protocol.data"),
     "policy": ('policy = "rehearsal"', 'policy = "lenient"', "protocol.policy"),
@@ -64,7 +74,7 @@ WRONG = {
     "teacher-groups": (TEACHER, TEACHER.replace("64", "60"), "norm_groups"),
     "teacher-negative": (TEACHER, TEACHER.replace("32", "-32"), "teacher.channels.0"),
     "codec-empty": ("channels = [24, 48]", "channels = []", "codec.channels"),
-    "reid-zero": (REID, f"{REID}\nchannels = [16, 0]", "reid_encoder.channels.1"),
+    "reid-zero": (REID, f"{REID}\nchannels = [16, 0]", "protocol.systems.1.channels.1"),
     "reid-rounds": (REID_ROUNDS, REID_ROUNDS.replace("{", "{ rounds = 7,"), "training.rounds"),
     "student-rounds": (STUDENT, STUDENT.replace("{", "{ rounds = 7,"), "student.training.rounds"),
     "student-levels": (LEVELS, DEEPER, "data.grid_vox"),
@@ -80,6 +90,7 @@ def test_fault_is_told_with_file_key_and_remedy(fault: str, text: str, tmp_path:
     assert "study.toml" in error.what
     assert key in error.sentence()
     assert error.why
+    assert not error.why.endswith(".")  # a part of the sentence
     assert error.fix
     assert error.exit_code == 3
 
@@ -109,6 +120,16 @@ def test_dp_is_refused_because_it_is_not_built_yet(text: str, tmp_path: Path) ->
 def test_unknown_kind_names_the_known_ones(text: str, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"brain_ldm.*reid_encoder"):
         read(tmp_path, changed(text, 'kind = "reid_encoder"', 'kind = "oracle"'))
+
+
+def test_missing_kind_names_the_known_ones(text: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"kind: the key is missing.*brain_ldm, reid_encoder"):
+        read(tmp_path, changed(text, 'kind = "brain_ldm"', ""))
+
+
+def test_key_is_spelled_as_in_the_document(text: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"protocol\.systems\.0\.codec\.training\.learning_rate"):
+        read(tmp_path, changed(text, "learning_rate = 2e-3", "learning_rate = -1.0"))
 
 
 def test_several_faults_are_counted(text: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,8 @@ from click.testing import CliRunner
 
 from vitrael.client.site import cli
 from vitrael.client.site.cli import site
-from vitrael.core.errors import ConsentError
+from vitrael.core.errors import ConfigError, ConsentError
+from vitrael.privacy.keys import fingerprint
 
 if TYPE_CHECKING:
     from click.testing import Result
@@ -76,9 +78,12 @@ def test_journal_is_shown(home: Home) -> None:
     home.consent()
     home.steward().answer(home.parcel(home.task({}, stage="consent"), {}))
     text = call("journal", "--home", str(home.path)).stdout
-    assert "consent 0" in text
+    assert "consent 1" in text  # rounds count from 1 for readers
+    receiver = f"coordinator {fingerprint(home.coordinator.public.signing)[:19]}"
+    assert text.count(receiver) == 1  # the consent itself went nowhere
     document = json.loads(call("journal", "--home", str(home.path), "--json").stdout)
     assert [line["event"] for line in document["lines"]] == ["consent", "sent"]
+    assert [line["round"] for line in document["lines"]] == [0, 0]
     assert document["bytes"] == document["lines"][1]["bytes"] > 0
 
 
@@ -129,3 +134,59 @@ def test_journal_is_verified(home: Home) -> None:
     broken = call("journal", "--home", str(home.path), "--verify", "--json")
     assert broken.exit_code == 1
     assert json.loads(broken.stdout)["faults"] == [{"line": 1, "what": "the line was changed"}]
+
+
+def dropped(data: bytes) -> bytes:
+    lines = data.splitlines(keepends=True)
+    return b"".join([*lines[:2], *lines[3:]])
+
+
+def changed(data: bytes) -> bytes:
+    return data.replace(b"rounds", b"Rounds", 1)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "fault"),
+    [
+        (changed, "line 1: the line was changed\n"),
+        (dropped, "line 3: a line before this one was dropped, moved or changed\n"),
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("--verify",)])
+def test_damaged_journal_tells_its_fault_and_nothing_else(
+    home: Home, tamper: Callable[[bytes], bytes], fault: str, options: tuple[str, ...]
+) -> None:
+    for _ in range(4):
+        home.consent()
+    whole = call("journal", "--home", str(home.path), *options)
+    assert (whole.exit_code, "4 lines, 0 bytes" in whole.stdout) == (0, True)
+    home.settings.journal.write_bytes(tamper(home.settings.journal.read_bytes()))
+    told = call("journal", "--home", str(home.path), *options)
+    assert (told.exit_code, told.stdout, told.stderr) == (1, "", fault)
+
+
+@pytest.mark.parametrize("place", ["option", "site.toml"])
+@pytest.mark.parametrize("there", [True, False])
+def test_device_that_is_not_there_is_told_before_the_steward_listens(
+    home: Home, monkeypatch: pytest.MonkeyPatch, place: str, *, there: bool
+) -> None:
+    import torch
+
+    listened: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: there)
+    monkeypatch.setattr(
+        "vitrael.client.site.listener.serve", lambda settings, *_, **__: listened.append(settings)
+    )
+    options = ["--device", "cuda"] if place == "option" else []
+    if place == "site.toml":
+        text = 'name = "north"\n[performance]\ndevice = "cuda"\n'
+        (home.path / "site.toml").write_text(text)
+    if there:
+        assert call("run", "--home", str(home.path), *options).exit_code == 0
+    else:
+        with pytest.raises(ConfigError, match="finds no CUDA device") as caught:
+            call("run", "--home", str(home.path), *options)
+        assert caught.value.exit_code == 3
+        assert not home.settings.store.exists()
+    assert len(listened) == there

@@ -93,6 +93,17 @@ def test_croissant_names_each_file_with_its_sha256(tmp_path: Path, releases: Rel
     assert document["datePublished"] == "2025-03-01"
 
 
+@pytest.mark.parametrize("path", ["card.md", "croissant.json"])
+def test_no_release_promises_that_it_holds_no_copy(
+    path: str, tmp_path: Path, releases: Releases
+) -> None:
+    write_bundle(releases.contents(), tmp_path / "release")
+    said = (tmp_path / "release" / path).read_text()
+    assert "real person" not in said
+    assert "drawn by a generator" in said
+    assert "the bounds of the audit say how likely one is a copy" in said
+
+
 def test_bundle_is_never_written_over(tmp_path: Path, releases: Releases) -> None:
     folder = tmp_path / "release"
     first = write_bundle(releases.contents(), folder)
