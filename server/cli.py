@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+
+from vitrael.core.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from vitrael.core.study import Study
@@ -33,7 +36,12 @@ _STUDY = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--patients", type=click.IntRange(min=12), help="Phantom patients a site. [default: 160]"
 )
-@click.option("--home", type=click.Path(path_type=Path), metavar="DIR", help="Where it all lies.")
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where it all lies. [default: demo-home/N, N counted up; with --resume the last one]",
+)
 @click.option("--port", type=click.IntRange(1024, 65_000), help="First port. [default: free ones]")
 @click.option("--resume", is_flag=True, help="Go on with the last run where it stopped.")
 @_JSON
@@ -50,7 +58,9 @@ def demo(
 ) -> int:
     """Run a whole study on this machine: three sites, one signed release.
 
-    Exit code 0: released, or a rehearsal with too few patients to screen; 6: refused by a gate.
+    Exit codes: 0 released, or a rehearsal with too few patients to screen; 1 failed; 2 wrong call;
+    3 wrong study; 5 a port is in use; 6 refused by a gate; 7 as 0, but some scans could not be
+    read; 130 interrupted.
     """
     began = time.monotonic()
     from vitrael.server.demo import (  # noqa: PLC0415
@@ -64,9 +74,15 @@ def demo(
     place = home.absolute() if home else choose_home(Path("demo-home"), resume=resume)
     if resume:
         demand_prepared(place)
+    click.echo(f"home: {place}", err=True)
     plan = DemoPlan(home=place, study=study_file, scans=scans, policy=policy, patients=patients)
     study = prepare_demo(plan, tell=lambda text: click.echo(text, err=True))
-    outcome, code = run_demo(place, study, port=port, began=began)
+    try:
+        outcome, code = run_demo(place, study, port=port, began=began)
+    except KeyboardInterrupt:
+        again = ["vitrael", "demo", "--resume", *(["--home", str(home)] if home else [])]
+        click.echo(f"\nInterrupted. To go on where it stopped: {shlex.join(again)}", err=True)
+        return EXIT_INTERRUPTED
     click.echo(json.dumps(outcome.document) if as_json else outcome.text)
     return code
 

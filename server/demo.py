@@ -7,6 +7,7 @@ follows is the production layout on loopback (``server.rehearsal``).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
@@ -14,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
@@ -55,8 +56,9 @@ class DemoPlan:
 
 
 def choose_home(folder: Path, *, resume: bool) -> Path:
-    """Return ``folder/N``: the last run's when resuming, else a new one."""
-    runs = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+    """Return ``folder/N``: when resuming that of the last prepared demo, else a new one."""
+    homes = [path for path in folder.glob("*") if path.name.isdecimal()]
+    runs = sorted(int(path.name) for path in homes if not resume or (path / _READY).exists())
     if resume:
         if not runs:
             raise UsageError(
@@ -69,7 +71,8 @@ def choose_home(folder: Path, *, resume: bool) -> Path:
 def prepare_demo(plan: DemoPlan, *, tell: Callable[[str], None]) -> Study:
     """Make the homes of the coordinator and of every site; return the study.
 
-    A home that is prepared already is left as it is. Raises UsageError for one that was prepared
+    A home that is prepared already is left as it is; one that is new is removed again when its
+    preparation fails. Raises UsageError for one that was prepared
     in another way than asked, StudyError for a study that cannot be used, StorageError without
     enough disk, CohortError for scans that cannot be used.
     """
@@ -83,15 +86,34 @@ def prepare_demo(plan: DemoPlan, *, tell: Callable[[str], None]) -> Study:
         )
     _demand_space(plan.home)
     document = _asked_study(plan)
-    plan.home.mkdir(parents=True, exist_ok=True)
-    write_atomically(plan.home / "study.toml", document)
-    study = load_study(plan.home / "study.toml")
-    _enroll(plan.home, study, phantoms=plan.scans is None)
-    counts = _write_scans(plan, study, tell=tell)
-    _consent(plan.home, study)
-    note = {"scans": counts, "asked": _asked_scans(plan)}
-    write_atomically(plan.home / _READY, json.dumps(note).encode())
+    with _removed_if_new(plan.home):
+        plan.home.mkdir(parents=True, exist_ok=True)
+        write_atomically(plan.home / "study.toml", document)
+        study = load_study(plan.home / "study.toml")
+        _enroll(plan.home, study, phantoms=plan.scans is None)
+        counts = _write_scans(plan, study, tell=tell)
+        _consent(plan.home, study)
+        note = {"scans": counts, "asked": _asked_scans(plan)}
+        write_atomically(plan.home / _READY, json.dumps(note).encode())
     return study
+
+
+@contextlib.contextmanager
+def _removed_if_new(home: Path) -> Iterator[None]:
+    """Remove a home that was not there before when what is done inside fails or is interrupted.
+
+    With it go the folders above it that were made for it alone.
+    """
+    new = [folder for folder in (home, *home.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        if new:
+            shutil.rmtree(home, ignore_errors=True)
+        for folder in new[1:]:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _asked_study(plan: DemoPlan) -> bytes:

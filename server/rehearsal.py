@@ -225,7 +225,7 @@ class Rehearsal:
     def _start_stewards(self) -> None:
         self.guard = network_guard()
         for site in self.layout.sites:
-            how = f"without a network ({self.guard[-1]})" if self.guard else "WITH a network"
+            how = "without a network" if self.guard else "WITH a network"
             self._tell(Event("starting", site, f"steward {how}"))
             home = self.layout.site_home(site)
             forget_socket(home)

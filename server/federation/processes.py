@@ -161,13 +161,19 @@ class ProcessGroup:
         return self.start(child.name, child.command, environment=child.environment, log=child.log)
 
     def check(self) -> None:
-        """Raise ProcessError that names the first child that has ended, and how."""
+        """Raise ProcessError that names the first child that has ended, and how.
+
+        Where its last words hold a remedy, that is the one to tell.
+        """
         for child in self.children.values():
             if how := child.ended():
+                said = "" if how.startswith("signal") else child.last_words()
+                why, _, remedy = said.partition(" To do: ")
+                first = remedy.rstrip(".") or f"read {child.log}"
                 raise ProcessError(
                     f"{child.name} ended ({how})",
-                    why="" if how.startswith("signal") else child.last_words(),
-                    fix=f"read {child.log}, then resume",
+                    why=why.removeprefix("Error: "),
+                    fix=f"{first}, then resume",
                 )
 
     def end(self, *, first: Sequence[str] = ()) -> None:

@@ -102,6 +102,8 @@ class Conditioning(Section):
     """The same correlation for phantoms or scans that only passed through the autoencoder."""
     asked_measured: Measurement
     permuted: Measurement
+    difference: Measurement
+    """Mean of measured minus asked, in milliliters: what a correlation does not tell."""
     asked_ml: tuple[float, ...]
     measured_ml: tuple[float, ...]
     """Of the same released samples, in the same order."""
@@ -112,6 +114,24 @@ class Conditioning(Section):
             msg = "asked and measured volumes are not pairs"
             raise ValueError(msg)
         return self
+
+
+class SiteVote(Section):
+    """How many candidates one site kept."""
+
+    site: Name
+    kept: int = Field(ge=0)
+    judged: bool
+    """Whether it had a filter to judge with; without one it drops nothing."""
+
+
+class Screening(Section):
+    """What the sites left of the candidates: kept is what every site kept."""
+
+    asked: int = Field(ge=0)
+    kept: int = Field(ge=0)
+    share: float = Field(ge=0, le=1)
+    votes: tuple[SiteVote, ...]
 
 
 class Event(Section):
@@ -135,6 +155,8 @@ class ReportData(Section):
     """Whether the candidates could not be judged against the sites' own scans."""
     unscreened_reason: str = ""
     """Why not, in words of ours; empty when they were judged."""
+    screening: Screening | None = None
+    """None when the stage did not finish."""
     study: StudySummary
     sites: tuple[SiteSummary, ...]
     verdict: Verdict

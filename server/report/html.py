@@ -20,6 +20,7 @@ import numpy as np
 
 from vitrael.core.digest import write_atomically
 from vitrael.privacy.evidence import NAMES
+from vitrael.privacy.gates import Finding
 from vitrael.server.report.charts import draw_interval, draw_lines, draw_scatter
 from vitrael.server.report.data import SCHEMA, ReportData
 from vitrael.server.report.montage import PLANES, draw_overview, draw_planes
@@ -29,6 +30,12 @@ _SIDE_BY_SIDE: Final = 5
 """Volumes in each of the two montages."""
 _OVERVIEW: Final = 48
 _OVERVIEW_COLUMNS: Final = 12
+_GROUPS: Final = (
+    *("participation", "screening", "filter", "copies"),
+    *("closeness", "membership", "conditioning"),
+)
+"""Beginnings of the names of measurements, in the order in which a reader needs them."""
+_CHECKS: Final = ("control", "placebo", "permuted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,7 @@ def render_report(data: ReportData, *, images: ReportImages | None) -> str:
     """Return the page as HTML."""
     conditioning = data.conditioning
     pairs = (conditioning.asked_ml, conditioning.measured_ml) if conditioning else ((), ())
+    findings = sorted(data.verdict.findings, key=_row)
     return (
         _environment()
         .get_template("report.html")
@@ -82,10 +90,17 @@ def render_report(data: ReportData, *, images: ReportImages | None) -> str:
             pictures=_draw_pictures(images),
             scatter=draw_scatter(*pairs),
             curves=[drawn for curve in data.curves if (drawn := draw_lines(curve))],
-            intervals=[draw_interval(finding) for finding in data.verdict.findings],
+            rows=[(finding, draw_interval(finding)) for finding in findings],
             longest_s=max((stage.seconds or 0 for stage in data.stages), default=0),
         )
     )
+
+
+def _row(finding: Finding) -> tuple[int, bool]:
+    """Return where a gate stands in the table: by subject, and what checks an attack after it."""
+    group, _, what = finding.gate.measurement.partition(".")
+    place = _GROUPS.index(group) if group in _GROUPS else len(_GROUPS)
+    return place, what.startswith(_CHECKS)
 
 
 def format_number(value: float) -> str:

@@ -87,6 +87,12 @@ def _sentences(data: ReportData) -> tuple[str, ...]:
         lines.append(
             f"Beyond the threshold with the whole interval, so not by chance: {', '.join(proven)}."
         )
+    refused = dict.fromkeys(f.gate.measurement for f in findings if f.outcome == "refused")
+    if uncertain := [name for name in refused if name not in proven]:
+        lines.append(
+            "Refused with an interval that reaches the threshold, so uncertain and perhaps by "
+            f"chance: {', '.join(uncertain)}."
+        )
     if data.unscreened:
         why = f": {data.unscreened_reason}" if data.unscreened_reason else ""
         lines.append(f"The candidates are unscreened{why}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from vitrael.core.data.phantoms.cohorts import draw_scan
 from vitrael.core.digest import Digest
-from vitrael.core.metrics.intervals import pearson_interval
+from vitrael.core.metrics.intervals import Estimate, normal_interval, pearson_interval
 from vitrael.core.study import COVARIATES
 from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.gates import Verdict
@@ -20,7 +21,9 @@ from vitrael.server.report.data import (
     Curve,
     Event,
     ReportData,
+    Screening,
     SiteSummary,
+    SiteVote,
     StageSummary,
     summarize_site,
     summarize_study,
@@ -75,6 +78,7 @@ def build_report(
         volumes=int(samples["count"]),
         unscreened=bool(screening.get("unscreened")),
         unscreened_reason=_why_unscreened(run, screening) if screening.get("unscreened") else "",
+        screening=_screening(screening) if screening else None,
         study=summarize_study(run.study),
         sites=_sites(run, history, reasons=reasons),
         verdict=Verdict.model_validate(decision["verdict"]),
@@ -117,6 +121,16 @@ def _why_unscreened(run: StudyRun, screening: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def _screening(document: Mapping[str, Any]) -> Screening:
+    """Return how many candidates each site kept, and all of them together."""
+    asked, kept = int(document["count"]), len(document["keep"])
+    votes = tuple(
+        SiteVote(site=site, kept=int(vote["kept"]), judged=bool(vote.get("estimable")))
+        for site, vote in document["sites"].items()
+    )
+    return Screening(asked=asked, kept=kept, share=kept / asked if asked else 0.0, votes=votes)
+
+
 def _sites(
     run: StudyRun, history: Sequence[StageRecord], *, reasons: bool
 ) -> tuple[SiteSummary, ...]:
@@ -156,12 +170,37 @@ def _conditioning(
     if asked is None or permuted is None:
         return None
     confidence = run.study.protocol.audit.confidence
+    asked_ml, measured_ml = tensors["covariate"][:, _VENTRICLE], tensors["ventricle_ml"]
     return Conditioning(
         ceiling=_ceiling(ceiling["r"], ceiling["n"], confidence=confidence),
         asked_measured=asked,
         permuted=permuted,
-        asked_ml=tuple(map(float, tensors["covariate"][:, _VENTRICLE])),
-        measured_ml=tuple(map(float, tensors["ventricle_ml"])),
+        difference=_difference(asked_ml, measured_ml, confidence=confidence),
+        asked_ml=tuple(map(float, asked_ml)),
+        measured_ml=tuple(map(float, measured_ml)),
+    )
+
+
+def _difference(asked_ml: np.ndarray, measured_ml: np.ndarray, *, confidence: float) -> Measurement:
+    """Return the mean of measured minus asked, in milliliters, with normal bounds."""
+    both = np.asarray(measured_ml, dtype=float) - np.asarray(asked_ml, dtype=float)
+    n = len(both)
+    told = n > 1 and bool(np.isfinite(both).all())
+    mean = float(both.mean()) if told else None
+    bounds = None
+    if mean is not None:
+        error = float(both.std(ddof=1)) / math.sqrt(n)
+        bounds = normal_interval(Estimate(mean, error), confidence=confidence)
+    return Measurement(
+        name="conditioning.ventricle_difference_ml",
+        value=mean,
+        low=bounds.low if bounds else None,
+        high=bounds.high if bounds else None,
+        n=n,
+        unit="samples",
+        confidence=confidence,
+        method="mean of measured minus asked ventricle volume in ml, normal bounds",
+        reason="" if told else "fewer than two samples have both volumes",
     )
 
 

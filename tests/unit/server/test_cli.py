@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -198,3 +199,41 @@ def test_demo_with_too_few_patients_or_nothing_to_resume_is_a_usage_error(
     assert cli.run(["demo", "--resume", "--home", str(tmp_path)]) == 2
     assert "holds no prepared demo" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_of_the_demo_names_its_exit_codes_and_its_home(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.run(["demo", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    codes = told.partition("Exit codes: ")[2].partition(" Options:")[0]
+    for code in ("0", "1", "2", "3", "6", "7", "130"):
+        assert re.search(rf"(?:^|; ){code} \w", codes), code
+    assert "[default: demo-home/N" in told
+
+
+def test_interrupted_demo_says_its_home_and_how_to_go_on(
+    demo_study: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vitrael.server import demo_run
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo_run, "run_demo", interrupt)
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "demo-home" / "1"
+    home.mkdir(parents=True)
+    shutil.copy(demo_study, home / "study.toml")
+    (home / "prepared.json").write_text('{"scans": {}, "asked": {"--patients": 160}}')
+    for more, again in (
+        ([], "vitrael demo --resume"),
+        (["--home", str(home)], f"vitrael demo --resume --home {home}"),
+    ):
+        assert cli.run(["demo", "--resume", *more]) == 130
+        told = capsys.readouterr().err
+        assert told.startswith(f"home: {home}\n")
+        assert told.endswith(f"Interrupted. To go on where it stopped: {again}\n")

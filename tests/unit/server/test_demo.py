@@ -151,6 +151,7 @@ def test_preparation_that_stopped_goes_on(plan: DemoPlan, monkeypatch: pytest.Mo
         raise ProcessError("site north did not consent")
 
     monkeypatch.setattr(demo, "_consent", stop)
+    plan.home.mkdir()  # a home that was there is not ours to remove
     with pytest.raises(ProcessError):
         prepare_demo(plan, tell=lambda _: None)
     keys = KeyPair.load(plan.home / "keys").public
@@ -162,6 +163,25 @@ def test_preparation_that_stopped_goes_on(plan: DemoPlan, monkeypatch: pytest.Mo
     assert demand_prepared(plan.home).protocol.name == "tiny"
     ready = json.loads((plan.home / "prepared.json").read_text())
     assert ready["scans"]["north"] == {"patients": 2, "unreadable": 0}
+
+
+@pytest.mark.parametrize("failure", [ProcessError("no"), KeyboardInterrupt()])
+def test_new_home_whose_preparation_fails_is_removed(
+    failure: BaseException, plan: DemoPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(demo, "_consent", stop)
+    (tmp_path / "runs" / "2").mkdir(parents=True)
+    for home in (tmp_path / "runs" / "3", tmp_path / "new" / "1"):
+        with pytest.raises(type(failure)):
+            prepare_demo(replace(plan, home=home), tell=lambda _: None)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["2"]
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(demo, "_consent", lambda *_: None)
+    prepare_demo(replace(plan, home=tmp_path / "new" / "1"), tell=lambda _: None)
+    assert (tmp_path / "new" / "1" / "prepared.json").exists()  # the control
 
 
 def test_full_disk_is_told_before_anything_is_written(
@@ -256,7 +276,11 @@ def test_new_runs_are_counted_and_the_last_is_resumed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to resume"):
         choose_home(tmp_path, resume=True)
     assert choose_home(tmp_path, resume=False) == tmp_path / "1"
-    for name in ("1", "9", "10", "notes"):
+    for name in ("1", "9", "10", "11", "notes"):
         (tmp_path / name).mkdir()
-    assert choose_home(tmp_path, resume=False) == tmp_path / "11"
+    with pytest.raises(UsageError, match="nothing to resume"):
+        choose_home(tmp_path, resume=True)
+    for name in ("1", "9", "10", "notes"):
+        (tmp_path / name / "prepared.json").touch()
+    assert choose_home(tmp_path, resume=False) == tmp_path / "12"
     assert choose_home(tmp_path, resume=True) == tmp_path / "10"

@@ -117,6 +117,22 @@ def test_a_process_that_failed_is_named_with_its_last_words(group: ProcessGroup)
         group.check()
 
 
+def test_a_process_that_tells_a_remedy_is_not_told_with_a_second_one(group: ProcessGroup) -> None:
+    said = "Error: another steward runs: it holds the lock. To do: end it first."
+    start(group, "site north: steward", f"raise SystemExit('{said}')")
+    group.children["site north: steward"].process.wait()
+    with pytest.raises(ProcessError) as caught:
+        group.check()
+    assert str(caught.value) == (
+        "site north: steward ended (exit code 1): another steward runs: it holds the lock. "
+        "To do: end it first, then resume."
+    )
+    start(group, "site north: steward", "raise SystemExit('it fell')")  # the control
+    group.children["site north: steward"].process.wait()
+    with pytest.raises(ProcessError, match=r"it fell\. To do: read .*child.log, then resume"):
+        group.check()
+
+
 def test_a_program_that_is_missing_is_named(group: ProcessGroup, tmp_path: Path) -> None:
     with pytest.raises(ProcessError, match="site a: steward cannot be started"):
         group.start("site a: steward", ("/no/such",), environment={}, log=tmp_path / "log")

@@ -15,6 +15,8 @@ from vitrael.server.report.data import (
     Curve,
     Event,
     ReportData,
+    Screening,
+    SiteVote,
     StageSummary,
     StudySummary,
     summarize_site,
@@ -100,6 +102,16 @@ def make_data(
         created_utc=at,
         release="brain-demo@1",
         volumes=96,
+        screening=Screening(
+            asked=192,
+            kept=151,
+            share=151 / 192,
+            votes=(
+                SiteVote(site="north", kept=163, judged=True),
+                SiteVote(site="harbour", kept=180, judged=True),
+                SiteVote(site="valley", kept=192, judged=False),
+            ),
+        ),
         study=StudySummary(
             name="brain-demo",
             version=1,
@@ -126,6 +138,7 @@ def make_data(
             ceiling=measure("conditioning.ceiling_r", 0.931, 0.889, 0.958, 60, "phantoms"),
             asked_measured=by_name["conditioning.ventricle_r"],
             permuted=by_name["conditioning.permuted_r"],
+            difference=measure("conditioning.difference_ml", -12.4, -14.1, -10.7, 96, "samples"),
             asked_ml=tuple(float(v) for v in asked),
             measured_ml=tuple(float(v) for v in measured),
         ),

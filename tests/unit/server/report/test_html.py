@@ -125,7 +125,62 @@ def test_page_shows_every_gate_with_number_threshold_and_outcome(bad: ReportData
             assert format_number(finding.measurement.n) in numbers
     assert page.count('<tr class="closed">') == 2
     assert "no patient had a second visit" in page
-    assert "not by chance" in page
+    assert page.count("proven, not by chance") == 1
+    assert "uncertain, perhaps by chance" not in page
+
+
+def test_refusal_that_is_not_proven_is_marked_as_uncertain(bad: ReportData) -> None:
+    findings = tuple(f.model_copy(update={"proven": False}) for f in bad.verdict.findings)
+    verdict = bad.verdict.model_copy(update={"findings": findings})
+    page = render_report(bad.model_copy(update={"verdict": verdict}), images=None)
+    assert page.count("uncertain, perhaps by chance") == 1
+    assert "proven, not by chance" not in page
+
+
+def test_gates_stand_by_subject_and_each_control_after_its_attack(bad: ReportData) -> None:
+    reversed_ = bad.verdict.model_copy(update={"findings": bad.verdict.findings[::-1]})
+    for data in (bad, bad.model_copy(update={"verdict": reversed_})):
+        table = render_report(data, images=None).partition('<table class="gates">')[2]
+        table = table.partition("</table>")[0]
+        at = [table.index(f"<code>{name}</code>") for name in (
+            "participation.complete", "screening.done", "filter.power.exact", "copies.excess_share",
+            "copies.control_power", "closeness.training_share", "membership.auc",
+            "membership.placebo_gap", "conditioning.ventricle_r", "conditioning.permuted_r",
+        )]  # fmt: skip
+        assert at == sorted(at)
+        rows = re.findall(r"<tr.*?</tr>", table, flags=re.DOTALL)
+        drawn = [row for row in rows if 'class="interval"' in row]
+        assert len(drawn) == len(data.verdict.findings) - 1
+        assert not any("not estimable" in row for row in drawn)
+
+
+def test_share_of_candidates_that_were_kept_is_told_for_each_site(good: ReportData) -> None:
+    numbers = Page(render_report(good, images=None)).numbers
+    for number in ("151", "192", "0.786", "163", "180"):
+        assert number in numbers
+    page = render_report(good.model_copy(update={"screening": None}), images=None)
+    assert "No candidates were screened" in page
+    assert "163" not in Page(page).numbers
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (-14.1, -10.7, "the ventricles are smaller than asked"),
+        (10.7, 14.1, "the ventricles are larger than asked"),
+        (-1.0, 2.0, "a shift is not proven"),
+    ],
+)
+def test_shift_between_asked_and_measured_is_said(
+    low: float, high: float, told: str, good: ReportData
+) -> None:
+    assert good.conditioning is not None
+    update = {"value": (low + high) / 2, "low": low, "high": high}
+    shifted = good.conditioning.difference.model_copy(update=update)
+    conditioning = good.conditioning.model_copy(update={"difference": shifted})
+    page = render_report(good.model_copy(update={"conditioning": conditioning}), images=None)
+    assert told in page
+    assert format_number((low + high) / 2) in Page(page).numbers
 
 
 def test_ceiling_is_printed_before_what_the_generator_reaches(good: ReportData) -> None:
@@ -138,8 +193,8 @@ def test_json_twin_has_a_stable_shape(good: ReportData) -> None:
     assert document["schema"] == SCHEMA == "vitrael.report/1"
     assert sorted(document) == [
         "conditioning", "created_utc", "curves", "events", "evidence", "limits", "pictures",
-        "reading", "release", "schema", "sites", "stages", "study", "title", "unscreened",
-        "unscreened_reason", "verdict", "volumes",
+        "reading", "release", "schema", "screening", "sites", "stages", "study", "title",
+        "unscreened", "unscreened_reason", "verdict", "volumes",
     ]  # fmt: skip
 
 
@@ -231,3 +286,12 @@ def test_both_files_are_written_and_images_that_cannot_be_drawn_write_neither(
 )  # fmt: skip
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert format_number(value) == text
+
+
+def test_first_column_of_the_gates_is_wide_and_long_units_do_not_squeeze_it(
+    good: ReportData,
+) -> None:
+    page = render_report(good, images=None)
+    assert '<table class="gates">' in page
+    assert re.search(r"\.gates th:first-child \{ min-width: 2\drem; \}", page)
+    assert re.search(r"\.gates \.small \{ white-space: normal; \}", page)

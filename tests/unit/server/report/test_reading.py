@@ -33,6 +33,15 @@ def test_refusal_names_what_refused_and_what_could_not_be_measured(bad: ReportDa
     assert "Refused: copies.excess_share." in text
     assert "Could not be measured, which counts as refused: filter.power.blend." in text
     assert "not by chance: copies.excess_share" in text
+    assert "uncertain" not in text
+
+
+def test_refusal_that_is_only_uncertain_is_named_as_such(bad: ReportData) -> None:
+    findings = tuple(f.model_copy(update={"proven": False}) for f in bad.verdict.findings)
+    verdict = bad.verdict.model_copy(update={"findings": findings})
+    text = " ".join(read_verdict(bad.model_copy(update={"verdict": verdict})).sentences)
+    assert "uncertain and perhaps by chance: copies.excess_share." in text
+    assert "so not by chance" not in text
 
 
 @pytest.mark.parametrize("why", ["screening is off in the study", ""])

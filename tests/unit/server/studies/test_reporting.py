@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 
 from tests.factories.federation import PATIENTS, SITES, federation
 from tests.fakes.federation import HandlerExchange
 from tests.unit.server.studies.conftest import Ended, policy
 from vitrael.core.errors import DataError
-from vitrael.core.metrics.intervals import pearson_interval
+from vitrael.core.metrics.intervals import pearson_interval, pearson_r
 from vitrael.privacy.evidence import NAMES
 from vitrael.privacy.gates import POLICIES
 from vitrael.server.demo import site_home
@@ -23,6 +24,8 @@ from vitrael.server.studies.federated import collect_consents
 from vitrael.server.studies.pipeline import run_study
 from vitrael.server.studies.reporting import (
     _ceiling,
+    _difference,
+    _screening,
     _why_unscreened,
     build_report,
     render_bundle_report,
@@ -95,11 +98,11 @@ def test_counts_of_patients_are_buckets(report: dict[str, Any], finished: Ended)
     assert {path.rpartition("/")[2] for path in whole} <= {
         *("n", "least_n", "planted", "caught", "version", "seed", "volumes", "released"),
         *("candidates", "grid_vox", "round", "samples", "references", "overview"),
-        *("codec", "teacher"),
+        *("codec", "teacher", "asked", "kept"),
     }
     exact = {path.partition("/n")[0] for path in whole if path.endswith("/n")}
     assert exact <= {"/evidence/measurements", "/verdict/findings/measurement"} | {
-        f"/conditioning/{part}" for part in ("ceiling", "asked_measured", "permuted")
+        f"/conditioning/{part}" for part in ("ceiling", "asked_measured", "permuted", "difference")
     }
     text = json.dumps(report) + (finished.home / "report" / "report.html").read_text()
     for patient in range(PATIENTS):
@@ -125,6 +128,32 @@ def test_ceiling_has_an_interval_at_the_confidence_of_the_protocol() -> None:
     assert told.low is not None
     assert told.low < 0.98
     assert _ceiling(None, 0, confidence=0.9).low is None
+
+
+def test_difference_is_the_mean_of_measured_minus_asked() -> None:
+    asked = np.array([10.0, 20.0, 30.0, 40.0])
+    measured = asked + np.array([-3.0, -1.0, -3.0, -1.0])
+    told = _difference(asked, measured, confidence=0.95)
+    assert told.value == pytest.approx(-2)
+    assert told.low == pytest.approx(-2 - 1.6449 * np.sqrt(4 / 3) / 2, abs=1e-3)
+    assert told.high is not None
+    assert told.high < 0
+    assert pearson_r(asked, measured) > 0.99  # what r alone would say
+    assert _difference(asked[:1], measured[:1], confidence=0.95).value is None
+
+
+def test_screening_tells_what_each_site_kept(report: dict[str, Any]) -> None:
+    screening = report["screening"]
+    assert screening["asked"] == report["study"]["candidates"]
+    assert screening["share"] == screening["kept"] / screening["asked"]
+    assert {vote["site"] for vote in screening["votes"]} == set(SITES)
+    voted = {"north": {"kept": 2, "estimable": True}, "valley": {"kept": 3, "estimable": False}}
+    told = _screening({"count": 4, "keep": [1], "sites": voted})
+    assert (told.asked, told.kept, told.share) == (4, 1, 0.25)
+    assert [(v.site, v.kept, v.judged) for v in told.votes] == [
+        ("north", 2, True),
+        ("valley", 3, False),
+    ]
 
 
 def test_signed_report_gives_no_reason_of_a_failure(
