@@ -152,7 +152,7 @@ def _worst_site(
     ]
     return _measurement(
         _WORST,
-        max(found, key=lambda one: (one[1].low, one[0])),
+        max(found, key=lambda one: (one[1].low, one[0], one[1].high)),
         samples=min(site.samples for site in sites),
         confidence=confidence,
         inputs=inputs,

@@ -42,7 +42,8 @@ def worst_area(
     """
     each = confidence_of_each(len(sites), confidence=confidence)
     bounds = [normal_interval(site, confidence=each, within=UNIT) for site in sites]
-    worst = max(range(len(sites)), key=lambda i: max(bounds[i].low - 0.5, 0.5 - bounds[i].high))
+    beyond = [max(low - 0.5, 0.5 - high) for low, high in bounds]
+    worst = max(range(len(sites)), key=lambda i: (beyond[i], sites[i].value))
     return Measurement(
         name=name,
         value=sites[worst].value,

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitrael.core.data.synthetic import SyntheticSet, synthetic_set
 from vitrael.core.digest import Digest, digest_bytes
-from vitrael.core.errors import StorageError, VerificationError
+from vitrael.core.errors import DataError, StorageError, VerificationError
 from vitrael.core.geometry import centred_affine
 from vitrael.core.records import Samples
 from vitrael.core.rng import stream
@@ -53,6 +53,9 @@ def audit_samples(
 
     def check(answer: Answer) -> None:
         usable_tally(answer)
+        counts: Mapping[str, Any] = answer.reply.body["counts"]  # type: ignore[assignment]
+        if counts.get("copies.samples", samples["count"]) != samples["count"]:
+            raise DataError("the audit is of another number of samples than was sent")
         site = answer.reply.site
         check_certificate(site, answer.reply.body, screening["sites"].get(site, {}))
 
@@ -86,7 +89,10 @@ def judge_release(
         tensors = run.objects.get_tensors(Digest(samples["samples"]))
         confidence = protocol.audit.confidence
         told = {"calibration": calibration, "screening": screening, "audit": audit}
-        measured = {stage: list(document["sites"].values()) for stage, document in told.items()}
+        measured = {  # in the order of the roster, as the sites pool them again
+            stage: [document["sites"][site] for site in run.members if site in document["sites"]]
+            for stage, document in told.items()
+        }
         drawn = Digest(samples["samples"])
         measurements = (
             participation_measurement(took_part=took_part, roster=len(run.members)),

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow]
 PATIENTS = 192
 SITE = "north"
 TWIN = (
-    ("length_images = 80_000", "length_images = 4_800"),
+    ("length_images = 80_000", "length_images = 1_200"),
     ("length_images = 96_000", "length_images = 8_000"),
     ("enabled = false", "enabled = true"),
 )

@@ -61,3 +61,13 @@ def test_worst_of_many_sites_has_wider_bounds() -> None:
     assert one.low == pytest.approx(0.5 - 1.645 * 0.06, abs=1e-3)
     assert five.low == pytest.approx(0.5 - 2.326 * 0.06, abs=1e-3)
     assert (one.n, five.n) == (22, 22)
+
+
+@pytest.mark.parametrize("controls", [(0, 2, 5), (2, 5, 0), (5, 0, 2)])
+def test_worst_site_does_not_depend_on_the_order_of_the_sites(
+    controls: tuple[int, int, int],
+) -> None:
+    parts = [Copies(96, 0, count, 2.5, 20, 20) for count in controls]
+    told = named(*(make_tally(copies=part) for part in parts))["copies.worst_site"]
+    tied = named(*(make_tally(copies=part) for part in sorted(parts, key=lambda p: p.control_hits)))
+    assert told == tied["copies.worst_site"]

@@ -25,6 +25,7 @@ from vitrael.server.studies.releasing import (
     assemble_bundle,
     audit_samples,
     is_rehearsal,
+    judge_release,
     publish_release,
     read_samples,
     release_trust,
@@ -176,6 +177,25 @@ def test_audit_of_another_filter_than_voted_is_left_out_by_name(
         )
     left_out = [site for site in SITES if site not in audited["sites"]]
     assert left_out == ([] if commitment is None else ["valley"])
+
+
+def test_evidence_does_not_depend_on_the_order_of_the_sites(
+    finished_home: Path, documents: Documents
+) -> None:
+    found = documents(finished_home)
+
+    def turned(document: dict[str, Any]) -> dict[str, Any]:
+        return {**document, "sites": dict(reversed(document["sites"].items())), "again": True}
+
+    with lenient(), federation(finished_home) as told:
+        judged = judge_release(
+            told.run(),
+            calibration=turned(found["calibration 0"]),
+            screening=turned(found["screening 0"]),
+            samples=found["synthesis 0"],
+            audit=turned(found["audit 0"]),
+        )
+    assert judged["evidence"] == found["gates 0"]["evidence"]
 
 
 def test_other_manifest_than_the_signed_one_is_not_published(
