@@ -167,7 +167,8 @@ def bystander(tmp_path: Path) -> Iterator[Callable[..., int]]:
     def begin(name: str, *arguments: str) -> int:
         script = tmp_path / "bin" / name
         script.parent.mkdir(exist_ok=True)
-        script.write_text(SLEEPER)
+        if not script.exists():  # the one that began before may not have read it yet
+            script.write_text(SLEEPER)
         process = subprocess.Popen([sys.executable, str(script), *arguments], env={})
         processes.append(process)
         assert until(lambda: str(script) in " ".join(psutil.Process(process.pid).cmdline()))
