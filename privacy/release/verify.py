@@ -126,13 +126,14 @@ def verify_manifest(
         refuse_recalled(recall, manifest=data, public=trust.recall)
     manifest = parse_manifest(data)
     for site in sorted(signatures):
-        _check_signature(signatures[site], manifest, site=site, trust=trust)
+        check_signature(signatures[site], manifest, site=site, trust=trust)
     _check_threshold(set(signatures), trust)
     _check_name(manifest.reference, expected)
     return manifest
 
 
-def _check_signature(data: bytes, manifest: Manifest, *, site: str, trust: Trust) -> None:
+def check_signature(data: bytes, manifest: Manifest, *, site: str, trust: Trust) -> None:
+    """Raise VerificationError unless these bytes are a trusted site's signature on the manifest."""
     label = f"the signature of {_shown(site)}"
     if site not in trust.keys:
         raise VerificationError(

@@ -26,21 +26,24 @@ def collect_consents(run: StudyRun) -> dict[str, Any]:
     """Stage ``consent``: every site's signed yes to this protocol with this roster."""
 
     def work() -> StageResult:
-        answers = ask_sites(run, "consent", {})
-        consents: dict[str, Any] = {}
-        for site, answer in answers.by_site.items():
-            envelope = str(answer.reply.body["consent"])
-            consent = open_consent(envelope.encode(), run.members[site])
-            if (consent.protocol, consent.roster) != (run.study.protocol.digest, run.roster):
-                raise ConsentError(
-                    f"the consent of {site} is for another study",
-                    why="its protocol or roster differs",
-                    fix="let the site consent to this study",
-                )
-            consents[site] = {"envelope": envelope, **consent.model_dump(mode="json")}
+        answers = ask_sites(run, "consent", {}, check=lambda answer: _consent(run, answer))
+        consents = {site: _consent(run, answer) for site, answer in answers.by_site.items()}
         return StageResult({"consents": consents}, answers.details, tuple(consents))
 
     return run.stage("consent", {}, work)
+
+
+def _consent(run: StudyRun, answer: Answer) -> dict[str, Any]:
+    """Return what a site consented to; raise ConsentError when it is another study."""
+    envelope = str(answer.reply.body["consent"])
+    consent = open_consent(envelope.encode(), run.members[answer.reply.site])
+    if (consent.protocol, consent.roster) != (run.study.protocol.digest, run.roster):
+        raise ConsentError(
+            f"the consent of {answer.reply.site} is for another study",
+            why="its protocol or roster differs",
+            fix="let the site consent to this study",
+        )
+    return {"envelope": envelope, **consent.model_dump(mode="json")}
 
 
 def train_codec(run: StudyRun) -> Digest:

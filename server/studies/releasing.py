@@ -24,10 +24,10 @@ from vitrael.privacy.gates import POLICIES, Verdict, decide
 from vitrael.privacy.release import states
 from vitrael.privacy.release.bundle import Contents, image_files, write_bundle
 from vitrael.privacy.release.catalogue import publish
-from vitrael.privacy.release.manifest import MANIFEST, Reference
+from vitrael.privacy.release.manifest import MANIFEST, Reference, parse_manifest
 from vitrael.privacy.release.sign import add_signature
 from vitrael.privacy.release.trust import Trust, trust_roster
-from vitrael.privacy.release.verify import verify_release
+from vitrael.privacy.release.verify import check_signature, verify_release
 from vitrael.server.studies.correspondence import Answer, ask_sites, usable_tally
 from vitrael.server.studies.reporting import render_bundle_report
 from vitrael.server.studies.run import StageResult, StudyRun
@@ -55,7 +55,11 @@ def audit_samples(
         usable_tally(answer)
         counts: Mapping[str, Any] = answer.reply.body["counts"]  # type: ignore[assignment]
         if counts.get("copies.samples", samples["count"]) != samples["count"]:
-            raise DataError("the audit is of another number of samples than was sent")
+            raise DataError(
+                "the audit is of another number of samples than was sent",
+                why=f"{samples['count']} were sent",
+                fix="run the same package version everywhere",
+            )
         site = answer.reply.site
         check_certificate(site, answer.reply.body, screening["sites"].get(site, {}))
 
@@ -161,7 +165,13 @@ def sign_release(
             for site, envelope in tallies[stage]["envelopes"].items()
         }
         attachments = {"manifest": files, "tallies": replies}
-        answers = ask_sites(run, "signing", attachments, quorum=len(run.members))
+        manifest = parse_manifest(files[MANIFEST].tobytes())
+
+        def check(answer: Answer) -> None:
+            signature = str(answer.reply.body["signature"]).encode()
+            check_signature(signature, manifest, site=answer.reply.site, trust=release_trust(run))
+
+        answers = ask_sites(run, "signing", attachments, check=check, quorum=len(run.members))
         for site, answer in answers.by_site.items():
             add_signature(folder, str(answer.reply.body["signature"]).encode(), site=site)
         document = {"manifest": bundle["manifest"], "signed_by": list(answers.by_site)}

@@ -111,8 +111,10 @@ def test_study_that_cannot_be_read_any_more_is_refused(
 def test_later_consent_takes_the_place_of_the_earlier(home: Home, store: Store) -> None:
     home.consent(days=1)
     home.clock.advance(days=2)
-    home.consent(days=1)
-    look(home, store)
+    later = home.consent(days=1)
+    own, now = home.keys.public, home.clock()
+    agreement = find_agreement(home.task(), store, site="north", own=own, now=now)
+    assert agreement.consent == later
 
 
 def test_roster_that_differs_from_the_study_is_not_signed(home: Home) -> None:

@@ -110,6 +110,18 @@ def test_release_that_a_site_did_not_sign_waits_for_it(
     assert documents(unsigned_home)["signing 0"]["signed_by"] == list(SITES)
 
 
+@pytest.mark.parametrize("body", [{}, {"signature": "{}"}])
+def test_signature_that_does_not_hold_is_not_kept(
+    body: dict[str, Any], unsigned_home: Path
+) -> None:
+    with lenient(), federation(unsigned_home) as told:
+        answer_with(told, "valley", {}, body=body)
+        with pytest.raises(QuorumError, match="valley"):
+            run_study(unsigned_home, told.exchange)
+        del told.spoil["valley"]
+        assert run_study(unsigned_home, told.exchange) == 0
+
+
 def test_release_with_a_signature_too_few_is_not_published(
     finished_home: Path, documents: Documents
 ) -> None:
