@@ -28,7 +28,7 @@ import tomli_w
 from vitrael.core.data.partition import find_scans, partition_by_subject, write_site_scans
 from vitrael.core.data.phantoms.cohorts import write_phantom_scans
 from vitrael.core.digest import write_atomically
-from vitrael.core.errors import CohortError, ProcessError, StorageError, UsageError
+from vitrael.core.errors import ProcessError, StorageError, UsageError
 from vitrael.core.study import Study, load_study, parse_study
 from vitrael.privacy.keys import KeyPair, save_public_keys, save_roster
 from vitrael.privacy.release.trust import save_trust, trust_roster
@@ -72,18 +72,18 @@ def prepare_demo(plan: DemoPlan, *, tell: Callable[[str], None]) -> Study:
     """Make the homes of the coordinator and of every site; return the study.
 
     A home that is prepared already is left as it is; one that is new is removed again when its
-    preparation fails. Raises UsageError for one that was prepared
-    in another way than asked, StudyError for a study that cannot be used, StorageError without
-    enough disk, CohortError for scans that cannot be used.
+    preparation fails. Raises UsageError for one that was prepared in another way than asked,
+    StudyError for a study that cannot be used, StorageError without enough disk, CohortError for
+    scans that cannot be used.
     """
-    if (plan.home / _READY).exists():
-        return _demand_same(plan)
     if plan.scans is not None and plan.patients is not None:
         raise UsageError(
             "--patients does not go with --scans",
             why="it counts phantoms, and with --scans there are none",
             fix="leave one of them out",
         )
+    if (plan.home / _READY).exists():
+        return _demand_same(plan)
     _demand_space(plan.home)
     document = _asked_study(plan)
     with _removed_if_new(plan.home):
@@ -256,8 +256,6 @@ def _take_in(
                 tell(f"site {site}: {covariate} is not known and was assumed for {count} scans")
         for left in taken.left_out:
             tell(f"site {site}: scan {left.number} left out: {left.reason}")
-    if not any(count["patients"] for count in counts.values()):
-        raise CohortError(f"no scan of {scans} could be used", fix="see the reasons above")
     return counts
 
 

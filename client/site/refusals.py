@@ -34,22 +34,21 @@ class Refusals:
     def note(self, reason: str, size: int) -> None:
         """Write a refusal down, or count it when a line stands there for this minute.
 
-        Raises StorageError when the journal cannot be written; the count is kept then.
+        Raises StorageError when the journal cannot be written; this refusal is then counted too.
         """
         now = self._clock()
-        if self._written is not None and timedelta(0) <= now - self._written < EVERY:
-            self._held += 1
-            self._held_bytes += size
-            return
-        held = f"{self._held} more since the line before, then: " if self._held else ""
-        self._put(f"{held}{reason}", self._held_bytes + size, now=now)
+        others = f"{self._held} more since the line before, then: " if self._held else ""
+        self._held += 1
+        self._held_bytes += size
+        if self._written is None or not timedelta(0) <= now - self._written < EVERY:
+            self._put(f"{others}{reason}", now=now)
 
     def settle(self) -> None:
         """Write down what was only counted; raise StorageError as ``note`` does."""
         if self._held:
             told = f"{self._held} more since the line before; steward.log names the reasons"
-            self._put(told, self._held_bytes, now=self._clock())
+            self._put(told, now=self._clock())
 
-    def _put(self, reason: str, size: int, *, now: datetime) -> None:
-        self._write(reason, size)
+    def _put(self, reason: str, *, now: datetime) -> None:
+        self._write(reason, self._held_bytes)
         self._written, self._held, self._held_bytes = now, 0, 0

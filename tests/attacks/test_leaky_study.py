@@ -6,18 +6,13 @@ is the real one, in one process; only Flower is left out.
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.factories.federation import prepare_homes, utc_now
-from tests.fakes.federation import HandlerExchange
-from vitrael.client.site.settings import load_settings
-from vitrael.client.site.steward import Steward
+from tests.factories.federation import open_sites, prepare_homes
 from vitrael.core.errors import EXIT_REFUSED
 from vitrael.privacy.gates import Finding, Verdict
-from vitrael.server.demo import site_home
 from vitrael.server.studies.pipeline import run_study
 from vitrael.server.studies.run import open_run
 
@@ -35,8 +30,7 @@ LEAKS = {"copies", "membership"}
 
 def _verdict(folder: Path, document: str) -> Verdict:
     home = prepare_homes(folder, document, patients=PATIENTS)
-    with closing(Steward(load_settings(site_home(home, SITE)), clock=utc_now)) as steward:
-        exchange = HandlerExchange({SITE: steward.answer})
+    with open_sites(home, [SITE]) as exchange:
         assert run_study(home, exchange) == EXIT_REFUSED  # of one site nothing is ever released
         run = open_run(home, exchange)
     stages = run.ledger.history(run.study.protocol.digest)

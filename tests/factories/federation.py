@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -130,6 +130,19 @@ def prepare_homes(folder: Path, document: str = STUDY, *, patients: int = PATIEN
         plan = demo.DemoPlan(home=folder / "home", study=study_file, patients=patients)
         demo.prepare_demo(plan, tell=lambda _: None)
     return folder / "home"
+
+
+@contextmanager
+def open_sites(home: Path, sites: Iterable[str]) -> Iterator[HandlerExchange]:
+    """Yield an exchange to the stewards of prepared homes, all in this process."""
+    with ExitStack() as stack:
+        stewards = {
+            site: stack.enter_context(
+                closing(Steward(load_settings(demo.site_home(home, site)), clock=utc_now))
+            )
+            for site in sites
+        }
+        yield HandlerExchange({site: steward.answer for site, steward in stewards.items()})
 
 
 class InProcess(Executor):

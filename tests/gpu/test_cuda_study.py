@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.factories.federation import SITES, STUDY, prepare_homes, utc_now
-from tests.fakes.federation import HandlerExchange
-from vitrael.client.site.settings import load_settings
-from vitrael.client.site.steward import Steward
-from vitrael.server import demo
+from tests.factories.federation import SITES, STUDY, open_sites, prepare_homes
 from vitrael.server.studies.pipeline import run_study
 from vitrael.server.studies.run import open_run
 
@@ -28,14 +23,7 @@ def test_study_runs_on_cuda_with_one_word_changed(tmp_path: Path) -> None:
     assert ON_CUDA != STUDY
     home = prepare_homes(tmp_path, ON_CUDA)
     torch.cuda.reset_peak_memory_stats()
-    with ExitStack() as stack:
-        stewards = {
-            site: stack.enter_context(
-                closing(Steward(load_settings(demo.site_home(home, site)), clock=utc_now))
-            )
-            for site in SITES
-        }
-        exchange = HandlerExchange({site: steward.answer for site, steward in stewards.items()})
+    with open_sites(home, SITES) as exchange:
         run_study(home, exchange)
         run = open_run(home, exchange)
     finished = {

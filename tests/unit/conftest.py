@@ -5,6 +5,7 @@ Imports wait for their use: the unit tests of every room load this file.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import tomllib
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from vitrael.privacy.keys import KeyPair
     from vitrael.privacy.release.bundle import Contents
     from vitrael.privacy.release.trust import Trust
@@ -144,3 +147,14 @@ def pristine_release(releases: ReleaseFactory, tmp_path_factory: pytest.TempPath
 def release(pristine_release: Path, tmp_path: Path) -> Path:
     """A signed release of the test's own."""
     return Path(shutil.copytree(pristine_release, tmp_path / "brain-demo-1"))
+
+
+@pytest.fixture(scope="session")
+def alone(root: Path) -> ModuleType:
+    """Return deploy/verify_release.py as a module."""
+    spec = importlib.util.spec_from_file_location("alone", root / "deploy" / "verify_release.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

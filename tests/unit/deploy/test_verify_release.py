@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +13,6 @@ import pytest
 from vitrael.privacy.release.trust import save_trust
 
 Releases = Any  # ReleaseFactory of tests/unit/conftest.py
-
-
-@pytest.fixture(scope="session")
-def alone(root: Path) -> ModuleType:
-    """Return deploy/verify_release.py as a module."""
-    spec = importlib.util.spec_from_file_location("alone", root / "deploy" / "verify_release.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

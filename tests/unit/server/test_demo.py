@@ -106,10 +106,14 @@ def test_prepared_home_is_not_asked_in_silence_for_something_else(
     assert {path: path.stat().st_mtime_ns for path in files} == before
 
 
-def test_phantoms_are_not_counted_where_scans_are_given(plan: DemoPlan, tmp_path: Path) -> None:
+def test_phantoms_are_not_counted_where_scans_are_given(
+    plan: DemoPlan, home: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="--patients does not go with --scans"):
         prepare_demo(replace(plan, scans=tmp_path), tell=lambda _: None)
     assert not plan.home.exists()
+    with pytest.raises(UsageError, match="--patients does not go with --scans"):
+        prepare_demo(DemoPlan(home=home, scans=tmp_path, patients=PATIENTS), tell=lambda _: None)
 
 
 def test_phantom_demos_of_one_study_have_the_same_scans_and_splits(

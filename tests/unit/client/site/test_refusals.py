@@ -55,3 +55,21 @@ def test_refusal_that_could_not_be_written_is_counted_in_the_next_line(clock: Fa
     full = False
     refusals.settle()
     assert lines[1][0].startswith("1 more")
+
+
+def test_refusal_whose_own_line_fails_is_counted_too(clock: FakeClock) -> None:
+    lines: list[tuple[str, int]] = []
+    full = True
+
+    def write(reason: str, size: int) -> None:
+        if full:
+            raise StorageError("the journal cannot be written")
+        lines.append((reason, size))
+
+    refusals = Refusals(write, clock=clock)
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            refusals.note("a", 3)
+    full = False
+    refusals.note("b", 4)
+    assert lines == [("2 more since the line before, then: b", 10)]

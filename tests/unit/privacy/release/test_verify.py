@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -29,17 +28,6 @@ from vitrael.privacy.release.verify import verify_release
 
 Releases = Any  # ReleaseFactory of conftest.py, which no test can import
 IMAGE = "sub-syn0001/anat/sub-syn0001_T1w.nii.gz"
-
-
-@pytest.fixture(scope="session")
-def alone(root: Path) -> ModuleType:
-    """Return deploy/verify_release.py as a module."""
-    spec = importlib.util.spec_from_file_location("alone", root / "deploy" / "verify_release.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
-from tests.factories.federation import SITES, STUDY, InProcess, consent_everywhere, utc_now
-from tests.fakes.federation import HandlerExchange
-from vitrael.client.site.settings import load_settings
-from vitrael.client.site.steward import Steward
+from tests.factories.federation import SITES, STUDY, InProcess, consent_everywhere, open_sites
 from vitrael.core.errors import EXIT_OK, EXIT_REFUSED
 from vitrael.server import demo
 from vitrael.server.studies.pipeline import run_study
@@ -46,14 +42,7 @@ def test_few_real_subjects_end_with_a_verdict_and_nothing_published(
     taken = json.loads((home / "prepared.json").read_text())["scans"]
     assert sum(site["patients"] for site in taken.values()) == SUBJECTS
 
-    with ExitStack() as stack:
-        stewards = {
-            site: stack.enter_context(
-                closing(Steward(load_settings(demo.site_home(home, site)), clock=utc_now))
-            )
-            for site in SITES
-        }
-        exchange = HandlerExchange({site: steward.answer for site, steward in stewards.items()})
+    with open_sites(home, SITES) as exchange:
         ended = run_study(home, exchange)
 
     outcome = json.loads((home / "outcome.json").read_text())
