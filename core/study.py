@@ -57,6 +57,10 @@ class CovariateRange(Section):
         return self
 
 
+LONGEST_DEADLINE_S: Final = 7 * 86_400.0
+"""A week: no site trains longer without a word, and nobody waits longer for one."""
+
+
 class Splits(Section):
     """Fractions of a site's patients: T training, F filter, C calibration, A audit, U utility."""
 
@@ -96,7 +100,9 @@ class Federation(Section):
     """Who must answer, and for how long the coordinator waits."""
 
     quorum: int = Field(ge=1)
-    deadline_s: float = Field(default=600, gt=0, description="for one exchange with all sites")
+    deadline_s: float = Field(
+        default=600, gt=0, le=LONGEST_DEADLINE_S, description="for one exchange with all sites"
+    )
 
 
 class Distillation(Section):
@@ -130,6 +136,9 @@ class Protocol(Section):
     purpose: str = Field(min_length=1)
     path: Literal["dp", "empirical"]
     policy: Literal["rehearsal", "public"]
+    license: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$", description="SPDX name; of a release, if any"
+    )
     seed: int = Field(ge=0)
     data: Data
     systems: tuple[SystemConfig, ...]

@@ -17,10 +17,10 @@ Tensors = Mapping[str, np.ndarray]
 """Named arrays; the only form in which numbers pass between two parties."""
 
 
-def pack_tensors(tensors: Tensors, *, metadata: Mapping[str, str] | None = None) -> bytes:
+def pack_tensors(tensors: Tensors) -> bytes:
     """Return named arrays as one safetensors byte string."""
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    return safetensors.numpy.save(arrays, metadata=dict(metadata) if metadata else None)
+    return safetensors.numpy.save(arrays)
 
 
 def unpack_tensors(data: bytes) -> dict[str, np.ndarray]:

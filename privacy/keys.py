@@ -146,11 +146,12 @@ def read_private(path: Path, *, fix: str) -> bytes:
 
 def _load_private(path: Path) -> object:
     fix = "restore the keys that were made at enrolment"
+    name = f"{path.parent.name}/{path.name}"
     data = read_private(path, fix=fix)
     try:
         return load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise AuthError(f"key {path} is no private key in PEM", fix=fix) from error
+        raise AuthError(f"key {name} is no private key in PEM", fix=fix) from error
 
 
 def fingerprint(public: str) -> str:
@@ -186,17 +187,19 @@ def load_roster(path: Path) -> dict[str, PublicKeys]:
 
 
 def _load_json(path: Path, adapter: TypeAdapter[T]) -> T:
+    """Return what a file holds; an error names file and folder alone: a site may send it."""
+    name = f"{path.parent.name}/{path.name}"
     try:
         return adapter.validate_json(path.read_bytes())
     except OSError as error:
         raise AuthError(
-            f"{path} cannot be read",
+            f"{name} cannot be read",
             why=error.strerror or "",
             fix="ask the coordinator for the enrolment file",
         ) from error
     except ValidationError as error:
         raise AuthError(
-            f"{path} does not hold public keys",
+            f"{name} does not hold public keys",
             why="each party needs signing and sealing, 64 hexadecimal digits each",
             fix="ask the coordinator for the enrolment file",
         ) from error

@@ -2,8 +2,37 @@
 
 from __future__ import annotations
 
-SMALLEST_COUNT = 11
+from dataclasses import dataclass
+from typing import Final
+
+SMALLEST_COUNT: Final = 11
 """Sums over fewer patients than this are not told (the usual rule for small cells).
 
-No audit, calibration or report has a least number of patients of its own below it.
+No audit, verification or report has a least number of patients of its own below it.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A range of counts of patients, in which all look alike."""
+
+    least: int
+    name: str
+
+
+BUCKETS: Final = (
+    Bucket(1_000, "1,000 or more"),
+    Bucket(500, "500 to 999"),
+    Bucket(200, "200 to 499"),
+    Bucket(100, "100 to 199"),
+    Bucket(50, "50 to 99"),
+    Bucket(SMALLEST_COUNT, "11 to 49"),
+    Bucket(1, "fewer than 11"),
+    Bucket(0, "none"),
+)
+"""From the largest; the last holds whatever the others do not."""
+
+
+def bucket_of(patients: int) -> Bucket:
+    """Return the bucket of a count of patients; that of a bucket's least count is itself."""
+    return next((bucket for bucket in BUCKETS if patients >= bucket.least), BUCKETS[-1])

@@ -120,6 +120,7 @@ def _explain(loaded: Study) -> str:
         "study": f"{protocol.name} {protocol.version}, {loaded.digest}",
         "purpose": protocol.purpose,
         "sites": f"{', '.join(loaded.roster.sites)} (quorum {protocol.federation.quorum})",
+        "license": protocol.license,
         "path": f"{protocol.path}, judged by the policy {protocol.policy}",
         "scans": f"recipe {protocol.data.recipe}, {grid} voxels of {protocol.data.spacing_mm:g} mm",
         "codec": _training(generator.codec.training.rounds, generator.codec.training.length_images),
@@ -172,11 +173,11 @@ def recall(*, name: str, home: Path, reason: str, dry_run: bool, yes: bool, as_j
             f"{name} is not in {catalogue}", fix="name a release that this coordinator published"
         )
     facts: dict[str, Any] = {"release": name, "reason": reason, "published": not dry_run}
+    key = KeyPair.load(home / "keys").signing
+    notice = sign_recall(manifest.read_bytes(), key, reason=reason, now=utc_now())
     if not dry_run:
         if not yes:
             click.confirm(f"Recall {name} for good?", abort=True, err=True)
-        key = KeyPair.load(home / "keys").signing
-        notice = sign_recall(manifest.read_bytes(), key, reason=reason, now=utc_now())
         publish_recall(catalogue, reference, recall=notice, trust=load_trust(home / "trust.json"))
         if (home / "mlflow").is_dir():
             record_recall(home)

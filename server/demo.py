@@ -32,6 +32,7 @@ from vitrael.core.errors import ProcessError, StorageError, UsageError
 from vitrael.core.study import Study, load_study, parse_study
 from vitrael.privacy.keys import KeyPair, save_public_keys, save_roster
 from vitrael.privacy.release.trust import save_trust, trust_roster
+from vitrael.server.federation.layout import site_home
 
 PHANTOM_PATIENTS = 160
 PHANTOM_VISITS = 2
@@ -158,11 +159,6 @@ def demand_prepared(home: Path) -> Study:
     if not (home / _READY).exists():
         raise UsageError(f"{home} holds no prepared demo", fix="run vitrael demo without --resume")
     return load_study(home / "study.toml")
-
-
-def site_home(home: Path, site: str) -> Path:
-    """Return a site's home below the coordinator's, as ``RehearsalLayout`` has it."""
-    return home / "sites" / site
 
 
 def _demand_space(home: Path) -> None:

@@ -46,13 +46,12 @@ def run_demo(
     )
     progress = Progress(sites=len(study.roster.sites), began=began)
     with recording(home):
-        result = rehearse(layout, on_event=progress.follow, timeout_s=longest_run_s(study))
+        code = rehearse(layout, on_event=progress.follow, timeout_s=longest_run_s(study))
     document = json.loads((home / "outcome.json").read_bytes())
     experiment = Registry.open(home).experiment(study.protocol.name, study.digest)
     commands = {**_commands(home, document), "mlflow_page": ui_page(experiment)}
     seconds = round(time.monotonic() - began)
     outcome = {**document, "home": str(home), "seconds": seconds, **commands}
-    code = result.exit_code
     if code == EXIT_OK and _unreadable(home):
         code = EXIT_PARTIAL
     return DemoOutcome(outcome, _tell(outcome, study)), code

@@ -45,9 +45,8 @@ class RunRecord:
     params: Mapping[str, Any] = field(default_factory=dict)
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     """Metric name to (step, value); steps count images, rounds or whatever the name says."""
-    artifacts: Mapping[str, bytes | Path] = field(default_factory=dict)
-    """Name, with ``/`` between folders, to bytes or to a file."""
-    tags: Mapping[str, str] = field(default_factory=dict)
+    artifacts: Mapping[str, bytes] = field(default_factory=dict)
+    """Name, with ``/`` between folders, to content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +187,7 @@ class Registry:
         run = self._client.create_run(
             experiment,
             start_time=_ms(record.started_utc),
-            tags={_KEY: record.key, **record.tags},
+            tags={_KEY: record.key},
             run_name=record.name,
         )
         run_id = str(run.info.run_id)
@@ -206,15 +205,12 @@ class Registry:
         self._write_artifacts(run_id, record.artifacts)
         return run_id
 
-    def _write_artifacts(self, run_id: str, artifacts: Mapping[str, bytes | Path]) -> None:
+    def _write_artifacts(self, run_id: str, artifacts: Mapping[str, bytes]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in artifacts.items():
                 path = Path(folder) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                if isinstance(content, Path):
-                    path.symlink_to(content.resolve())
-                else:
-                    path.write_bytes(content)
+                path.write_bytes(content)
             if artifacts:
                 self._client.log_artifacts(run_id, folder)
 

@@ -71,21 +71,13 @@ class Event:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class RunOutcome:
-    """How a run ended, in the words of its ServerApp."""
-
-    exit_code: int
-    sentence: str
-
-
 def rehearse(
     layout: RehearsalLayout,
     *,
     on_event: Callable[[Event], None] = lambda _: None,
     timeout_s: float = _LONGEST_S,
-) -> RunOutcome:
-    """Start the federation, run the study to its end, end every process, return the outcome.
+) -> int:
+    """Start the federation, run the study to its end, end every process, return its exit code.
 
     A lost process ends the rehearsal with a ProcessError that names it, as does a run that lasts
     longer than ``timeout_s``; what was finished is kept, and the next rehearsal goes on. A failed
@@ -162,7 +154,7 @@ class Rehearsal:
         self._wait("a steward does not listen", self._stewards_listen)
         self._tell(Event("ready", "coordinator", f"{len(layout.sites)} sites are connected"))
 
-    def watch(self, *, timeout_s: float = _LONGEST_S) -> RunOutcome:
+    def watch(self, *, timeout_s: float = _LONGEST_S) -> int:
         """Return how the run ended; raise ProcessError when a process is lost, or time is up.
 
         Raises VitraelError with the ServerApp's sentence and exit code when the study failed.
@@ -173,7 +165,7 @@ class Rehearsal:
             for event in self._progress():
                 self._tell(event)
             if state is not None and state.status != "running":
-                return self._outcome(state)
+                return _exit_code(state)
             self._check()
             if time.monotonic() - began >= timeout_s:
                 raise ProcessError(
@@ -327,12 +319,14 @@ class Rehearsal:
         ended = self.superlink.run_status(self.run_id).startswith("finished")
         return ended and self.state() is None
 
-    def _outcome(self, state: RunState) -> RunOutcome:
-        if state.status == "failed":
-            error = VitraelError(state.sentence.removesuffix("."))
-            error.exit_code = state.exit_code
-            raise error
-        return RunOutcome(state.exit_code, state.sentence)
+
+def _exit_code(state: RunState) -> int:
+    """Return the exit code of a run that ended; raise what a failed one says."""
+    if state.status == "failed":
+        error = VitraelError(state.sentence.removesuffix("."))
+        error.exit_code = state.exit_code
+        raise error
+    return state.exit_code
 
 
 def _courier(site: str) -> str:

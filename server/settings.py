@@ -22,6 +22,11 @@ def quiet_mlflow() -> None:
     os.environ.update(MLFLOW_ENVIRONMENT)  # noqa: TID251 - this is settings
 
 
+def inherited_environment() -> dict[str, str]:
+    """Return what child processes inherit, path and locale; nothing of it is read here."""
+    return dict(os.environ)  # noqa: TID251 - this is settings
+
+
 def utc_now() -> datetime:
     """Return the time now; passed as the ``clock`` argument wherever time is recorded."""
     return datetime.now(UTC)  # noqa: TID251 - the clock that others are given

@@ -103,9 +103,6 @@ _MOMENTS = {
 }
 _CALIBRATION = frozenset(
     {
-        "null.patients",
-        "patients.calibration",
-        "patients.filter",
         "patients.training",
         "verification.patients",
         "verification.wins",
@@ -117,7 +114,7 @@ _AUDIT = frozenset(
         *(f"fresh.{count}" for count in ("shown", "dropped")),
         *(f"copies.{part}" for part in ("samples", "hits", "control_hits", "scale")),
         *(f"copies.{part}" for part in ("planted", "planted_hits")),
-        *(f"closeness.{part}" for part in ("patients", "samples", "share", "error")),
+        *(f"closeness.{part}" for part in ("patients", "share", "error")),
         *(f"membership.{part}" for part in ("members", "others")),
         *(f"membership.{part}" for part in ("attack", "placebo", "control")),
         *(f"membership.{part}_error" for part in ("attack", "placebo", "control")),

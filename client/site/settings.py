@@ -25,6 +25,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from vitrael.core.configs import Section
+from vitrael.core.digest import Digest
 from vitrael.core.errors import ConfigError
 from vitrael.core.study import Name, Performance
 from vitrael.privacy.keys import read_private
@@ -41,7 +42,7 @@ class SiteDocument(Section):
 
     name: Name
     performance: Performance | None = None
-    """None: as the study says."""
+    """What it does not set is as the study says."""
     limits: Limits = Limits()
 
 
@@ -89,8 +90,13 @@ class SiteSettings:
 
     @property
     def records(self) -> Path:
-        """Folder of what later stages need and nothing can make again, one below it a protocol."""
+        """Folder of what later stages need and nothing can make again."""
         return self.home / "records"
+
+    def records_of(self, *, protocol: Digest, roster: Digest) -> Path:
+        """Return the folder of the records of one protocol with one roster."""
+        names = (name.removeprefix("sha256:")[:16] for name in (protocol, roster))
+        return self.records / "-".join(names)
 
     @property
     def updates(self) -> Path:
@@ -163,6 +169,7 @@ def load_settings(
     asked = {"device": device, "threads": threads}
     if overrides := {key: value for key, value in asked.items() if value is not None}:
         own = document.performance or Performance()
-        performance = Performance.model_validate({**own.model_dump(), **overrides})
-        document = document.model_copy(update={"performance": performance})
+        performance = {**own.model_dump(exclude_unset=True), **overrides}
+        update = {"performance": Performance.model_validate(performance)}
+        document = document.model_copy(update=update)
     return SiteSettings(home.absolute(), document)

@@ -103,7 +103,7 @@ class Steward:
             finished = self._finish(task, parcel)
             return self._outbox.send(task, finished)
         except AuthError as error:
-            logger.warning("task refused", extra={"stage": task.stage, "round": task.round})
+            logger.warning("refused: round %d of %s", task.round + 1, task.stage)
             return self._outbox.send_word(task, status="refused", reason=error.sentence())
         except VitraelError as error:
             reason = error.sentence()
@@ -111,7 +111,7 @@ class Steward:
             reason = storage_error("the task's work", error).sentence()
         except Exception as error:  # noqa: BLE001 - the process boundary: logged, told by type alone
             reason = self._explain_unexpected(error)
-        logger.warning("task failed", extra={"stage": task.stage, "round": task.round})
+        logger.warning("failed: round %d of %s", task.round + 1, task.stage)
         return self._outbox.send_word(task, status="failed", reason=reason)
 
     def note_refusal(self, reason: str, size: int) -> None:
@@ -161,7 +161,7 @@ class Steward:
     def _check_first(self, task: Task) -> None:
         """Raise ConsentError when the round has its answer, or is none of the stage's.
 
-        So a site signs one release of a protocol. A consent may be asked for again.
+        A consent may be asked for again.
         """
         if task.stage == "consent":
             return
@@ -179,13 +179,12 @@ class Steward:
             )
 
     def _prepare_context(self, agreement: Agreement) -> SiteContext:
-        """Return the warm context of this protocol; another protocol's is let go."""
-        context = self._context
-        if context is None or context.study.protocol.digest != agreement.study.protocol.digest:
-            records = self._settings.records
-            records.mkdir(mode=0o700, exist_ok=True)
-            records /= agreement.consent.protocol.removeprefix("sha256:")[:16]
-            records.mkdir(mode=0o700, exist_ok=True)
+        """Return the warm context of this protocol and roster; that of others is let go."""
+        context, consent = self._context, agreement.consent
+        records = self._settings.records_of(protocol=consent.protocol, roster=consent.roster)
+        if context is None or context.records != records:
+            for folder in (records.parent, records):
+                folder.mkdir(mode=0o700, exist_ok=True)
             context = SiteContext(
                 settings=self._settings,
                 study=agreement.study,

@@ -196,14 +196,18 @@ class Store:
         return Finished(body, tensors, num_examples)
 
     def has_other_answer(self, task: Task) -> bool:
-        """Return whether the task's round was finished before with other inputs."""
+        """Return whether the task's round was finished before with other inputs.
+
+        Asked is the same roster's answer; of a signature, any roster's: a protocol has one release.
+        """
         others = select(FinishedRow.input_digest).where(
             FinishedRow.protocol == task.protocol,
-            FinishedRow.roster.in_((task.roster, "")),
             FinishedRow.stage == task.stage,
             FinishedRow.round == task.round,
             FinishedRow.input_digest != task.input_digest,
         )
+        if task.stage != "signing":
+            others = others.where(FinishedRow.roster.in_((task.roster, "")))
         with self._transaction() as session:
             return session.scalars(others.limit(1)).first() is not None
 

@@ -47,7 +47,6 @@ class Closeness:
     error: float
     patients: int
     """On the smaller side."""
-    samples: int
 
 
 def patient_distances(
@@ -99,7 +98,6 @@ def measure_closeness(
         share=_share(pool_RP, labels),
         error=float(np.std(relabeled)),
         patients=min(sizes),
-        samples=len(pool_RP),
     )
 
 
@@ -115,7 +113,7 @@ def pool_closeness(
     """
     told = [part for part in parts if part is not None]
     if not parts or len(told) < len(parts):
-        why = f"a site has fewer than {SMALLEST_COUNT} training or held-out patients"
+        why = f"a site is absent or has under {SMALLEST_COUNT} training or held-out patients"
         first, second = (
             not_estimable(name, why, method=_METHOD, unit="patients", confidence=confidence)
             for name in (_NAME, _WORST)

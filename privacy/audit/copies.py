@@ -107,7 +107,7 @@ def pool_copies(
     """
     counted = [part for part in parts if part is not None and part.samples and part.scale > 0]
     if not parts or len(counted) < len(parts):
-        why = f"a site has fewer than {SMALLEST_COUNT} training, sealed or reference patients"
+        why = f"a site is absent or has under {SMALLEST_COUNT} training, sealed or other patients"
         excess, worst, power = (
             not_estimable(name, why, method=method, unit="samples", confidence=confidence)
             for name, method in ((_NAME, _METHOD), (_WORST, _METHOD), (_CONTROL, _CONTROL_METHOD))

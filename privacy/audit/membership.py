@@ -103,7 +103,7 @@ def pool_membership(
     names = ("membership.auc", "membership.placebo_gap", "membership.control_auc")
     told = [part for part in parts if part is not None]
     if not parts or len(told) < len(parts):
-        why = f"a site has fewer than {SMALLEST_COUNT} training or held-out patients"
+        why = f"a site is absent or has under {SMALLEST_COUNT} training or held-out patients"
         return tuple(
             not_estimable(name, why, method=_METHOD, unit="patients", confidence=confidence)
             for name in (*names, _WORST)

@@ -18,7 +18,7 @@ from vitrael.privacy.audit.membership import Membership
 from vitrael.privacy.audit.power import Tally
 from vitrael.privacy.reid.calibrate import Verification
 
-SiteTally = Mapping[str, Any]  # a reply's body: JSON
+SiteTally = Mapping[str, Any]  # a reply's body: JSON; empty for a site that gave none
 _MOST: Final = 10_000_000
 """More of anything no site has."""
 _ROUNDING: Final = 1e-6
@@ -47,7 +47,6 @@ def write_audit(
         metrics["copies.scale"] = copies.scale
     if closeness is not None:
         counts["closeness.patients"] = closeness.patients
-        counts["closeness.samples"] = closeness.samples
         metrics |= {"closeness.share": closeness.share, "closeness.error": closeness.error}
     if membership is not None:
         counts["membership.members"] = membership.members
@@ -100,7 +99,6 @@ def read_closeness(tally: SiteTally) -> Closeness | None:
         share=_metric(tally, "closeness.share", most=1),
         error=_metric(tally, "closeness.error"),
         patients=_count(tally, "closeness.patients", least=1),
-        samples=_count(tally, "closeness.samples", least=1),
     )
 
 
@@ -143,7 +141,7 @@ def read_votes(tally: SiteTally) -> tuple[int, bool]:
 
 
 def _numbers(tally: SiteTally, section: str) -> Mapping[str, Any]:
-    numbers = tally.get(section)
+    numbers = tally.get(section) if tally else {}
     if not isinstance(numbers, Mapping):
         raise _out_of_range(section)
     return numbers

@@ -1,11 +1,11 @@
 """From what the sites counted to Evidence: sums, exact bounds, and "not estimable" where it is due.
 
-A *tally* is what a site's reply holds: ``{"estimable": bool, "metrics": {...}, "counts": {...}}``.
-One that is out of range raises DataError, which names the part. A site whose tally lacks a part
-makes the measurement of that part not estimable: what one site could not look at, nobody has looked
-at. The same holds of a site that showed the filter no plant of a class or no fresh patient, or had
-too few pairs of visits to verify its encoder with. A filter that is off was shown them, and dropped
-none.
+A *tally* is what a site's reply holds: ``{"estimable": bool, "metrics": {...}, "counts": {...}}``,
+and empty for a site that gave none. One that is out of range raises DataError, which names the
+part. A site whose tally lacks a part makes the measurement of that part not estimable: what one
+site could not look at, nobody has looked at. The same holds of a site that showed the filter no
+plant of a class or no fresh patient, or had too few pairs of visits to verify its encoder with. A
+filter that is off was shown them, and dropped none.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def verification_measurement(
     name, unit = "filter.verification_auc", "patients with two visits"
     told = [read_verification(tally) for tally in tallies]
     if not told or min(one.patients for one in told) < 1:
-        why = f"a site has fewer than {SMALLEST_COUNT} calibration patients with two visits each"
+        why = f"a site has not {SMALLEST_COUNT} calibration patients with two visits to tell of"
         return not_estimable(name, why, method=_VERIFICATION, unit=unit, confidence=confidence)
     patients = sum(one.patients for one in told)
     wins = sum(one.wins for one in told)
@@ -119,14 +119,18 @@ def verification_measurement(
 def screening_measurement(
     tallies: Sequence[SiteTally], *, inputs: tuple[Digest, ...] = ()
 ) -> Measurement:
-    """Return the share of votes that were cast by a calibrated filter."""
-    votes = [read_votes(tally) for tally in tallies]
+    """Return the share of the candidates that every site judged by a calibrated filter.
+
+    A site that told nothing (an empty tally) has judged none.
+    """
+    votes = [read_votes(tally) if tally else (0, False) for tally in tallies]
+    judged = [candidates if calibrated else 0 for candidates, calibrated in votes]
     return counted(
         "screening.done",
-        part=sum(candidates for candidates, calibrated in votes if calibrated),
-        whole=sum(candidates for candidates, _ in votes),
-        unit="votes",
-        method="votes cast by a filter with a frozen operating point",
+        part=min(judged, default=0),
+        whole=max((candidates for candidates, _ in votes), default=0),
+        unit="candidates",
+        method="candidates on which every site voted by a filter with a frozen operating point",
         inputs=inputs,
     )
 
@@ -196,7 +200,7 @@ def _pool_shown(
 ) -> Measurement:
     """Return the pooled share of dropped images, unless a site showed its filter none."""
     if any(tally.shown == 0 for tally in tallies):
-        why = f"a site could show no {unit} to a calibrated filter"
+        why = f"a site showed no {unit} to a calibrated filter"
         return not_estimable(name, why, method=method, unit=unit, confidence=confidence)
     return share_dropped(
         name, tallies, unit=unit, method=method, confidence=confidence, inputs=inputs

@@ -36,9 +36,11 @@ def pool_tallies(
     confidence: float = CONFIDENCE,
     samples: tuple[Digest, ...] = (),
 ) -> tuple[Measurement, ...]:
-    """Return all measurements that the sites' tallies of ``STAGES`` give, by stage in site order.
+    """Return all measurements that the sites' tallies of ``STAGES`` give.
 
-    ``samples`` names what was audited. Raises DataError for a tally that is none.
+    There is one tally a stage for each site of the roster, in its order, and an empty one for a
+    site that was absent: nothing that needs it is then estimable. ``samples`` names what was
+    audited. Raises DataError for a tally that is none.
     """
     inputs = {stage: (digest_json(list(tallies[stage])),) for stage in STAGES}
     try:
@@ -60,7 +62,13 @@ def pool_tallies(
 
 
 def check_tally(stage: str, tally: SiteTally) -> None:
-    """Raise DataError for a tally of ``stage`` that cannot be pooled."""
+    """Raise DataError for a tally of ``stage`` that is empty or cannot be pooled."""
+    if not tally:
+        raise DataError(
+            "a site's tally is empty",
+            why="an answer tells at least whether there was enough to count",
+            fix="run the same package version everywhere",
+        )
     empty: dict[str, Sequence[SiteTally]] = dict.fromkeys(STAGES, ())
     pool_tallies({**empty, stage: [tally]})
 
@@ -140,8 +148,10 @@ def check_evidence(evidence: Evidence, measured: Sequence[Measurement]) -> None:
 def _same(told: Measurement, own: Measurement) -> bool:
     numbers = ("value", "low", "high")
     apart = dict.fromkeys((*numbers, "inputs"))
-    return told.model_copy(update=apart) == own.model_copy(update=apart) and all(
-        _close(getattr(told, name), getattr(own, name)) for name in numbers
+    return (
+        told.model_copy(update=apart) == own.model_copy(update=apart)
+        and set(own.inputs) <= set(told.inputs)  # told are the samples too, which no site names
+        and all(_close(getattr(told, name), getattr(own, name)) for name in numbers)
     )
 
 

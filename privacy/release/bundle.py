@@ -43,8 +43,6 @@ from vitrael.privacy.release.manifest import (
     subject_name,
 )
 
-LICENSE: Final = "CC-BY-4.0"
-
 _NOT_BIDS: Final = (
     "card.md",
     "croissant.json",
@@ -74,8 +72,6 @@ class Contents:
     participation: Mapping[str, Any]
     """A JSON object; ``stages`` in it maps each stage to the sites that took part."""
     code_version: str
-    license_id: str = LICENSE
-    """SPDX identifier."""
     released: date | None = None
     report_html: bytes | None = None
 
@@ -139,16 +135,15 @@ def _documents(contents: Contents) -> dict[str, bytes]:
         participation=contents.participation,
         count=len(contents.samples),
         modality=contents.samples.modality,
-        license_id=contents.license_id,
         publishable=contents.verdict.publishable,
     )
     bids = card.describe_bids(
-        title, license_id=contents.license_id, code_version=contents.code_version
+        title, license_id=contents.study.protocol.license, code_version=contents.code_version
     )
     citation = card.cite(
         title,
         version=contents.reference.version,
-        license_id=contents.license_id,
+        license_id=contents.study.protocol.license,
         released=contents.released,
     )
     documents = {
@@ -174,7 +169,7 @@ def _croissant(contents: Contents, files: Mapping[str, FileEntry]) -> bytes:
             contents.reference,
             files,
             description=f"{_title(contents)}. {card.DRAWN}",
-            license_id=contents.license_id,
+            license_id=contents.study.protocol.license,
             released=contents.released,
         )
     )

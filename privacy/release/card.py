@@ -84,7 +84,6 @@ def write_card(
     participation: Mapping[str, Any],  # any JSON object
     count: int,
     modality: str,
-    license_id: str,
     publishable: bool,
 ) -> str:
     """Return ``card.md``."""
@@ -107,7 +106,7 @@ def write_card(
         reason=verdict.reason,
         evidence="\n".join(map(_evidence_row, evidence.measurements)),
         participation=_participation_lines(participation, study.roster.sites),
-        license=license_id,
+        license=protocol.license,
         protocol=protocol.digest,
     )
 

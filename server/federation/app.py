@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ from vitrael.core.digest import write_atomically
 from vitrael.core.errors import EXIT_INTERRUPTED, ConfigError, VitraelError
 from vitrael.server.federation.exchange import Exchange, FlowerExchange
 from vitrael.server.federation.guards import explained_storage
+from vitrael.server.settings import utc_now
 
 StudyRunner = Callable[[Path, Exchange], int | None]
 """Runs the study of a home; None means exit code 0."""
@@ -56,14 +57,23 @@ def make_app(run: StudyRunner) -> ServerApp:
 
 
 def serve(
-    run: StudyRunner, *, home: Path, grid: Grid, run_id: str, utc: Callable[[], str] | None = None
+    run: StudyRunner,
+    *,
+    home: Path,
+    grid: Grid,
+    run_id: str,
+    clock: Callable[[], datetime] = utc_now,
 ) -> None:
     """Run a study and keep ``run.json`` true, however it ends; what it raises goes on."""
-    now = utc or utc_now
 
     def note(status: RunStatus, text: str = "", code: int = 0) -> None:
         state = RunState(
-            status=status, run_id=run_id, pid=os.getpid(), utc=now(), sentence=text, exit_code=code
+            status=status,
+            run_id=run_id,
+            pid=os.getpid(),
+            utc=_seconds(clock()),
+            sentence=text,
+            exit_code=code,
         )
         write_atomically(home / "run.json", state.model_dump_json(indent=1).encode())
 
@@ -72,11 +82,11 @@ def serve(
         with explained_storage(home):
             code = run(home, FlowerExchange(grid, read_nodes(home)))
     except VitraelError as error:
-        _log(home)
+        _log(home, clock())
         note("failed", error.sentence(), error.exit_code)
         raise
     except Exception as error:
-        _log(home)
+        _log(home, clock())
         note("failed", f"the ServerApp failed: {type(error).__name__}; logs/serverapp.log tells", 1)
         raise
     except BaseException:
@@ -108,14 +118,13 @@ def read_nodes(home: Path) -> dict[str, int]:
         ) from error
 
 
-def utc_now() -> str:
-    """Return the present moment, ISO 8601, UTC, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _log(home: Path) -> None:
+def _log(home: Path, moment: datetime) -> None:
     """Append the exception at hand to a log: Flower discards what a ServerApp prints."""
     path = home / "logs" / "serverapp.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(f"{utc_now()} {sys.argv[0]}\n{traceback.format_exc()}\n")
+        file.write(f"{_seconds(moment)} {sys.argv[0]}\n{traceback.format_exc()}\n")
+
+
+def _seconds(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds")

@@ -34,7 +34,6 @@ build-backend = "setuptools.build_meta"
 name = "vitrael-study"
 version = "0.1.0"
 description = "Shims around the installed vitrael."
-license = "Apache-2.0"
 dependencies = ["flwr>=1.41,<2"]
 
 [tool.flwr.app]

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from vitrael.core.errors import UsageError
 from vitrael.server.federation.bundle import CLIENT_SHIM, SERVER_SHIM, write_bundle
 from vitrael.server.federation.pki import TlsFiles, create_node_key, create_secret, create_tls
+from vitrael.server.settings import inherited_environment, utc_now
 
 LOOPBACK = "127.0.0.1"
 
 
-def _inherited() -> dict[str, str]:
-    return dict(os.environ)  # noqa: TID251 - children inherit path and locale, we read nothing
+def site_home(home: Path, site: str) -> Path:
+    """Return a site's home below the coordinator's."""
+    return home / "sites" / site
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class RehearsalLayout:
     """Command that ``--home SITE_HOME`` is added to; None: ``vitrael site run``."""
     threads: int = 1
     """OMP_NUM_THREADS of every process."""
-    environment: Mapping[str, str] = field(default_factory=_inherited)
+    environment: Mapping[str, str] = field(default_factory=inherited_environment)
     server_app: str = SERVER_SHIM
     """Text of the bundle's ServerApp module."""
     client_app: str = CLIENT_SHIM
@@ -49,7 +49,7 @@ class RehearsalLayout:
 
     def site_home(self, site: str) -> Path:
         """Return a site's home."""
-        return self.home / "sites" / site
+        return site_home(self.home, site)
 
     def node_key(self, site: str) -> Path:
         """Return where a site's Flower key lies."""
@@ -83,7 +83,7 @@ def prepare(layout: RehearsalLayout, *, now: datetime | None = None) -> None:
             why="its path holds a quotation mark or a backslash",
             fix="choose another folder",
         )
-    moment = now or datetime.fromtimestamp(time.time(), UTC)
+    moment = now or utc_now()
     create_tls(layout.tls().key.parent, party="coordinator", now=moment)
     create_secret(layout.secret())
     write_bundle(

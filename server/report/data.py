@@ -1,7 +1,7 @@
 """What a report says, as one frozen document: every number that the page shows stands here.
 
 Nothing in it is about one patient. How many patients a site trained with is a bucket, and fewer
-than ``SMALLEST_COUNT`` are not told more exactly. The n of a measurement, over all sites together
+than eleven are not told more exactly. The n of a measurement, over all sites together
 or of the smallest one, is exact: without it no interval could be checked.
 """
 
@@ -10,35 +10,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final, Literal, Self
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest
 from vitrael.core.study import Name, Study
 from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.gates import POLICIES, Verdict
-from vitrael.privacy.leakage import SMALLEST_COUNT
+from vitrael.privacy.leakage import BUCKETS, bucket_of
 
 SCHEMA: Final = "vitrael.report/1"
-
-Bucket = Literal[
-    "none", "fewer than 11", "11 to 49", "50 to 99", "100 to 199", "200 to 499", "500 to 999",
-    "1,000 or more",
-]  # fmt: skip
-_BUCKETS: Final[tuple[tuple[int, Bucket], ...]] = (
-    (1_000, "1,000 or more"),
-    (500, "500 to 999"),
-    (200, "200 to 499"),
-    (100, "100 to 199"),
-    (50, "50 to 99"),
-    (SMALLEST_COUNT, "11 to 49"),
-    (1, "fewer than 11"),
-)
-
-
-def bucket_count(patients: int) -> Bucket:
-    """Return the bucket of a count of patients; a small one is not told exactly."""
-    return next((name for least, name in _BUCKETS if patients >= least), "none")
 
 
 class StudySummary(Section):
@@ -68,8 +49,17 @@ class SiteSummary(Section):
     name: Name
     status: str
     """Such as "took part to the end", or why not."""
-    training_patients: Bucket
+    training_patients: str
+    """The name of a bucket of ``privacy.leakage``."""
     consented_utc: AwareDatetime | None = None
+
+    @field_validator("training_patients")
+    @classmethod
+    def _no_count(cls, name: str) -> str:
+        if name not in {bucket.name for bucket in BUCKETS}:
+            msg = "the number of patients is no bucket"
+            raise ValueError(msg)
+        return name
 
 
 class StageSummary(Section):
@@ -165,8 +155,6 @@ class ReportData(Section):
     curves: tuple[Curve, ...] = ()
     stages: tuple[StageSummary, ...] = ()
     events: tuple[Event, ...] = ()
-    limits: tuple[str, ...] = ()
-    """Residual risks of this study, one sentence each, beside those of every report."""
 
     @property
     def is_rehearsal(self) -> bool:
@@ -208,6 +196,6 @@ def summarize_site(
     return SiteSummary(
         name=name,
         status=status,
-        training_patients=bucket_count(training_patients),
+        training_patients=bucket_of(training_patients).name,
         consented_utc=consented_utc,
     )

@@ -73,8 +73,8 @@ def render_json(data: ReportData, *, images: ReportImages | None) -> bytes:
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def render_report(data: ReportData, *, images: ReportImages | None) -> str:
-    """Return the page as HTML."""
+def render_report(data: ReportData, *, images: ReportImages | None, twin: bool = True) -> str:
+    """Return the page as HTML; ``twin`` says whether ``report.json`` lies beside it."""
     conditioning = data.conditioning
     pairs = (conditioning.asked_ml, conditioning.measured_ml) if conditioning else ((), ())
     findings = sorted(data.verdict.findings, key=_row)
@@ -83,6 +83,7 @@ def render_report(data: ReportData, *, images: ReportImages | None) -> str:
         .get_template("report.html")
         .render(
             data=data,
+            twin=twin,
             reading=read_verdict(data),
             names=NAMES,
             planes=PLANES,

@@ -107,7 +107,7 @@ def sample_candidates(
 def screen_candidates(
     run: StudyRun, *, candidates: Mapping[str, Any], calibration: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Stage ``screening``: every site votes; kept is what every site of the roster kept.
+    """Stage ``screening``: every site votes; kept is what every site that voted kept.
 
     A candidate that not every site could judge is ``unscreened``: it stays in the rehearsal, and
     the gate on ``screening.done`` refuses.
@@ -126,14 +126,16 @@ def screen_candidates(
         count = int(candidates["count"])
         answers = ask_sites(run, "screening", {"candidates": images}, check=check)
         keep = np.ones(count, dtype=bool)
-        sites: dict[str, Any] = {}
+        kept: dict[str, int] = {}
         for site, answer in answers.by_site.items():
-            kept = _votes(run, answer, count)
-            keep &= kept
-            sites[site] = {**answer.reply.body, "kept": int(kept.sum())}
+            votes = _votes(run, answer, count)
+            keep &= votes
+            kept[site] = int(votes.sum())
+        sites = answers.bodies
         judged = len(sites) == len(run.members) and all(s.get("estimable") for s in sites.values())
         document = {
             "keep": [int(i) for i in np.flatnonzero(keep)],
+            "kept": kept,
             "sites": sites,
             "envelopes": answers.envelopes,
             "unscreened": 0 if judged else count,

@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 def run_study(home: Path, exchange: Exchange) -> int:
     """Run what is left of a home's study and return the exit code.
 
-    0: released, or a rehearsal with too few patients to screen in which no leak was measured; such
-    a rehearsal is refused as well, and nothing of it can be published. 6: refused. ``outcome.json``
-    and the report say which and why. What was finished before is not done again.
+    0: released, or a rehearsal in which every site answered, one had too few patients to calibrate
+    a filter, and no leak was measured; such a rehearsal is refused as well, and nothing of it can
+    be published. 6: refused. ``outcome.json`` and the report say which and why. What was finished
+    before is not done again.
     """
     run = open_run(home, exchange)
     collect_consents(run)
@@ -67,11 +68,14 @@ def run_study(home: Path, exchange: Exchange) -> int:
         publish_release(run, decision=decision, signing=signing)
     page = write_study_report(run, samples=samples, decision=decision)
     _write_outcome(run, verdict, page=page, screening=screening)
-    return _exit_code(run, verdict, unscreened=bool(screening["unscreened"]))
+    answered = calibration["sites"], screening["sites"]
+    complete = all(set(sites) == set(run.members) for sites in answered)
+    blind = not all(tally["estimable"] for tally in calibration["sites"].values())
+    return _exit_code(run, verdict, too_few=complete and blind)
 
 
-def _exit_code(run: StudyRun, verdict: Verdict, *, unscreened: bool) -> int:
-    too_few = unscreened and run.study.protocol.screening.enabled
+def _exit_code(run: StudyRun, verdict: Verdict, *, too_few: bool) -> int:
+    too_few = too_few and run.study.protocol.screening.enabled
     leak = any(f.outcome == "refused" and f.gate.measurement in LEAKS for f in verdict.findings)
     if verdict.passed or (is_rehearsal(run.study) and too_few and not leak):
         return EXIT_OK

@@ -33,7 +33,7 @@ from vitrael.server.studies.reporting import render_bundle_report
 from vitrael.server.studies.run import StageResult, StudyRun
 
 _VENTRICLE = COVARIATES.index("ventricle_ml")
-_SIGNING = "signing 0"
+_SIGNING = "signing 1"
 _SIGNED_FILES = (MANIFEST, "study.toml", "evidence.json", "verdict.json")
 
 
@@ -85,7 +85,10 @@ def judge_release(
     samples: Mapping[str, Any],
     audit: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Stage ``gates``: pool the tallies into Evidence and let the policy decide."""
+    """Stage ``gates``: pool the tallies into Evidence and let the policy decide.
+
+    A site of the roster that was absent from one of the stages counts as one that measured nothing.
+    """
     protocol = run.study.protocol
     took_part = _took_part(run)
 
@@ -94,7 +97,7 @@ def judge_release(
         confidence = protocol.audit.confidence
         told = {"calibration": calibration, "screening": screening, "audit": audit}
         measured = {  # in the order of the roster, as the sites pool them again
-            stage: [document["sites"][site] for site in run.members if site in document["sites"]]
+            stage: [document["sites"].get(site, {}) for site in run.members]
             for stage, document in told.items()
         }
         drawn = Digest(samples["samples"])
@@ -290,12 +293,12 @@ def _participation(run: StudyRun) -> dict[str, Any]:
     return {
         "sites": list(run.members),
         "stages": {
-            f"{record.key.stage} {record.key.round}": list(record.participants)
+            f"{record.key.stage} {record.key.round + 1}": list(record.participants)
             for record in finished
             if record.participants
         },
         "absent": {
-            f"{record.key.stage} {record.key.round}": sorted(record.details["absent"])
+            f"{record.key.stage} {record.key.round + 1}": sorted(record.details["absent"])
             for record in finished
             if record.details.get("absent")
         },

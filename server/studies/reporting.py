@@ -34,8 +34,8 @@ from vitrael.server.studies.run import StudyRun
 
 _VENTRICLE = COVARIATES.index("ventricle_ml")
 _REFERENCES = 5
-_REFERENCE_SITE = "report"
-"""No hospital has this name, so that no phantom of the report was anybody's patient."""
+_REFERENCE_SITE = "report references"
+"""No site can have this name, so that no phantom of the report was anybody's patient."""
 
 
 def render_bundle_report(
@@ -47,7 +47,7 @@ def render_bundle_report(
     of sites and machines, nobody's to sign.
     """
     data = build_report(run, samples=samples, decision=decision, reasons=False)
-    return render_report(data, images=_pictures(run, samples)).encode()
+    return render_report(data, images=_pictures(run, samples), twin=False).encode()
 
 
 def write_study_report(
@@ -117,7 +117,7 @@ def _why_unscreened(run: StudyRun, screening: Mapping[str, Any]) -> str:
     blind = [site for site in voted if not voted[site].get("estimable")]
     parts = [f"no votes came from {', '.join(silent)}"] if silent else []
     if blind:
-        parts.append(f"no filter could be calibrated at {', '.join(blind)}")
+        parts.append(f"{', '.join(blind)} had no filter to judge with")
     return "; ".join(parts)
 
 
@@ -125,8 +125,8 @@ def _screening(document: Mapping[str, Any]) -> Screening:
     """Return how many candidates each site kept, and all of them together."""
     asked, kept = int(document["count"]), len(document["keep"])
     votes = tuple(
-        SiteVote(site=site, kept=int(vote["kept"]), judged=bool(vote.get("estimable")))
-        for site, vote in document["sites"].items()
+        SiteVote(site=site, kept=kept, judged=bool(document["sites"][site].get("estimable")))
+        for site, kept in document["kept"].items()
     )
     return Screening(asked=asked, kept=kept, share=kept / asked if asked else 0.0, votes=votes)
 
@@ -243,7 +243,7 @@ def _curves(history: Sequence[StageRecord]) -> tuple[Curve, ...]:
 def _stage(record: StageRecord, *, reasons: bool) -> StageSummary:
     return StageSummary(
         stage=record.key.stage,
-        round=record.key.round,
+        round=record.key.round + 1,
         status=record.status,
         started_utc=record.started_utc,
         seconds=record.seconds,
@@ -254,7 +254,7 @@ def _stage(record: StageRecord, *, reasons: bool) -> StageSummary:
 
 
 def _absence(record: StageRecord, reason: str, *, reasons: bool) -> str:
-    where = f"absent from {record.key.stage}, round {record.key.round}"
+    where = f"absent from {record.key.stage}, round {record.key.round + 1}"
     return f"{where}: {reason}" if reasons else where
 
 

@@ -222,7 +222,6 @@ def _public_closeness(area: float, hospitals: int, rng: np.random.Generator) -> 
         share=float(nearer / (nearer + ratio * (1 - nearer))),
         error=float(spread * (1 + ratio) ** 2 / (4 * ratio)),  # the odds' own slope at chance
         patients=held_out,
-        samples=_PUBLIC_SAMPLES,
     )
 
 

@@ -38,6 +38,7 @@ name = "tiny"
 purpose = "Run every stage in seconds; nothing in it is for publication."
 path = "empirical"
 policy = "rehearsal"
+license = "CC-BY-4.0"
 seed = 177
 
 [protocol.data]

@@ -16,14 +16,13 @@ from flwr.clientapp import ClientApp
 
 from vitrael.client.site.courier.spool import call_steward
 from vitrael.core.errors import VitraelError
+from vitrael.core.study import LONGEST_DEADLINE_S
 
 if TYPE_CHECKING:
     from vitrael.core.messages import Parcel
 
 BYTES = "vitrael.bytes"
 """How Flower's Array names a plain byte string."""
-
-_LONGEST_WAIT_S = 6 * 3600.0
 
 
 def pack(parcel: Parcel) -> ArrayRecord:
@@ -41,7 +40,9 @@ def unpack(record: ArrayRecord) -> dict[str, bytes]:
 def deliver(message: Message, context: Context) -> Message:
     """Answer a message with what the steward of this site answers, or with why it does not."""
     home = Path(str(context.node_config["home"]))
-    wait_s = min(float(str(message.content.config_records["terms"]["deadline_s"])), _LONGEST_WAIT_S)
+    wait_s = min(
+        float(str(message.content.config_records["terms"]["deadline_s"])), LONGEST_DEADLINE_S
+    )
     try:
         parcel = unpack(message.content.array_records["parcel"])
         answer = call_steward(home, parcel, wait_s=wait_s)

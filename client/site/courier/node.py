@@ -29,7 +29,7 @@ def look_often() -> bool:
     if getattr(start_client_internal, "time", None) is not time:
         return False
     patched: Any = start_client_internal
-    patched.time = SimpleNamespace(sleep=shorten_sleep)
+    patched.time = SimpleNamespace(**{**vars(time), "sleep": shorten_sleep})
     return True
 
 

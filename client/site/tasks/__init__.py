@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vitrael.client.site.settings import SiteSettings
 from vitrael.core.messages import StageName, Task
-from vitrael.core.study import Study
+from vitrael.core.study import Performance, Study
 from vitrael.core.weights import Tensors
 from vitrael.privacy.keys import KeyPair
 
@@ -30,7 +30,7 @@ class TaskResult:
 
 @dataclass(slots=True, repr=False)
 class SiteContext:
-    """What a task may use at a site; lives as long as the steward serves one protocol."""
+    """What a task may use at a site; lives as long as the steward serves one consent."""
 
     settings: SiteSettings
     study: Study
@@ -39,7 +39,7 @@ class SiteContext:
     """The signed envelope of the consent that covers the task."""
     keys: KeyPair
     records: Path
-    """Folder for what a later stage needs and nothing can make again, one for each protocol."""
+    """Folder for what a later stage needs and nothing can make again, one for each consent."""
     load_cohort: Callable[[SiteSettings, Study], Cohort]
     report: Callable[[int, int], None]
     """Called with what is done and what there is to do; counts only."""
@@ -66,17 +66,22 @@ class SiteContext:
     @property
     def device(self) -> str:
         """``cpu`` or ``cuda``: the site's own choice before the study's."""
-        return (self.settings.document.performance or self.study.performance).device
+        return self._performance.device
 
     @property
     def threads(self) -> int:
         """How many torch threads a task may use."""
-        return (self.settings.document.performance or self.study.performance).threads
+        return self._performance.threads
 
     @property
     def bf16(self) -> str:
         """``auto`` or ``off``."""
-        return (self.settings.document.performance or self.study.performance).bf16
+        return self._performance.bf16
+
+    @property
+    def _performance(self) -> Performance:
+        own = self.settings.document.performance or Performance()
+        return self.study.performance.model_copy(update=own.model_dump(exclude_unset=True))
 
 
 TaskRunner = Callable[[Task, Mapping[str, Tensors], SiteContext], TaskResult]

@@ -63,7 +63,8 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     DataError for images of another shape or number than the study's: nothing is told of them.
     """
     device = site_compute(context).device
-    released = _read_files(inputs["released"], context)
+    files = {name: np.asarray(a, np.uint8).tobytes() for name, a in inputs["released"].items()}
+    released = _read_images(files, context)
     round_trip = study_round_trip(context, inputs.get("codec"))
     audit = SiteAudit(context, released, round_trip, device=device)
     plants, fresh = audit.show_plants()
@@ -79,11 +80,12 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     )
     filter_shown, _ = choose_filter(context)
     body["commitment"] = commitment_of(filter_shown)
+    _keep_digests(files, context)
     return TaskResult(body=body, num_examples=len(released))
 
 
-def _read_files(files: Tensors, context: SiteContext) -> np.ndarray:
-    """Return the images of files ``[B, 1, D, H, W]`` and keep the files' digests."""
+def _read_images(files: Mapping[str, bytes], context: SiteContext) -> np.ndarray:
+    """Return the images of files ``[B, 1, D, H, W]`` in the order of their names."""
     asked = context.study.protocol.distillation.released
     if len(files) != asked:
         raise DataError(
@@ -91,17 +93,20 @@ def _read_files(files: Tensors, context: SiteContext) -> np.ndarray:
             why=f"{len(files)} instead of {asked}",
             fix="send all released images of the study, and no others",
         )
-    data = {name: np.asarray(files[name], np.uint8).tobytes() for name in sorted(files)}
     scans = [
-        decode_nifti(content, label=f"released image {number}")
-        for number, content in enumerate(data.values(), start=1)
+        decode_nifti(files[name], label=f"released image {number}")
+        for number, name in enumerate(sorted(files), start=1)
     ]
     if len({scan.image_CDHW.shape for scan in scans}) != 1:
         raise DataError("the released images are not all of one shape, or there is none")
     images = read_images({"image": np.stack([scan.image_CDHW for scan in scans])}, context)
-    digests = sorted(digest_bytes(content) for content in data.values())
-    write_atomically(context.records / AUDITED, json.dumps(digests).encode())
     return np.asarray(np.clip(images, 0, 1))
+
+
+def _keep_digests(files: Mapping[str, bytes], context: SiteContext) -> None:
+    """Write down what was audited, once it is: this site will sign no other images."""
+    digests = sorted(digest_bytes(content) for content in files.values())
+    write_atomically(context.records / AUDITED, json.dumps(digests).encode())
 
 
 class SiteAudit:

@@ -29,6 +29,7 @@ from vitrael.core.rng import torch_stream
 from vitrael.core.training.contrastive import VisitPairs
 from vitrael.core.training.loop import fit
 from vitrael.core.weights import Tensors
+from vitrael.privacy.leakage import SMALLEST_COUNT, bucket_of
 from vitrael.privacy.reid.calibrate import (
     OperatingPoint,
     Verification,
@@ -56,12 +57,8 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
         context.cohort.images(split) for split in (Split.TRAINING, Split.FILTER, Split.CALIBRATION)
     )
     forget_filter(context)
-    counts = {
-        "patients.training": _patients(training),
-        "patients.filter": _patients(learning),
-        "patients.calibration": _patients(calibration),
-    }
-    if counts["patients.filter"] < LEAST_TO_LEARN or not len(training):
+    counts = {"patients.training": bucket_of(_patients(training)).least}
+    if _patients(learning) < LEAST_TO_LEARN or not len(training):
         why = "too few patients in the splits for training and filter"
         body = {
             "estimable": False,
@@ -92,10 +89,8 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     )
     if point is not None:
         save_filter(context, encoder, gallery, point, codec=codec)
-    return TaskResult(
-        body=_body(point, verification, len(null), protocol.screening.false_match_rate, counts),
-        num_examples=counts["patients.filter"],
-    )
+    rate = protocol.screening.false_match_rate
+    return TaskResult(body=_body(point, verification, len(null), rate, counts))
 
 
 def _train(learning: PatientImages, context: SiteContext, *, device: str) -> ReidEncoder:
@@ -123,7 +118,8 @@ def _body(
 ) -> dict[str, object]:
     if point is None:
         least = least_null_patients(rate)
-        reason = f"{null_patients} patients are too few for a rate of {rate:g}, it takes {least}"
+        few = str(null_patients) if null_patients >= SMALLEST_COUNT else f"under {SMALLEST_COUNT}"
+        reason = f"{few} patients are too few for a rate of {rate:g}, it takes {least}"
     else:
         reason = "the operating point is frozen"
     return {
@@ -131,11 +127,7 @@ def _body(
         "reason": reason,
         "commitment": "" if point is None else point.commitment,
         "metrics": {"verification.wins": round(verification.wins, 6)},
-        "counts": {
-            **counts,
-            "null.patients": null_patients,
-            "verification.patients": verification.patients,
-        },
+        "counts": {**counts, "verification.patients": verification.patients},
     }
 
 

@@ -31,6 +31,7 @@ from vitrael.privacy.reid.screen import Screener
 from vitrael.privacy.reid.similarity import Template, fit_template
 
 _WARM = "reid.screener"
+_TEMPLATE = (Split.TRAINING, Split.FILTER, Split.CALIBRATION)
 
 
 def new_salt() -> str:
@@ -79,8 +80,8 @@ def study_round_trip(context: SiteContext, codec: Tensors | None) -> RoundTrip |
 
 
 def site_template(context: SiteContext, *, device: str) -> Template:
-    """Return the template of the first scans of all patients who are not sealed for the audit."""
-    parts = [context.cohort.images(split) for split in Split if split is not Split.AUDIT]
+    """Return the template of the first scans of T, F and C: A and U are for later."""
+    parts = [context.cohort.images(split) for split in _TEMPLATE]
     scans = np.concatenate([part.image_BCDHW[first_visits(part)] for part in parts])
     return fit_template(scans, device=device)
 

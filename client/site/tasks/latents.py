@@ -31,12 +31,15 @@ from vitrael.privacy.leakage import SMALLEST_COUNT
 if TYPE_CHECKING:
     from vitrael.core.models.nets.autoencoder import KLCodec
 
+_TOLD = (Split.TRAINING, Split.FILTER, Split.CALIBRATION)
+"""Not those that what is made from the moments is later held against."""
+
 
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:  # noqa: ARG001 - every task is called alike
     """Return ``moments``: float64 sums over latents, covariates, and the codec's own error.
 
     ``latent``: over elements of T's latents by channel. ``condition``: over the first visits
-    of all patients but the sealed ones of A. ``ceiling``: ventricle volume before and after the
+    of all patients but those of A and U. ``ceiling``: ventricle volume before and after the
     codec, over F and U, whose images the codec has not learned from. Of covariates and
     volumes, sums over too few patients are sent as zeros; those over the latents tell less than
     the codec's own weights.
@@ -47,8 +50,8 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     latent = encode_images(codec, training, compute.device)
     elements = latent.movedim(1, -1).reshape(-1, latent.shape[1]).double().numpy()
     context.report(1, 3)
-    every = [context.cohort.images(split) for split in Split if split is not Split.AUDIT]
-    condition = np.concatenate([part.condition_BK[part.visit_B == 0] for part in every])
+    told = [context.cohort.images(split) for split in _TOLD]
+    condition = np.concatenate([part.condition_BK[part.visit_B == 0] for part in told])
     context.report(2, 3)
     unseen = [context.cohort.images(split) for split in (Split.FILTER, Split.UTILITY)]
     pairs = np.concatenate(

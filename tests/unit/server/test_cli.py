@@ -135,6 +135,9 @@ def test_dry_run_recalls_nothing(home: Path, capsys: pytest.CaptureFixture[str])
     assert recall(home, "--dry-run", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document == {"release": "brain-demo@1", "reason": "a copy", "published": False}
+    unusable = [recall(home, how, reason=" ") for how in ("--dry-run", "--yes")]
+    assert unusable == [2, 2]
+    assert capsys.readouterr().err.count("no usable reason") == 2
     assert recall(home, "--dry-run") == 0
     assert capsys.readouterr().out == "brain-demo@1 would be recalled: a copy\n"
     assert not (home / SAMPLE / "RECALLED.json").exists()

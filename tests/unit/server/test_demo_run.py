@@ -14,7 +14,6 @@ from vitrael.core.errors import EXIT_PARTIAL
 from vitrael.core.study import Study, load_study
 from vitrael.server import demo_run
 from vitrael.server.demo_run import longest_run_s, run_demo
-from vitrael.server.rehearsal import RunOutcome
 
 REFUSED = {
     "outcome": "refuse",
@@ -54,9 +53,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the rehearsal, which does not take place, was asked for."""
     seen: dict[str, Any] = {}
 
-    def rehearse(*_: object, **keywords: object) -> RunOutcome:
+    def rehearse(*_: object, **keywords: object) -> int:
         seen.update(keywords)
-        return RunOutcome(0, "")
+        return 0
 
     monkeypatch.setattr(demo_run, "rehearse", rehearse)
     monkeypatch.setattr(demo_run, "recording", lambda _: nullcontext())

@@ -32,7 +32,6 @@ RECORD = RunRecord(
     params={f"p{i}": i for i in range(101)},
     curves={"loss": [(i, 1 / (i + 1)) for i in range(1_001)]},
     artifacts={"notes/card.md": b"# card"},
-    tags={"vitrael.stage": "codec"},
 )
 
 

@@ -41,7 +41,7 @@ def test_server_app_that_hangs_does_not_hang_the_rehearsal(
 
 def test_run_that_ended_is_told_whatever_the_time(rehearsal: Rehearsal, tmp_path: Path) -> None:
     say(tmp_path, "finished", code=6)
-    assert rehearsal.watch(timeout_s=0).exit_code == 6
+    assert rehearsal.watch(timeout_s=0) == 6
     say(tmp_path, "failed", sentence="the round failed.", code=5)
     with pytest.raises(VitraelError, match="the round failed") as caught:
         rehearsal.watch(timeout_s=0)

@@ -31,6 +31,7 @@ name = "site-test"
 purpose = "Test a site."
 path = "empirical"
 policy = "rehearsal"
+license = "CC-BY-4.0"
 seed = 1
 
 [protocol.data]
@@ -241,3 +242,9 @@ def make_home(tmp_path: Path, study_file: Path) -> Callable[[str], Home]:
 @pytest.fixture
 def home(make_home: Callable[[str], Home]) -> Home:
     return make_home("north")
+
+
+@pytest.fixture
+def steward(home: Home, counting: CountingTask) -> Steward:
+    home.consent()
+    return home.steward({"codec": counting, "teacher": counting})

@@ -211,7 +211,7 @@ def test_whole_audit_is_on_the_list(home: Home, outbox: Outbox) -> None:
         plants=dict.fromkeys(PLANT_CLASSES, Tally(20, 19)),
         fresh=Tally(20, 1),
         copies=Copies(samples=96, hits=1, control_hits=0, scale=1.0, planted=20, planted_hits=19),
-        closeness=Closeness(patients=20, samples=96, share=0.5, error=0.1),
+        closeness=Closeness(patients=20, share=0.5, error=0.1),
         membership=Membership(estimate, estimate, estimate, members=20, others=20),
     )
     checked = outbox.check(home.task(stage="audit"), TaskResult(body=body), {})

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vitrael.client.site.settings import load_settings
+from vitrael.client.site.tasks import SiteContext
 from vitrael.core.errors import AuthError, ConfigError
+from vitrael.core.study import Performance
 
 if TYPE_CHECKING:
     from tests.unit.client.site.conftest import Home
@@ -61,3 +63,18 @@ def test_path_of_the_split_key_is_not_told(home: Home, mode: int | None) -> None
     with pytest.raises(AuthError, match=r"keys/split\.key") as caught:
         home.settings.read_split_key()
     assert str(home.path) not in caught.value.sentence()  # a task that needs it sends the sentence
+
+
+def test_site_that_sets_its_threads_keeps_the_studys_device(home: Home) -> None:
+    asked = {"device": "cuda", "threads": 2, "bf16": "off"}
+    study = home.study.model_copy(update={"performance": Performance.model_validate(asked)})
+    context = SiteContext(
+        settings=load_settings(home.path, threads=8),
+        study=study,
+        consent=b"",
+        keys=home.keys,
+        records=home.path,
+        load_cohort=lambda *_: pytest.fail("no scan is needed"),
+        report=lambda *_: None,
+    )
+    assert (context.device, context.threads, context.bf16) == ("cuda", 8, "off")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,23 +12,15 @@ import pytest
 from vitrael.client.site.journal import verify_journal
 from vitrael.client.site.tasks import TaskResult
 from vitrael.core.digest import digest_bytes
-from vitrael.core.errors import AuthError, CohortError, EnvelopeError, StorageError, VitraelError
+from vitrael.core.errors import CohortError, EnvelopeError, StorageError
 from vitrael.core.messages import ENVELOPE, Parcel
-from vitrael.core.weights import pack_tensors
 from vitrael.privacy.keys import KeyPair
 
 if TYPE_CHECKING:
     from tests.unit.client.site.conftest import CountingTask, Home
     from vitrael.client.site.steward import Steward
-    from vitrael.core.weights import Tensors
 
 SECRET = "patient p-17"
-
-
-@pytest.fixture
-def steward(home: Home, counting: CountingTask) -> Steward:
-    home.consent()
-    return home.steward({"codec": counting, "teacher": counting})
 
 
 def test_task_is_done_and_answered(home: Home, steward: Steward, counting: CountingTask) -> None:
@@ -138,84 +129,6 @@ def test_no_consent_no_task(home: Home, counting: CountingTask) -> None:
     assert counting.calls == 0
 
 
-def test_finished_update_is_returned_again_and_not_computed_twice(
-    home: Home, steward: Steward, counting: CountingTask
-) -> None:
-    first, outputs = home.open(steward.answer(home.parcel(home.task())))
-    steward.close()
-    counting.error = RuntimeError("must not run")
-    task = home.task(attempt=1)
-    again, same = home.open(home.steward({"codec": counting}).answer(home.parcel(task)))
-    again.check_answers(task)
-    assert counting.calls == 1
-    assert (again.nonce != first.nonce, again.outputs) == (True, first.outputs)
-    assert pack_tensors(same["codec"]) == pack_tensors(outputs["codec"])
-
-
-def screening(home: Home, image: np.ndarray, **changes: object) -> Parcel:
-    attachments = {"candidates": {"image": image}}
-    return home.parcel(home.task(attachments, stage="screening", **changes), attachments)
-
-
-@dataclass
-class Voter:
-    calls: int = 0
-    error: Exception | None = None
-
-    def __call__(
-        self, _task: object, inputs: Mapping[str, Tensors], _context: object
-    ) -> TaskResult:
-        self.calls += 1
-        if self.error is not None:
-            raise self.error
-        keep = np.ones(len(inputs["candidates"]["image"]), np.uint8)
-        return TaskResult(body={"estimable": True}, tensors={"votes": {"keep": keep}})
-
-
-def test_round_is_answered_for_one_set_of_inputs(home: Home) -> None:
-    home.consent()
-    vote = Voter()
-    steward = home.steward({"screening": vote})
-    image = np.zeros((3, 1, 2, 2, 2), np.float32)
-    changed = image.copy()
-    changed[0, 0, 0, 0, 0] = 1e-3
-    first, votes = home.open(steward.answer(screening(home, image)))
-    assert first.status == "done"
-
-    reply, outputs = home.open(steward.answer(screening(home, changed)))
-    assert (reply.status, reply.body, outputs, vote.calls) == ("refused", {}, {}, 1)
-    assert "answered already for other inputs" in reply.reason
-    line = home.lines()[-1]
-    assert (line.event, line.stage, line.reason) == ("refused", "screening", reply.reason)
-
-    again, same = home.open(steward.answer(screening(home, image)))
-    assert (again.status, vote.calls) == ("done", 1)
-    np.testing.assert_array_equal(same["votes"]["keep"], votes["votes"]["keep"])
-
-
-@pytest.mark.parametrize("said", [CohortError("no patients"), AuthError("not now")])
-def test_round_without_an_answer_may_be_asked_with_other_inputs(
-    home: Home, said: VitraelError
-) -> None:
-    home.consent()
-    vote = Voter(error=said)
-    steward = home.steward({"screening": vote})
-    image = np.zeros((3, 1, 2, 2, 2), np.float32)
-    assert home.open(steward.answer(screening(home, image)))[0].status in {"failed", "refused"}
-    vote.error = None
-    assert home.open(steward.answer(screening(home, image + 1)))[0].status == "done"
-
-
-def test_stage_without_rounds_has_one_alone(home: Home) -> None:
-    home.consent()
-    vote = Voter()
-    steward = home.steward({"screening": vote})
-    image = np.zeros((3, 1, 2, 2, 2), np.float32)
-    reply, _ = home.open(steward.answer(screening(home, image, round=1)))
-    assert (reply.status, vote.calls) == ("refused", 0)
-    assert "one round alone" in reply.reason
-
-
 def test_counted_refusals_stand_before_the_next_task(home: Home, steward: Steward) -> None:
     for _ in range(3):
         steward.note_refusal("not DSSE.", 10)
@@ -230,22 +143,6 @@ def test_removed_journal_lets_nothing_leave(home: Home, steward: Steward) -> Non
     home.settings.journal.with_suffix(".head.json").unlink()
     with pytest.raises(StorageError, match="not whole"):
         steward.answer(home.parcel(home.task(round=1)))
-
-
-def test_next_round_has_other_inputs(home: Home, steward: Steward) -> None:
-    for number in range(2):
-        brought = {"codec": {"w": np.full((2, 3), number, np.float32)}}
-        task = home.task(brought, round=number)
-        assert home.open(steward.answer(home.parcel(task, brought)))[0].status == "done"
-
-
-def test_one_release_of_a_protocol_is_signed(home: Home) -> None:
-    home.consent()
-    steward = home.steward({"signing": lambda *_: TaskResult(body={"signature": "x"})})
-    for number, status in enumerate(("done", "refused")):
-        brought = {"manifest": {"manifest.json": np.full(3, number, np.uint8)}}
-        task = home.task(brought, stage="signing")
-        assert home.open(steward.answer(home.parcel(task, brought)))[0].status == status
 
 
 def test_task_sent_twice_is_answered_twice(

@@ -75,6 +75,13 @@ def test_other_answer_is_one_of_the_same_round_with_other_inputs(
     assert store.has_other_answer(home.task(**changes)) is found
 
 
+def test_signature_is_one_for_a_protocol_whatever_the_roster(home: Home, store: Store) -> None:
+    store.finish(home.task(stage="signing"), RESULT, now=home.clock())
+    other = home.task(stage="signing", roster=digest_bytes(b"other"))
+    assert store.has_other_answer(other)
+    assert not store.has_other_answer(home.task(stage="signing"))
+
+
 @pytest.mark.parametrize("consents", [0, 1, 2])
 def test_update_of_the_first_version_keeps_its_round(home: Home, consents: int) -> None:
     config = Config()

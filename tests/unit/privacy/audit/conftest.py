@@ -19,7 +19,7 @@ def make_tally(dropped: int = 20, **parts: object) -> dict[str, object]:
         "plants": dict.fromkeys(PLANT_CLASSES, Tally(20, dropped)),
         "fresh": Tally(22, 1),
         "copies": Copies(96, 1, 0, 2.5, 20, 20),
-        "closeness": Closeness(0.52, 0.06, 22, 96),
+        "closeness": Closeness(0.52, 0.06, 22),
         "membership": Membership(
             Estimate(0.5, 0.06), Estimate(0.5, 0.06), Estimate(0.8, 0.04), 55, 22
         ),

@@ -9,6 +9,7 @@ from vitrael.privacy.audit.pooling import (
     screening_measurement,
     verification_measurement,
 )
+from vitrael.privacy.audit.tallies import STAGES, check_tally
 
 
 @pytest.mark.parametrize(
@@ -61,4 +62,10 @@ def test_calibration_and_votes_out_of_range_are_refused() -> None:
     with pytest.raises(DataError, match="estimable"):
         screening_measurement([{"estimable": "no", "counts": {"candidates": 8}}])
     with pytest.raises(DataError, match="counts"):
-        audit_measurements([{}])
+        audit_measurements([{"metrics": {}}])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_answer_that_tells_nothing_is_refused(stage: str) -> None:
+    with pytest.raises(DataError, match="empty"):
+        check_tally(stage, {})

@@ -266,12 +266,17 @@ def test_conditioning_and_its_control() -> None:
     assert not constant.estimable
 
 
-def test_votes_of_an_uncalibrated_site_do_not_count_as_screening() -> None:
+def test_screening_is_done_when_every_site_judged_every_candidate() -> None:
     done = {"estimable": True, "counts": {"candidates": 192}, "metrics": {}}
     undone = {**done, "estimable": False}
-    assert screening_measurement([done, done]).value == 1.0
-    assert screening_measurement([done, undone]).value == 0.5
-    assert not screening_measurement([]).estimable
+    whole = screening_measurement([done, done])
+    assert (whole.value, whole.n) == (1.0, 192)
+    for other in (undone, {}):
+        assert screening_measurement([done, other]).value == 0.0
+    fewer = {**done, "counts": {"candidates": 48}}
+    assert screening_measurement([done, fewer]).value == 0.25
+    for nobody in ([], [{}, {}]):
+        assert not screening_measurement(nobody).estimable
 
 
 def test_verification_counts_patients_as_trials() -> None:
@@ -297,7 +302,7 @@ def test_areas_stay_within_their_bounds() -> None:
     sure = Estimate(1.0, 0.06)
     told = named(
         make_tally(
-            closeness=Closeness(0.01, 0.06, 22, 96), membership=Membership(sure, sure, sure, 55, 22)
+            closeness=Closeness(0.01, 0.06, 22), membership=Membership(sure, sure, sure, 55, 22)
         )
     )
     assert told["closeness.training_share"].low == 0

@@ -31,7 +31,7 @@ def test_leak_of_one_hospital_is_not_averaged_away(leak: str, side: int) -> None
     def told(area: float, others: float) -> dict[str, Measurement]:
         areas = (0.5 + side * (area - 0.5), *[0.5 + side * (others - 0.5)] * 2)
         if leak == "closeness":
-            return named(*(make_tally(closeness=Closeness(a, 0.06, 22, 96)) for a in areas))
+            return named(*(make_tally(closeness=Closeness(a, 0.06, 22)) for a in areas))
         control = Estimate(0.8, 0.04)
         return named(
             *(

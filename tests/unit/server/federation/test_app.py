@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from vitrael.core.errors import ConfigError, QuorumError, StorageError
 from vitrael.server.federation.app import RunState, StudyRunner, read_nodes, read_run, serve
 from vitrael.server.federation.exchange import Exchange
 
-NOW = "2030-01-01T00:00:00Z"
+NOW = "2030-01-01T00:00:00+00:00"
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def home(tmp_path: Path) -> Path:
 def run(study: StudyRunner, home: Path) -> RunState:
     grid: Any = None
     try:
-        serve(study, home=home, grid=grid, run_id="7", utc=lambda: NOW)
+        serve(study, home=home, grid=grid, run_id="7", clock=lambda: datetime.fromisoformat(NOW))
     finally:
         state = read_run(home)
         assert state is not None

@@ -156,7 +156,6 @@ def make_data(
             Event(utc=START, site="north", event="consented"),
             Event(utc=START, site="valley", event="did not consent"),
         ),
-        limits=("Three sites of one making: what differs between real scanners is not rehearsed.",),
         **_verdict_of(measurements, policy),
     )
 

@@ -9,10 +9,9 @@ from pydantic import ValidationError
 
 from vitrael.core.study import load_study
 from vitrael.privacy.gates import POLICIES
-from vitrael.privacy.leakage import SMALLEST_COUNT
+from vitrael.privacy.leakage import BUCKETS, SMALLEST_COUNT, Bucket, bucket_of
 from vitrael.server.report.data import (
     ReportData,
-    bucket_count,
     summarize_site,
     summarize_study,
 )
@@ -26,14 +25,20 @@ from vitrael.server.report.data import (
     ],
 )  # fmt: skip
 def test_small_counts_are_suppressed(patients: int, bucket: str) -> None:
-    assert bucket_count(patients) == bucket
+    assert bucket_of(patients).name == bucket
     site = summarize_site("north", training_patients=patients, status="took part")
     assert site.training_patients == bucket
 
 
 def test_smallest_count_that_is_told_is_that_of_the_whole_package() -> None:
-    assert bucket_count(SMALLEST_COUNT - 1) != bucket_count(SMALLEST_COUNT)
-    assert bucket_count(SMALLEST_COUNT - 1) == bucket_count(1) == f"fewer than {SMALLEST_COUNT}"
+    assert bucket_of(SMALLEST_COUNT - 1) != bucket_of(SMALLEST_COUNT)
+    assert bucket_of(SMALLEST_COUNT - 1) == bucket_of(1)
+    assert bucket_of(1).name == f"fewer than {SMALLEST_COUNT}"
+
+
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_least_count_of_a_bucket_tells_the_bucket_and_no_more(bucket: Bucket) -> None:
+    assert bucket_of(bucket.least) == bucket
 
 
 def test_exact_count_cannot_enter_a_report(good: ReportData) -> None:

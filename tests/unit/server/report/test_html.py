@@ -192,7 +192,7 @@ def test_json_twin_has_a_stable_shape(good: ReportData) -> None:
     document = json.loads(render_json(good, images=None))
     assert document["schema"] == SCHEMA == "vitrael.report/1"
     assert sorted(document) == [
-        "conditioning", "created_utc", "curves", "events", "evidence", "limits", "pictures",
+        "conditioning", "created_utc", "curves", "events", "evidence", "pictures",
         "reading", "release", "schema", "screening", "sites", "stages", "study", "title",
         "unscreened", "unscreened_reason", "verdict", "volumes",
     ]  # fmt: skip
@@ -249,9 +249,7 @@ def test_text_is_escaped(good: ReportData) -> None:
 
 
 def test_empty_report_still_reads(good: ReportData) -> None:
-    empty = good.model_copy(
-        update={"conditioning": None, "curves": (), "stages": (), "events": (), "limits": ()}
-    )
+    empty = good.model_copy(update={"conditioning": None, "curves": (), "stages": (), "events": ()})
     page = render_report(empty, images=None)
     for missing in ("was not measured", "No training curve", "No event", "No sample is shown"):
         assert missing in page

@@ -9,9 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.factories.federation import SITES, Interruption, copy_homes, federation
+from tests.factories.federation import (
+    SITES,
+    Interruption,
+    copy_homes,
+    federation,
+)
 from tests.unit.server.studies.conftest import Ended, lenient, policy
 from vitrael.client.site.journal import verify_journal
+from vitrael.core.study import load_study
 from vitrael.server.demo import site_home
 from vitrael.server.progress import STAGES
 from vitrael.server.studies.pipeline import run_study
@@ -158,3 +164,17 @@ def test_progress_tells_every_stage_from_beginning_to_end(finished: Ended) -> No
     for stage in STAGES:
         assert turns.count((stage, "begun")) == turns.count((stage, "finished")) > 0
     assert ("codec", "kept") not in turns
+
+
+def test_study_that_lost_a_site_is_no_study_of_too_few_patients(
+    prepared: Path, tmp_path: Path
+) -> None:
+    home = copy_homes(prepared, tmp_path)
+    assert load_study(home / "study.toml").protocol.federation.quorum < len(SITES)
+    with federation(home) as told:
+        told.spoil["valley"] = lambda task, reply: (
+            "the line is cut" if task.stage == "screening" else reply
+        )
+        assert run_study(home, told.exchange) == 6
+    outcome = json.loads((home / "outcome.json").read_text())
+    assert outcome["unscreened"] == 16

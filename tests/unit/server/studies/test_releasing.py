@@ -210,6 +210,32 @@ def test_evidence_does_not_depend_on_the_order_of_the_sites(
     assert judged["evidence"] == found["gates 0"]["evidence"]
 
 
+@pytest.mark.parametrize("stage", ["calibration 0", "screening 0", "audit 0"])
+def test_what_an_absent_site_could_not_look_at_nobody_has_looked_at(
+    stage: str, finished_home: Path, documents: Documents
+) -> None:
+    found = documents(finished_home)
+    present = {site: told for site, told in found[stage]["sites"].items() if site != "valley"}
+    found[stage] = {**found[stage], "sites": present}
+    with lenient(), federation(finished_home) as told:
+        judged = judge_release(
+            told.run(),
+            calibration=found["calibration 0"],
+            screening=found["screening 0"],
+            samples=found["synthesis 0"],
+            audit=found["audit 0"],
+        )
+    values = {m["name"]: m["value"] for m in judged["evidence"]["measurements"]}
+    beginnings = {
+        "calibration 0": ("filter.verification_auc",),
+        "screening 0": (),
+        "audit 0": ("filter.power", "filter.false", "copies", "closeness", "membership"),
+    }[stage]
+    theirs = [name for name in values if beginnings and name.startswith(beginnings)]
+    assert [values[name] for name in theirs] == [None] * len(theirs)
+    assert values["screening.done"] == (0 if stage == "screening 0" else 1)
+
+
 def test_other_manifest_than_the_signed_one_is_not_published(
     finished_home: Path, documents: Documents
 ) -> None:
@@ -231,8 +257,8 @@ def test_participation_names_who_was_absent_and_no_reason(home: Path) -> None:
         assert _took_part(run) == 2
         assert _participation(run) == {
             "sites": list(SITES),
-            "stages": {"consent 0": ["north", "harbour"]},
-            "absent": {"consent 0": ["valley"]},
+            "stages": {"consent 1": ["north", "harbour"]},
+            "absent": {"consent 1": ["valley"]},
         }
 
 
@@ -241,7 +267,7 @@ def test_evidence_counts_every_site_of_the_roster(finished: Ended, documents: Do
     by_name = {measurement["name"]: measurement for measurement in told}
     assert by_name["participation.complete"]["n"] == len(SITES)
     assert by_name["participation.complete"]["value"] == 1
-    assert by_name["screening.done"]["n"] == 16 * len(SITES)
+    assert by_name["screening.done"]["n"] == 16
 
 
 def test_released_samples_carry_their_provenance(finished: Ended, documents: Documents) -> None:

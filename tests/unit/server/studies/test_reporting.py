@@ -147,8 +147,9 @@ def test_screening_tells_what_each_site_kept(report: dict[str, Any]) -> None:
     assert screening["asked"] == report["study"]["candidates"]
     assert screening["share"] == screening["kept"] / screening["asked"]
     assert {vote["site"] for vote in screening["votes"]} == set(SITES)
-    voted = {"north": {"kept": 2, "estimable": True}, "valley": {"kept": 3, "estimable": False}}
-    told = _screening({"count": 4, "keep": [1], "sites": voted})
+    voted = {"north": {"estimable": True}, "valley": {"estimable": False}}
+    kept = {"north": 2, "valley": 3}
+    told = _screening({"count": 4, "keep": [1], "kept": kept, "sites": voted})
     assert (told.asked, told.kept, told.share) == (4, 1, 0.25)
     assert [(v.site, v.kept, v.judged) for v in told.votes] == [
         ("north", 2, True),
@@ -171,7 +172,8 @@ def test_signed_report_gives_no_reason_of_a_failure(
             run.stage("audit", {}, lambda: fail(DataError("ward seven is dark")))
         signed = render_bundle_report(run, **asked).decode()
         own = build_report(run, **asked).model_dump_json()
-    assert "absent from consent, round 0" in signed
+    assert "absent from consent, round 1" in signed
+    assert "report.json" not in signed
     assert ">failed</span>" in signed
     for reason in ("the line is cut", "ward seven"):
         assert reason not in signed
@@ -189,7 +191,7 @@ def fail(error: Exception) -> NoReturn:
         (True, {"north": True, "harbour": True}, "no votes came from valley"),
         (
             *(True, {"north": True, "harbour": False}),
-            "no votes came from valley; no filter could be calibrated at harbour",
+            "no votes came from valley; harbour had no filter to judge with",
         ),
         (True, dict.fromkeys(SITES, True), ""),
     ],
@@ -214,10 +216,10 @@ def test_absent_site_is_an_event_and_a_status(finished_home: Path, documents: Do
         collect_consents(told.run())
         data = build_report(told.run(), samples=found["synthesis 0"], decision=found["gates 0"])
     assert [(e.site, e.event) for e in data.events] == [
-        ("valley", "absent from consent, round 0: the line is cut")
+        ("valley", "absent from consent, round 1: the line is cut")
     ]
     statuses = {site.name: site.status for site in data.sites}
-    assert statuses["valley"] == "absent from consent, round 0: the line is cut"
+    assert statuses["valley"] == "absent from consent, round 1: the line is cut"
     assert statuses["north"] == "took part to the end"
     assert data.sites[2].consented_utc is None
 

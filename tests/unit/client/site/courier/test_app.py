@@ -10,6 +10,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from vitrael.client.site.courier import app as courier
 from vitrael.core.errors import ProcessError
+from vitrael.core.study import LONGEST_DEADLINE_S
 
 PARCEL = {"envelope": b"{}", "weights": b"\x00\x01"}
 
@@ -61,7 +62,7 @@ def test_no_message_makes_the_courier_wait_for_ever(
 
     monkeypatch.setattr(courier, "call_steward", call)
     courier.app(message(1e12), context(tmp_path))
-    assert waits == [6 * 3600.0]
+    assert waits == [LONGEST_DEADLINE_S]
 
 
 def test_a_steward_that_is_away_is_told_in_a_sentence(

@@ -83,7 +83,7 @@ def test_digests_of_the_audited_images_outlive_all_that_may_be_cleared(home: Hom
     image = np.linspace(0, 1, np.prod(data.grid_vox), dtype=np.float32)
     scan = Scan(image.reshape(1, *data.grid_vox), affine, "T1w")
     content = encode_nifti(scan, dtype="int16", compressed=True)
-    audit._read_files({"a.nii.gz": np.frombuffer(content, np.uint8)}, context_of(home))
+    audit._keep_digests({"a.nii.gz": content}, context_of(home))
     for name in CLEARED:
         shutil.rmtree(home.path / name, ignore_errors=True)
     kept = context_of(home).records / AUDITED

@@ -45,7 +45,7 @@ def good_tallies(home: Home) -> Replies:
         plants=dict.fromkeys(PLANT_CLASSES, Tally(1_000, 1_000)),
         fresh=Tally(2_000, 0),
         copies=Copies(3_000, 0, 0, 1.0, 1_000, 1_000),
-        closeness=Closeness(0.5, 1e-4, 2_000, 3_000),
+        closeness=Closeness(0.5, 1e-4, 2_000),
         membership=Membership(sure, sure, Estimate(0.99, 1e-4), 2_000, 2_000),
     )
     bodies: dict[str, dict[str, Any]] = {
@@ -136,7 +136,8 @@ def release(
 
 def audit(home: Home, *digests: str) -> None:
     """Put down what the audit of this study was shown."""
-    folder = home.settings.records / home.study.protocol.digest.removeprefix("sha256:")[:16]
+    roster = roster_digest({name: keys.public for name, keys in home.members.items()})
+    folder = home.settings.records_of(protocol=home.study.protocol.digest, roster=roster)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / AUDITED).write_text(json.dumps(sorted(digests)))
 
@@ -306,6 +307,26 @@ def test_evidence_that_nobody_measured_is_not_signed(
     reply = ask(home, release(home), replies=replies)
     assert (reply.status, reply.body) == ("refused", {})
     assert "not what the sites measured" in reply.reason
+
+
+def test_evidence_about_other_tallies_is_not_signed(home: Home) -> None:
+    """The numbers hold, and what they claim to be computed from is not what the sites told."""
+    evidence = good_evidence(home)
+    measured = evidence.find("copies.excess_share")
+    assert measured is not None
+    strange = measured.model_copy(update={"inputs": (OTHER,)})
+    told = tuple(strange if m is measured else m for m in evidence.measurements)
+    reply = ask(home, release(home, evidence=evidence.model_copy(update={"measurements": told})))
+    assert (reply.status, reply.body) == ("refused", {})
+    assert "not what the sites measured: copies.excess_share" in reply.reason
+
+
+def test_where_the_roster_lies_is_not_told(home: Home) -> None:
+    home.settings.roster.unlink()
+    reply = ask(home, release(home))
+    assert (reply.status, reply.body) == ("refused", {})
+    assert "roster.json cannot be read" in reply.reason
+    assert str(home.path.parent) not in reply.reason
 
 
 def without_one(replies: Replies, home: Home) -> Replies:
