@@ -29,6 +29,9 @@ Parcel = Mapping[str, bytes]
 ENVELOPE = "envelope"
 """The one name in a Parcel that no attachment may have."""
 
+ENTRY_NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")
+"""What an entry of a Parcel may be called; each is also a plain file's name."""
+
 
 def _digest(value: str) -> Digest:
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", value):
@@ -45,7 +48,7 @@ def _utc(value: str) -> str:
 
 
 def _attachment(value: str) -> str:
-    if value == ENVELOPE or not re.fullmatch(r"[a-z][a-z0-9_-]{0,47}", value):
+    if value == ENVELOPE or not ENTRY_NAME.fullmatch(value):
         msg = "not a name for an attachment"
         raise ValueError(msg)
     return value

@@ -7,7 +7,6 @@ attachments, up to gigabytes, only when the coordinator has signed for them and 
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Final
 
 from vitrael.core.errors import DataError
-from vitrael.core.messages import ENVELOPE
+from vitrael.core.messages import ENTRY_NAME, ENVELOPE
 
 LONGEST_ENVELOPE_BYTES: Final = 256 << 10
 """A task names at most 64 attachments, each in less than 200 bytes; this is ten times as much."""
 
 _MOST_ENTRIES = 64
-_ENTRY = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 
 
 class SpooledParcel(Mapping[str, bytes]):
@@ -64,7 +62,7 @@ def open_parcel(folder: Path, *, most: int) -> Iterator[SpooledParcel]:
         raise DataError("the spool has no such parcel", why=error.strerror or "") from error
     try:
         names = sorted(os.listdir(place))  # noqa: PTH208 - a descriptor, so that no link is followed
-        if len(names) > _MOST_ENTRIES or not all(_ENTRY.fullmatch(name) for name in names):
+        if len(names) > _MOST_ENTRIES or not all(ENTRY_NAME.fullmatch(name) for name in names):
             raise DataError("the parcel holds entries that are not allowed")
         yield SpooledParcel(place, tuple(names), most=most)
     finally:

@@ -16,14 +16,10 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vitrael.core.errors import DataError, ProcessError, storage_error
+from vitrael.core.messages import ENTRY_NAME, Parcel
 
-if TYPE_CHECKING:
-    from vitrael.core.messages import Parcel
-
-_ENTRY = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _LONGEST_ANSWER_BYTES = 64 * 1024
 CONNECT_S = 60.0
@@ -38,7 +34,7 @@ def write_parcel(folder: Path, parcel: Parcel) -> None:
     the disk is full; nothing half written is left then.
     """
     for name in parcel:
-        if not _ENTRY.fullmatch(name):
+        if not ENTRY_NAME.fullmatch(name):
             raise DataError("a parcel holds an entry whose name is not allowed")
     partial = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -66,7 +62,7 @@ def read_parcel(folder: Path) -> dict[str, bytes]:
             raise DataError("the spool has no such parcel")
         parcel: dict[str, bytes] = {}
         for path in sorted(folder.iterdir()):
-            if path.is_symlink() or not path.is_file() or not _ENTRY.fullmatch(path.name):
+            if path.is_symlink() or not path.is_file() or not ENTRY_NAME.fullmatch(path.name):
                 raise DataError("a parcel folder holds something that is no parcel entry")
             parcel[path.name] = path.read_bytes()
     except OSError as error:
