@@ -66,7 +66,7 @@ class StageSummary(Section):
     """One attempt at a stage."""
 
     stage: str
-    round: int
+    round: int = Field(ge=1)
     status: Literal["running", "finished", "failed"]
     started_utc: AwareDatetime
     seconds: float | None = Field(default=None, ge=0)

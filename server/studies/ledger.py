@@ -210,4 +210,4 @@ def _record(row: StageRow) -> StageRecord:
 
 
 def _title(key: StageKey) -> str:
-    return f"stage {key.stage}, round {key.round}"
+    return f"stage {key.stage}, round {key.round + 1}"

@@ -84,12 +84,12 @@ class Recorder:
         body = json.dumps(document, indent=1).encode()
         return RunRecord(
             key=record.key.digest,
-            name=f"{record.key.stage} {record.key.round}",
+            name=f"{record.key.stage} {record.key.round + 1}",
             started_utc=record.started_utc,
             finished_utc=record.finished_utc or record.started_utc,
             params={
                 "stage": record.key.stage,
-                "round": record.key.round,
+                "round": record.key.round + 1,
                 "sites": ",".join(record.participants),
                 "output": record.output,
                 **_scalars(record.details),

@@ -76,12 +76,12 @@ def make_data(
         site: tuple((float(x), float(0.08 * np.exp(-x / rate) + 0.012)) for x in steps)
         for site, rate in (("north", 1_500), ("harbour", 1_900), ("valley", 2_400))
     }
-    sizes = [("consent", 0, 2.1), ("codec", 1, 48.2), ("codec", 2, 47.9), ("teacher", 1, 91.4)]
+    sizes = [("consent", 1, 2.1), ("codec", 1, 48.2), ("codec", 2, 47.9), ("teacher", 1, 91.4)]
     sizes += [
         ("teacher", 2, 88.8),
-        ("screening", 0, 17.3),
-        ("student", 0, 74.6),
-        ("audit", 0, 21.9),
+        ("screening", 1, 17.3),
+        ("student", 1, 74.6),
+        ("audit", 1, 21.9),
     ]
     stages, at = [], START
     for stage, round_number, seconds in sizes:

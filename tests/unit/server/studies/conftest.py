@@ -113,7 +113,7 @@ def documents() -> Callable[[Path], dict[str, Any]]:
 
         run = open_run(home, HandlerExchange({}))
         return {
-            f"{record.key.stage} {record.key.round}": run.objects.get_json(record.output)
+            f"{record.key.stage} {record.key.round + 1}": run.objects.get_json(record.output)
             for record in run.ledger.history(run.study.protocol.digest)
             if record.status == "finished" and record.output
         }

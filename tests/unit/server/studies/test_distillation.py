@@ -182,11 +182,11 @@ def test_site_that_froze_no_point_cannot_vote_as_calibrated(
 
 
 def student_of(run: StudyRun, finished: dict[str, Any], image: np.ndarray, keep: list[int]) -> str:
-    candidates = dict(finished["candidates 0"])
+    candidates = dict(finished["candidates 1"])
     candidates["images"] = run.objects.put_tensors({"image": image})
     return train_student(
         run,
-        codec=Digest(finished["latents 0"]["codec"]),
+        codec=Digest(finished["latents 1"]["codec"]),
         candidates=candidates,
         screening={"keep": keep},
     )
@@ -196,17 +196,17 @@ def test_student_learns_from_kept_candidates_alone(
     finished_home: Path, documents: Documents
 ) -> None:
     found = documents(finished_home)
-    keep = found["screening 0"]["keep"]
+    keep = found["screening 1"]["keep"]
     assert keep == list(range(3, CANDIDATES))  # each site dropped one
     with federation(finished_home) as told:
         run = told.run()
-        image = run.objects.get_tensors(found["candidates 0"]["images"])["image"]
+        image = run.objects.get_tensors(found["candidates 1"]["images"])["image"]
         dropped = image.copy()
         dropped[:3] = 1 - dropped[:3]
-        assert student_of(run, found, dropped, keep) == found["student 0"]["denoiser"]
+        assert student_of(run, found, dropped, keep) == found["student 1"]["denoiser"]
         kept = image.copy()
         kept[3] = 1 - kept[3]
-        assert student_of(run, found, kept, keep) != found["student 0"]["denoiser"]
+        assert student_of(run, found, kept, keep) != found["student 1"]["denoiser"]
         assert told.seen == []
         records = run.ledger.history(run.study.protocol.digest)
     learned = [r.details["learned_from"] for r in records if r.key.stage == "student"]
@@ -232,14 +232,14 @@ def test_student_starts_from_fresh_weights(
     with federation(finished_home) as told, pytest.raises(Interruption):
         train_student(
             told.run(),
-            codec=Digest(found["latents 0"]["codec"]),
-            candidates=found["candidates 0"],
+            codec=Digest(found["latents 1"]["codec"]),
+            candidates=found["candidates 1"],
             screening={"keep": list(range(9))},
         )
     with federation(finished_home) as told:
         run = told.run()
         protocol = run.study.protocol
-        teacher = run.objects.get_tensors(Digest(found["teacher 1"]["denoiser"]))
+        teacher = run.objects.get_tensors(Digest(found["teacher 2"]["denoiser"]))
     fresh = build_denoiser(
         protocol.generator, protocol.generator.student, seed=stream_seed(protocol.seed, "student")
     )
@@ -256,8 +256,8 @@ def test_too_few_kept_candidates_end_the_study(finished_home: Path, documents: D
     ):
         train_student(
             told.run(),
-            codec=Digest(found["latents 0"]["codec"]),
-            candidates=found["candidates 0"],
+            codec=Digest(found["latents 1"]["codec"]),
+            candidates=found["candidates 1"],
             screening={"keep": list(range(7))},
         )
 
@@ -271,8 +271,8 @@ def test_candidates_and_samples_are_images_on_the_study_s_grid(
     found = documents(finished.home)
     with federation(finished.home) as told:
         objects = told.run().objects
-    candidates = objects.get_tensors(found["candidates 0"]["images"])["image"]
-    samples = objects.get_tensors(found["synthesis 0"]["samples"])
+    candidates = objects.get_tensors(found["candidates 1"]["images"])["image"]
+    samples = objects.get_tensors(found["synthesis 1"]["samples"])
     assert (candidates.shape, candidates.dtype) == ((16, 1, 16, 16, 16), np.float16)
     assert (samples["image"].shape, samples["image"].dtype) == ((8, 1, 16, 16, 16), np.float32)
     for image in (candidates, samples["image"]):
@@ -284,7 +284,7 @@ def test_candidates_and_samples_are_images_on_the_study_s_grid(
 def test_volumes_are_measured_on_the_samples_and_not_copied_from_what_was_asked(
     finished: Ended, documents: Documents
 ) -> None:
-    found = documents(finished.home)["synthesis 0"]
+    found = documents(finished.home)["synthesis 1"]
     with federation(finished.home) as told:
         tensors = told.run().objects.get_tensors(found["samples"])
     affine = centred_affine((16, 16, 16), spacing=12.0)
@@ -311,11 +311,11 @@ def test_filter_that_cannot_be_calibrated_leaves_everything_unscreened(
     unscreened: Ended, documents: Documents
 ) -> None:
     found = documents(unscreened.home)
-    for body in found["calibration 0"]["sites"].values():
+    for body in found["calibration 1"]["sites"].values():
         assert not body["estimable"]
         assert "too few for a rate of 0.01" in body["reason"]
-    assert found["screening 0"]["keep"] == list(range(CANDIDATES))
-    assert found["screening 0"]["unscreened"] == CANDIDATES
+    assert found["screening 1"]["keep"] == list(range(CANDIDATES))
+    assert found["screening 1"]["unscreened"] == CANDIDATES
 
 
 def test_unscreened_study_is_refused_and_says_so(unscreened: Ended) -> None:

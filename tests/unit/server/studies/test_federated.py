@@ -76,7 +76,7 @@ ADDING: dict[str, Mapping[Any, TaskRunner]] = {
 def test_consents_are_of_this_protocol_and_this_roster(
     finished: Ended, documents: Documents
 ) -> None:
-    consents = documents(finished.home)["consent 0"]["consents"]
+    consents = documents(finished.home)["consent 1"]["consents"]
     with federation(finished.home) as told:
         run = told.run()
     assert tuple(sorted(consents)) == tuple(sorted(SITES))
@@ -97,7 +97,7 @@ def test_absent_consent_is_in_the_details(home: Path) -> None:
 def test_round_is_the_mean_weighted_by_examples(home: Path, documents: Documents) -> None:
     with federation(home, tasks=ADDING) as told:
         end = told.run().objects.get_tensors(train_codec(told.run()))
-        rounds = [documents(home)[f"codec {number}"]["codec"] for number in range(2)]
+        rounds = [documents(home)[f"codec {number + 1}"]["codec"] for number in range(2)]
         middle = told.run().objects.get_tensors(Digest(rounds[0]))
     step = (1 * 1.0 + 2 * 2.0 + 5 * 4.0) / 8
     for name, array in end.items():
@@ -187,7 +187,7 @@ def test_latents_have_zero_mean_and_unit_variance_after_scaling(
     with federation(finished.home) as told:
         run = told.run()
     codec = build_codec(run.study.protocol.generator, seed=0)
-    load_weights(codec, run.objects.get_tensors(documents(run.home)["latents 0"]["codec"]))
+    load_weights(codec, run.objects.get_tensors(documents(run.home)["latents 1"]["codec"]))
     cohorts = [open_cohort(load_settings(site_home(run.home, s)), run.study) for s in SITES]
     image = np.concatenate([c.images(Split.TRAINING).image_BCDHW for c in cohorts])
     with torch.no_grad():
@@ -215,7 +215,7 @@ def test_pooled_condition_is_that_of_first_visits_but_for_those_of_audit_and_uti
         if sum(map(len, firsts)) >= SMALLEST_COUNT:
             rows += firsts
     assert len(rows) > len(parts)  # more than one site told
-    condition = documents(run.home)["latents 0"]["condition"]
+    condition = documents(run.home)["latents 1"]["condition"]
     np.testing.assert_allclose(condition["mean"], np.concatenate(rows).mean(0), atol=1e-6)
     expected = np.cov(np.concatenate(rows).T, bias=True)
     np.testing.assert_allclose(condition["covariance"], expected, atol=1e-6)
@@ -264,12 +264,12 @@ def test_codec_that_loses_every_ventricle_has_no_ceiling(home: Path) -> None:
 
 
 def test_each_site_commits_to_its_operating_point(finished: Ended, documents: Documents) -> None:
-    told = documents(finished.home)["calibration 0"]["sites"]
+    told = documents(finished.home)["calibration 1"]["sites"]
     assert all(body["estimable"] for body in told.values())
     assert all(str(body["commitment"]).startswith("sha256:") for body in told.values())
 
 
 def test_thresholds_do_not_leave_a_site(finished: Ended, documents: Documents) -> None:
-    for body in documents(finished.home)["calibration 0"]["sites"].values():
+    for body in documents(finished.home)["calibration 1"]["sites"].values():
         assert set(body) == {"estimable", "reason", "commitment", "metrics", "counts"}
         assert set(body["metrics"]) == {"verification.wins"}

@@ -78,7 +78,7 @@ def test_finishing_twice_changes_nothing(ledger: Ledger) -> None:
 def test_other_output_of_a_finished_stage_is_refused(ledger: Ledger) -> None:
     begun = ledger.begin(KEY)
     first = ledger.finish(begun, OUTPUT)
-    with pytest.raises(StorageError, match="codec, round 1 is finished with another output"):
+    with pytest.raises(StorageError, match="codec, round 2 is finished with another output"):
         ledger.finish(begun, OTHER)
     assert ledger.finished(KEY) == first
 

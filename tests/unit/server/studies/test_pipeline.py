@@ -34,12 +34,12 @@ FEDERATED = [
     if stage not in ALONE
     for number in range(2 if stage in ("codec", "teacher") else 1)
 ]
-WEIGHTS = {"codec 0": "codec", "codec 1": "codec", "latents 0": "codec"} | {
-    "teacher 0": "denoiser",
+WEIGHTS = {"codec 1": "codec", "codec 2": "codec", "latents 1": "codec"} | {
     "teacher 1": "denoiser",
-    "student 0": "denoiser",
-    "candidates 0": "images",
-    "synthesis 0": "samples",
+    "teacher 2": "denoiser",
+    "student 1": "denoiser",
+    "candidates 1": "images",
+    "synthesis 1": "samples",
 }
 """Stage and round to the name of the tensors in its document."""
 
@@ -125,7 +125,7 @@ def test_refused_verdict_signs_nothing_and_publishes_nothing(
     resumed: Ended, documents: Documents
 ) -> None:
     assert resumed.code == 6
-    assert {"signing 0", "publication 0"} & documents(resumed.home).keys() == set()
+    assert {"signing 1", "publication 1"} & documents(resumed.home).keys() == set()
     assert "signing" not in {task.stage for task in resumed.seen}
     assert not (resumed.home / "catalogue").exists()
     assert not (resumed.home / "bundles").exists()

@@ -50,11 +50,11 @@ def test_one_run_for_each_finished_stage(recorded: Recorder, documents: Document
     found = runs(recorded)
     assert set(found) == set(documents(recorded.home))
     assert all(run.info.status == "FINISHED" for run in found.values())
-    params = found["codec 1"].data.params
-    assert (params["stage"], params["round"]) == ("codec", "1")
+    params = found["codec 2"].data.params
+    assert (params["stage"], params["round"]) == ("codec", "2")
     assert params["sites"] == "north,harbour,valley"
     curve = recorded.registry._client.get_metric_history(
-        found["codec 1"].info.run_id, "loss.valley"
+        found["codec 2"].info.run_id, "loss.valley"
     )
     assert [metric.step for metric in curve] == sorted(metric.step for metric in curve)
     assert curve
@@ -77,17 +77,17 @@ def test_resumed_study_adds_no_run(recorded: Recorder) -> None:
 
 
 def test_released_student_is_the_one_of_the_study(recorded: Recorder, documents: Documents) -> None:
-    run = runs(recorded)["student 0"]
+    run = runs(recorded)["student 1"]
     path = recorded.registry._client.download_artifacts(
         run.info.run_id, "student/weights.safetensors"
     )
-    digest = documents(recorded.home)["student 0"]["denoiser"]
+    digest = documents(recorded.home)["student 1"]["denoiser"]
     assert Path(path).read_bytes() == recorded.objects.get_bytes(digest)
 
 
 def test_release_is_logged_with_its_digest(recorded: Recorder, documents: Documents) -> None:
-    run = runs(recorded)["publication 0"]
-    manifest = documents(recorded.home)["publication 0"]["manifest"]
+    run = runs(recorded)["publication 1"]
+    manifest = documents(recorded.home)["publication 1"]["manifest"]
     assert run.data.tags["vitrael.release"] == "tiny@1"
     assert run.data.tags["vitrael.release.digest"] == manifest
 

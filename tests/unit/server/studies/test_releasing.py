@@ -39,7 +39,7 @@ Documents = Callable[[Path], dict[str, Any]]
 
 def tallies(found: dict[str, Any]) -> dict[str, Any]:
     """Return the documents whose signed replies the sites pool again."""
-    return {stage: found[f"{stage} 0"] for stage in ("calibration", "screening", "audit")}
+    return {stage: found[f"{stage} 1"] for stage in ("calibration", "screening", "audit")}
 
 
 PUBLISHED = Path("catalogue") / "tiny" / "1"
@@ -59,24 +59,24 @@ def test_published_release_verifies_with_the_trust_of_the_enrolment(finished_hom
 
 def test_every_site_of_the_roster_has_to_sign(finished: Ended, documents: Documents) -> None:
     found = documents(finished.home)
-    assert found["signing 0"]["signed_by"] == list(SITES)
+    assert found["signing 1"]["signed_by"] == list(SITES)
     names = {path.name for path in (finished.home / PUBLISHED / "signatures").iterdir()}
     assert names == {f"{site}.dsse.json" for site in SITES}
     manifest = finished.home / PUBLISHED / "manifest.json"
-    assert digest_file(manifest) == found["signing 0"]["manifest"]
-    assert found["publication 0"]["manifest"] == found["signing 0"]["manifest"]
+    assert digest_file(manifest) == found["signing 1"]["manifest"]
+    assert found["publication 1"]["manifest"] == found["signing 1"]["manifest"]
 
 
 def test_study_killed_while_it_signs_goes_on_with_the_same_release(
     unsigned_home: Path, documents: Documents
 ) -> None:
-    bundle = documents(unsigned_home)["bundle 0"]
+    bundle = documents(unsigned_home)["bundle 1"]
     with lenient(), federation(unsigned_home) as told:
         assert run_study(unsigned_home, told.exchange) == 0
         assert {task.stage for task in told.seen} == {"signing"}
     found = documents(unsigned_home)
-    assert found["bundle 0"] == bundle
-    assert found["publication 0"]["manifest"] == bundle["manifest"]
+    assert found["bundle 1"] == bundle
+    assert found["publication 1"]["manifest"] == bundle["manifest"]
 
 
 def test_site_signs_one_release_of_a_protocol(unsigned_home: Path, documents: Documents) -> None:
@@ -86,11 +86,11 @@ def test_site_signs_one_release_of_a_protocol(unsigned_home: Path, documents: Do
         shutil.rmtree(unsigned_home / "bundles")
         other = assemble_bundle(
             run,
-            student=Digest(found["student 0"]["denoiser"]),
-            samples={**found["synthesis 0"], "again": True},
-            decision=found["gates 0"],
+            student=Digest(found["student 1"]["denoiser"]),
+            samples={**found["synthesis 1"], "again": True},
+            decision=found["gates 1"],
         )
-        assert other["manifest"] != found["bundle 0"]["manifest"]  # its report tells other times
+        assert other["manifest"] != found["bundle 1"]["manifest"]  # its report tells other times
         told.spoil["harbour"] = lambda *_: "the line is cut"
         told.spoil["valley"] = lambda *_: "the line is cut"
         with pytest.raises(QuorumError, match="answered already for other inputs"):
@@ -107,7 +107,7 @@ def test_release_that_a_site_did_not_sign_waits_for_it(
         assert not (unsigned_home / "catalogue").exists()
         del told.spoil["valley"]
         assert run_study(unsigned_home, told.exchange) == 0
-    assert documents(unsigned_home)["signing 0"]["signed_by"] == list(SITES)
+    assert documents(unsigned_home)["signing 1"]["signed_by"] == list(SITES)
 
 
 @pytest.mark.parametrize("body", [{}, {"signature": "{}"}])
@@ -128,13 +128,13 @@ def test_release_with_a_signature_too_few_is_not_published(
     found = documents(finished_home)
     signature = finished_home / "bundles" / "tiny" / "1" / "signatures" / "valley.dsse.json"
     signature.unlink()
-    signing = {**found["signing 0"], "signed_by": ["north", "harbour"]}
+    signing = {**found["signing 1"], "signed_by": ["north", "harbour"]}
     with (
         lenient(),
         federation(finished_home) as told,
         pytest.raises(VerificationError, match="valley is missing"),
     ):
-        publish_release(told.run(), decision=found["gates 0"], signing=signing)
+        publish_release(told.run(), decision=found["gates 1"], signing=signing)
 
 
 @pytest.mark.parametrize("change", ["gone", "changed"])
@@ -153,7 +153,7 @@ def test_changed_bundle_is_not_shown_to_the_sites(
         federation(unsigned_home) as told,
         pytest.raises(StorageError, match="not the one that was written"),
     ):
-        sign_release(told.run(), bundle=found["bundle 0"], tallies=tallies(found))
+        sign_release(told.run(), bundle=found["bundle 1"], tallies=tallies(found))
     assert told.seen == []
 
 
@@ -164,7 +164,7 @@ def test_sites_refuse_to_sign_what_their_own_gates_refuse(
     with federation(unsigned_home) as told:  # under the real policy
         told.spoil["north"] = lambda *_: "the line is cut"  # it has signed before the kill
         with pytest.raises(QuorumError, match="not what the gates say") as caught:
-            sign_release(told.run(), bundle=found["bundle 0"], tallies=tallies(found))
+            sign_release(told.run(), bundle=found["bundle 1"], tallies=tallies(found))
     assert all(f"{site}: refused" in caught.value.why for site in SITES[1:])
 
 
@@ -173,7 +173,7 @@ def test_audit_of_another_filter_than_voted_is_left_out_by_name(
     commitment: str | None, finished_home: Path, documents: Documents
 ) -> None:
     found = documents(finished_home)
-    body = dict(found["audit 0"]["sites"]["valley"])
+    body = dict(found["audit 1"]["sites"]["valley"])
     if commitment is not None:
         assert body["commitment"] != commitment
         body["commitment"] = commitment
@@ -182,10 +182,10 @@ def test_audit_of_another_filter_than_voted_is_left_out_by_name(
         run = told.run()
         audited = audit_samples(
             run,
-            codec=Digest(found["latents 0"]["codec"]),
-            student=Digest(found["student 0"]["denoiser"]),
-            samples=found["synthesis 0"],
-            screening={**found["screening 0"], "again": True},
+            codec=Digest(found["latents 1"]["codec"]),
+            student=Digest(found["student 1"]["denoiser"]),
+            samples=found["synthesis 1"],
+            screening={**found["screening 1"], "again": True},
         )
     left_out = [site for site in SITES if site not in audited["sites"]]
     assert left_out == ([] if commitment is None else ["valley"])
@@ -202,15 +202,15 @@ def test_evidence_does_not_depend_on_the_order_of_the_sites(
     with lenient(), federation(finished_home) as told:
         judged = judge_release(
             told.run(),
-            calibration=turned(found["calibration 0"]),
-            screening=turned(found["screening 0"]),
-            samples=found["synthesis 0"],
-            audit=turned(found["audit 0"]),
+            calibration=turned(found["calibration 1"]),
+            screening=turned(found["screening 1"]),
+            samples=found["synthesis 1"],
+            audit=turned(found["audit 1"]),
         )
-    assert judged["evidence"] == found["gates 0"]["evidence"]
+    assert judged["evidence"] == found["gates 1"]["evidence"]
 
 
-@pytest.mark.parametrize("stage", ["calibration 0", "screening 0", "audit 0"])
+@pytest.mark.parametrize("stage", ["calibration 1", "screening 1", "audit 1"])
 def test_what_an_absent_site_could_not_look_at_nobody_has_looked_at(
     stage: str, finished_home: Path, documents: Documents
 ) -> None:
@@ -220,20 +220,20 @@ def test_what_an_absent_site_could_not_look_at_nobody_has_looked_at(
     with lenient(), federation(finished_home) as told:
         judged = judge_release(
             told.run(),
-            calibration=found["calibration 0"],
-            screening=found["screening 0"],
-            samples=found["synthesis 0"],
-            audit=found["audit 0"],
+            calibration=found["calibration 1"],
+            screening=found["screening 1"],
+            samples=found["synthesis 1"],
+            audit=found["audit 1"],
         )
     values = {m["name"]: m["value"] for m in judged["evidence"]["measurements"]}
     beginnings = {
-        "calibration 0": ("filter.verification_auc",),
-        "screening 0": (),
-        "audit 0": ("filter.power", "filter.false", "copies", "closeness", "membership"),
+        "calibration 1": ("filter.verification_auc",),
+        "screening 1": (),
+        "audit 1": ("filter.power", "filter.false", "copies", "closeness", "membership"),
     }[stage]
     theirs = [name for name in values if beginnings and name.startswith(beginnings)]
     assert [values[name] for name in theirs] == [None] * len(theirs)
-    assert values["screening.done"] == (0 if stage == "screening 0" else 1)
+    assert values["screening.done"] == (0 if stage == "screening 1" else 1)
 
 
 def test_other_manifest_than_the_signed_one_is_not_published(
@@ -246,7 +246,7 @@ def test_other_manifest_than_the_signed_one_is_not_published(
         federation(finished_home) as told,
         pytest.raises(VerificationError, match="not the release that was signed"),
     ):
-        publish_release(told.run(), decision=found["gates 0"], signing=signing)
+        publish_release(told.run(), decision=found["gates 1"], signing=signing)
 
 
 def test_participation_names_who_was_absent_and_no_reason(home: Path) -> None:
@@ -263,7 +263,7 @@ def test_participation_names_who_was_absent_and_no_reason(home: Path) -> None:
 
 
 def test_evidence_counts_every_site_of_the_roster(finished: Ended, documents: Documents) -> None:
-    told = documents(finished.home)["gates 0"]["evidence"]["measurements"]
+    told = documents(finished.home)["gates 1"]["evidence"]["measurements"]
     by_name = {measurement["name"]: measurement for measurement in told}
     assert by_name["participation.complete"]["n"] == len(SITES)
     assert by_name["participation.complete"]["value"] == 1
@@ -272,12 +272,12 @@ def test_evidence_counts_every_site_of_the_roster(finished: Ended, documents: Do
 
 def test_released_samples_carry_their_provenance(finished: Ended, documents: Documents) -> None:
     found = documents(finished.home)
-    student = Digest(found["student 0"]["denoiser"])
+    student = Digest(found["student 1"]["denoiser"])
     with federation(finished.home) as told:
         run = told.run()
-        samples = read_samples(run, student=student, samples=found["synthesis 0"])
+        samples = read_samples(run, student=student, samples=found["synthesis 1"])
         assert release_trust(run) == load_trust(finished.home / "trust.json")
         assert is_rehearsal(run.study)
     assert len(samples.image_BCDHW) == run.study.protocol.distillation.released
-    card = json.dumps(found["synthesis 0"])
+    card = json.dumps(found["synthesis 1"])
     assert str(finished.home) not in card

@@ -161,7 +161,7 @@ def test_signed_report_gives_no_reason_of_a_failure(
     finished_home: Path, documents: Documents
 ) -> None:
     found = documents(finished_home)
-    asked = {"samples": found["synthesis 0"], "decision": found["gates 0"]}
+    asked = {"samples": found["synthesis 1"], "decision": found["gates 1"]}
     for file in finished_home.glob("server.sqlite*"):
         file.unlink()
     with federation(finished_home) as told:
@@ -214,7 +214,7 @@ def test_absent_site_is_an_event_and_a_status(finished_home: Path, documents: Do
     with federation(finished_home) as told:
         told.spoil["valley"] = lambda *_: "the line is cut"
         collect_consents(told.run())
-        data = build_report(told.run(), samples=found["synthesis 0"], decision=found["gates 0"])
+        data = build_report(told.run(), samples=found["synthesis 1"], decision=found["gates 1"])
     assert [(e.site, e.event) for e in data.events] == [
         ("valley", "absent from consent, round 1: the line is cut")
     ]
