@@ -163,6 +163,19 @@ def test_share_of_candidates_that_were_kept_is_told_for_each_site(good: ReportDa
     assert "163" not in Page(page).numbers
 
 
+def test_unscreened_candidates_are_told_with_the_reason_that_holds(good: ReportData) -> None:
+    why = {"unscreened": True, "unscreened_reason": "screening is off in the study"}
+    page = render_report(good.model_copy(update=why), images=None)
+    assert "The candidates count as unscreened: screening is off in the study." in page
+    assert "could not judge" not in page
+
+
+@pytest.mark.parametrize("twin", [True, False])
+def test_page_names_only_files_that_lie_beside_it(twin: object, good: ReportData) -> None:
+    page = render_report(good, images=None, twin=bool(twin))
+    assert ("report.json" in page, "evidence.json" in page) == (twin, not twin)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "told"),
     [
