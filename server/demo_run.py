@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL
 from vitrael.core.study import Study
+from vitrael.privacy.release.manifest import RECALLED
 from vitrael.server.federation.exchange import ABSENT_S
 from vitrael.server.federation.layout import RehearsalLayout
 from vitrael.server.progress import Progress
@@ -51,7 +53,8 @@ def run_demo(
     experiment = Registry.open(home).experiment(study.protocol.name, study.digest)
     commands = {**_commands(home, document), "mlflow_page": ui_page(experiment)}
     seconds = round(time.monotonic() - began)
-    outcome = {**document, "home": str(home), "seconds": seconds, **commands}
+    recalled = {"recalled": _is_recalled(home, document["release"])}
+    outcome = {**document, "home": str(home), "seconds": seconds, **recalled, **commands}
     if code == EXIT_OK and _unreadable(home):
         code = EXIT_PARTIAL
     return DemoOutcome(outcome, _tell(outcome, study)), code
@@ -81,6 +84,11 @@ def _unreadable(home: Path) -> int:
     return sum(int(site["unreadable"]) for site in counts.values())
 
 
+def _is_recalled(home: Path, release: str) -> bool:
+    """Return whether the catalogue holds a recall: a finished demo may be run again later."""
+    return (home / "catalogue" / release.replace("@", "/") / RECALLED).exists()
+
+
 def _commands(home: Path, document: dict[str, Any]) -> dict[str, str]:
     commands = {"mlflow": ui_command(home)}
     if document["outcome"] == "pass":
@@ -88,9 +96,10 @@ def _commands(home: Path, document: dict[str, Any]) -> dict[str, str]:
         trust = ["--trust", str(home / "trust.json")]
         target = str(home / f"pulled-{name}-{version}")
         source = ["--from", str(home / "catalogue")]
-        pull = ["vitrael", "pull", document["release"], *source, *trust, "--to", target]
+        program = str(Path(sys.executable).parent / "vitrael")
+        pull = [program, "pull", document["release"], *source, *trust, "--to", target]
         commands["pull"] = shlex.join(pull)
-        commands["verify"] = shlex.join(["vitrael", "verify", target, *trust])
+        commands["verify"] = shlex.join([program, "verify", target, *trust])
     return commands
 
 
@@ -104,6 +113,8 @@ def _tell(outcome: dict[str, Any], study: Study) -> str:
             f"Released {outcome['release']}: {volumes} synthetic volumes, "
             f"signed by {sites} of {sites} sites.{mark}"
         )
+        if outcome["recalled"]:
+            lines.append("It was recalled since: pull and verify refuse it.")
     else:
         lines.append(f"Refused under the policy {outcome['policy']}. Nothing may be published.")
         if outcome["unscreened"]:

@@ -93,7 +93,10 @@ def publish(bundle: Path, catalogue_root: Path, *, trust: Trust) -> VerifiedRele
 def publish_recall(
     catalogue_root: Path, reference: Reference, *, recall: bytes, trust: Trust
 ) -> Recall:
-    """Put a recall beside its release and list it; VerificationError unless it is truly its own."""
+    """Put a recall beside its release and list it; VerificationError unless it is truly its own.
+
+    Raises StorageError for a release that is recalled already: its reason and date stand.
+    """
     folder = catalogue_root / reference.name / str(reference.version)
     if not (folder / MANIFEST).is_file():
         raise StorageError(f"{reference} is not in the catalogue", fix="check name and version")
@@ -103,6 +106,12 @@ def publish_recall(
             f"the recall is not of {reference}", why="it names the digest of another manifest"
         )
     with _locked(catalogue_root):
+        if (folder / RECALLED).exists():
+            raise StorageError(
+                f"{reference} is recalled already",
+                why="a recall stands with its reason and date",
+                fix="publish a new version, if there is more to say",
+            )
         write_atomically(folder / RECALLED, recall)
         (folder / RECALLED).chmod(0o644)
         _rebuild(catalogue_root)

@@ -127,6 +127,8 @@ def test_recalled_release_is_refused_from_then_on(
     verify_release(home / SAMPLE, releases.trust)
     assert recall(home, "--yes") == 0
     assert capsys.readouterr().out == "brain-demo@1 is recalled: a copy\n"
+    assert recall(home, "--yes", reason="another") == 1
+    assert "is recalled already" in capsys.readouterr().err
     with pytest.raises(VerificationError, match=r"recalled on .*: a copy"):
         verify_release(home / SAMPLE, releases.trust)
 

@@ -17,6 +17,7 @@ from vitrael.server.demo_run import longest_run_s, run_demo
 
 REFUSED = {
     "outcome": "refuse",
+    "release": "brain-demo@1",
     "policy": "rehearsal",
     "publishable": False,
     "unscreened": 0,
@@ -101,3 +102,20 @@ def test_patience_is_longer_than_all_that_a_study_may_wait_for_and_not_endless(
     protocol = study.protocol.model_copy(update={"federation": slower})
     patient = longest_run_s(study.model_copy(update={"protocol": protocol}))
     assert patient >= longest_run_s(study) + exchanges * federation.deadline_s
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("recalled", [False, True])
+def test_demo_that_is_finished_tells_of_a_recall(
+    home: Path, study: Study, *, recalled: bool
+) -> None:
+    passed = {**REFUSED, "outcome": "pass", "reason": "", "findings": []}
+    (home / "outcome.json").write_text(json.dumps(passed))
+    folder = home / "catalogue" / "brain-demo" / "1"
+    folder.mkdir(parents=True)
+    if recalled:
+        (folder / "RECALLED.json").write_text("{}")
+    outcome, _ = run_demo(home, study, port=None, began=time.monotonic())
+    assert outcome.document["recalled"] is recalled
+    assert ("It was recalled since" in outcome.text) is recalled
+    assert Path(outcome.document["pull"].split()[0]).is_absolute()
