@@ -30,7 +30,7 @@ def changed(text: str, old: str, new: str) -> str:
 SITES = 'sites = ["north", "harbour", "valley"]'
 
 TEACHER = "[protocol.systems.teacher]\nchannels = [32, 64]"
-STUDENT = "training = { length_images = 20_000"
+STUDENT = "training = { length_images = 16_000"
 LEVELS = "[protocol.systems.student]\nchannels = [32, 64]\nattention_levels = [false, true]"
 DEEPER = LEVELS.replace("64]", "64, 64]").replace("true]", "true, true]")
 REID = 'kind = "reid_encoder"'
