@@ -13,7 +13,7 @@ import click
 from vitrael.core.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
-    from vitrael.core.study import Study
+    from vitrael.core.study import Protocol, Study
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 _STUDY = click.Path(path_type=Path, dir_okay=False)
@@ -118,6 +118,7 @@ def _explain(loaded: Study) -> str:
     )
     rows = {
         "study": f"{protocol.name} {protocol.version}, {loaded.digest}",
+        "protocol": f"{protocol.digest}, which sites consent to",
         "purpose": protocol.purpose,
         "sites": f"{', '.join(loaded.roster.sites)} (quorum {protocol.federation.quorum})",
         "license": protocol.license,
@@ -132,9 +133,29 @@ def _explain(loaded: Study) -> str:
         "screening": screening,
         "released": f"{protocol.distillation.released} samples of a student that learned from "
         f"what is kept of {protocol.distillation.candidates} candidates",
+        "gates": _shortfalls(protocol) or "no number above is too small for them",
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+
+def _shortfalls(protocol: Protocol) -> str:
+    """Return which keys are too small for the gates of the policy, whatever will be measured."""
+    from vitrael.privacy.gates import POLICIES  # noqa: PLC0415
+
+    released = ("protocol.distillation.released", protocol.distillation.released)
+    planned = {
+        "filter.power": ("protocol.audit.plants_per_class", protocol.audit.plants_per_class),
+        "copies.excess_share": released,
+        "conditioning": released,
+    }
+    least: dict[str, int] = {}
+    for gate in POLICIES[protocol.policy].gates:
+        for beginning, (key, count) in planned.items():
+            if gate.measurement.startswith(beginning) and count < gate.least_n:
+                least[key] = max(least.get(key, 0), gate.least_n)
+    told = [f"{key} below {count:,}" for key, count in least.items()]
+    return f"WILL REFUSE: {' and '.join(told)}" if told else ""
 
 
 def _training(rounds: int, length_images: int) -> str:

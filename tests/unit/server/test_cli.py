@@ -242,3 +242,24 @@ def test_interrupted_demo_says_its_home_and_how_to_go_on(
         told = capsys.readouterr().err
         assert told.startswith(f"home: {home}\n")
         assert told.endswith(f"Interrupted. To go on where it stopped: {again}\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("version = 1", "version = 2", "no number above is too small"),
+        ("plants_per_class = 60", "plants_per_class = 5", "plants_per_class below 60"),
+        ("released = 96", "released = 5", "distillation.released below 30"),
+        ('policy = "rehearsal"', 'policy = "public"', "distillation.released below 2,995"),
+    ],
+)
+def test_study_too_small_for_its_gates_is_told_so(
+    old: str,
+    new: str,
+    told: str,
+    demo_study: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.run(["study", "check", str(change(demo_study, tmp_path, old, new))]) == 0
+    assert told in capsys.readouterr().out
