@@ -18,11 +18,11 @@ from vitrael.server.studies.run import open_run
 
 pytestmark = [pytest.mark.slow]
 
-PATIENTS = 330
+PATIENTS = 192
 SITE = "north"
 TWIN = (
-    ("length_images = 192_000", "length_images = 4_000"),
-    ("length_images = 128_000", "length_images = 8_000"),
+    ("length_images = 80_000", "length_images = 1_200"),
+    ("length_images = 96_000", "length_images = 8_000"),
     ("enabled = false", "enabled = true"),
 )
 LEAKS = {"copies", "membership"}
