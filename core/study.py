@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from vitrael.core.configs import (
     BrainLDMConfig,
@@ -59,6 +59,13 @@ class CovariateRange(Section):
 
 LONGEST_DEADLINE_S: Final = 7 * 86_400.0
 """A week: no site trains longer without a word, and nobody waits longer for one."""
+
+
+def _license(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", value):
+        msg = "it is not written like an SPDX name, such as CC-BY-4.0"
+        raise ValueError(msg)
+    return value
 
 
 class Splits(Section):
@@ -136,8 +143,8 @@ class Protocol(Section):
     purpose: str = Field(min_length=1)
     path: Literal["dp", "empirical"]
     policy: Literal["rehearsal", "public"]
-    license: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$", description="SPDX name; of a release, if any"
+    license: Annotated[str, AfterValidator(_license)] = Field(
+        description="SPDX name of the licence of a release, if any"
     )
     seed: int = Field(ge=0)
     data: Data

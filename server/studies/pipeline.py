@@ -68,14 +68,21 @@ def run_study(home: Path, exchange: Exchange) -> int:
         publish_release(run, decision=decision, signing=signing)
     page = write_study_report(run, samples=samples, decision=decision)
     _write_outcome(run, verdict, page=page, screening=screening)
-    answered = calibration["sites"], screening["sites"]
-    complete = all(set(sites) == set(run.members) for sites in answered)
+    too_few = _too_few_patients(run, calibration=calibration, screening=screening)
+    return _exit_code(run, verdict, too_few=too_few)
+
+
+def _too_few_patients(
+    run: StudyRun, *, calibration: dict[str, Any], screening: dict[str, Any]
+) -> bool:
+    """Return whether every site answered, and one could calibrate no filter that was asked for."""
+    answered = (set(document["sites"]) for document in (calibration, screening))
     blind = not all(tally["estimable"] for tally in calibration["sites"].values())
-    return _exit_code(run, verdict, too_few=complete and blind)
+    enabled = run.study.protocol.screening.enabled
+    return enabled and blind and all(sites == set(run.members) for sites in answered)
 
 
 def _exit_code(run: StudyRun, verdict: Verdict, *, too_few: bool) -> int:
-    too_few = too_few and run.study.protocol.screening.enabled
     leak = any(f.outcome == "refused" and f.gate.measurement in LEAKS for f in verdict.findings)
     if verdict.passed or (is_rehearsal(run.study) and too_few and not leak):
         return EXIT_OK

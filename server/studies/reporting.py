@@ -12,7 +12,12 @@ import numpy as np
 
 from vitrael.core.data.phantoms.cohorts import draw_scan
 from vitrael.core.digest import Digest
-from vitrael.core.metrics.intervals import Estimate, normal_interval, pearson_interval
+from vitrael.core.metrics.intervals import (
+    Estimate,
+    Interval,
+    normal_interval,
+    pearson_interval,
+)
 from vitrael.core.study import COVARIATES
 from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.gates import Verdict
@@ -184,39 +189,59 @@ def _conditioning(
 def _difference(asked_ml: np.ndarray, measured_ml: np.ndarray, *, confidence: float) -> Measurement:
     """Return the mean of measured minus asked, in milliliters, with normal bounds."""
     both = np.asarray(measured_ml, dtype=float) - np.asarray(asked_ml, dtype=float)
-    n = len(both)
-    told = n > 1 and bool(np.isfinite(both).all())
-    mean = float(both.mean()) if told else None
-    bounds = None
-    if mean is not None:
+    n, mean, bounds = len(both), None, None
+    if n > 1 and np.isfinite(both).all():
+        mean = float(both.mean())
         error = float(both.std(ddof=1)) / math.sqrt(n)
         bounds = normal_interval(Estimate(mean, error), confidence=confidence)
-    return Measurement(
-        name="conditioning.ventricle_difference_ml",
-        value=mean,
-        low=bounds.low if bounds else None,
-        high=bounds.high if bounds else None,
+    return _measured(
+        "conditioning.ventricle_difference_ml",
+        mean,
+        bounds,
         n=n,
         unit="samples",
         confidence=confidence,
         method="mean of measured minus asked ventricle volume in ml, normal bounds",
-        reason="" if told else "fewer than two samples have both volumes",
+        missing="fewer than two samples have both volumes",
     )
 
 
 def _ceiling(r: float | None, n: int, *, confidence: float) -> Measurement:
     """Return what the codec keeps of the ventricle volume, r of ``n`` first visits."""
-    told = None if r is None else pearson_interval(r, n, confidence=confidence)
-    return Measurement(
-        name="codec.ventricle_r",
-        value=r,
-        low=told.low if told else None,
-        high=told.high if told else None,
+    return _measured(
+        "codec.ventricle_r",
+        r,
+        None if r is None else pearson_interval(r, n, confidence=confidence),
         n=n,
         unit="patients the codec has not learned from",
         confidence=confidence,
         method="Pearson of ventricle volume before and after the codec, pooled sums, Fisher's z",
-        reason="" if told else "no site had enough patients to tell",
+        missing="no site had enough patients to tell",
+    )
+
+
+def _measured(
+    name: str,
+    value: float | None,
+    bounds: Interval | None,
+    *,
+    n: int,
+    unit: str,
+    confidence: float,
+    method: str,
+    missing: str,
+) -> Measurement:
+    """Return a number with its bounds, or without a value and why it is ``missing``."""
+    return Measurement(
+        name=name,
+        value=value,
+        low=bounds.low if bounds else None,
+        high=bounds.high if bounds else None,
+        n=n,
+        unit=unit,
+        confidence=confidence,
+        method=method,
+        reason="" if value is not None else missing,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,39 +38,38 @@ def test_clock_that_goes_back_hides_nothing(clock: FakeClock) -> None:
     assert lines == [("a", 1), ("b", 1)]
 
 
-def test_refusal_that_could_not_be_written_is_counted_in_the_next_line(clock: FakeClock) -> None:
-    lines: list[tuple[str, int]] = []
-    full = False
+@dataclass
+class Journal:
+    """Takes lines unless its disk is full."""
 
-    def write(reason: str, size: int) -> None:
-        if full:
+    full: bool = False
+    lines: list[tuple[str, int]] = field(default_factory=list)
+
+    def write(self, reason: str, size: int) -> None:
+        if self.full:
             raise StorageError("the journal cannot be written")
-        lines.append((reason, size))
+        self.lines.append((reason, size))
 
-    refusals = Refusals(write, clock=clock)
+
+def test_refusal_that_could_not_be_written_is_counted_in_the_next_line(clock: FakeClock) -> None:
+    journal = Journal()
+    refusals = Refusals(journal.write, clock=clock)
     refusals.note("a", 1)
     refusals.note("b", 1)
-    full = True
+    journal.full = True
     with pytest.raises(StorageError):
         refusals.settle()
-    full = False
+    journal.full = False
     refusals.settle()
-    assert lines[1][0].startswith("1 more")
+    assert journal.lines[1][0].startswith("1 more")
 
 
 def test_refusal_whose_own_line_fails_is_counted_too(clock: FakeClock) -> None:
-    lines: list[tuple[str, int]] = []
-    full = True
-
-    def write(reason: str, size: int) -> None:
-        if full:
-            raise StorageError("the journal cannot be written")
-        lines.append((reason, size))
-
-    refusals = Refusals(write, clock=clock)
+    journal = Journal(full=True)
+    refusals = Refusals(journal.write, clock=clock)
     for _ in range(2):
         with pytest.raises(StorageError):
             refusals.note("a", 3)
-    full = False
+    journal.full = False
     refusals.note("b", 4)
-    assert lines == [("2 more since the line before, then: b", 10)]
+    assert journal.lines == [("2 more since the line before, then: b", 10)]
