@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from vitrael.core.errors import ConfigError
+
 if TYPE_CHECKING:
     from vitrael.client.site.journal import Kept, Line
     from vitrael.client.site.settings import SiteSettings
     from vitrael.core.messages import Consent
+    from vitrael.core.study import Study
 
 _HOME = click.option(
     "--home",
@@ -82,6 +85,7 @@ def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) 
     from vitrael.client.site.steward import Steward  # noqa: PLC0415
 
     settings = load_settings(home, device=device, threads=threads)
+    _demand_enrolment(settings)
     _demand_device(settings)
 
     def end(number: int, _frame: object) -> None:
@@ -159,7 +163,7 @@ def consent(
         days=DEFAULT_DAYS if days is None else days,
         max_rounds=rounds,
     )
-    click.echo(json.dumps(draft.model_dump(mode="json")) if as_json else _describe(draft))
+    click.echo(json.dumps(draft.model_dump(mode="json")) if as_json else _describe(draft, document))
     if dry_run:
         return
     if not yes:
@@ -220,6 +224,18 @@ def _show(line: Line) -> str:
     return f"{start}  {line.to or '-':<31}  {what}"
 
 
+def _demand_enrolment(settings: SiteSettings) -> None:
+    """Raise ConfigError when a roster is here and this site is not on it."""
+    from vitrael.privacy.keys import load_roster  # noqa: PLC0415
+
+    if settings.roster.exists() and settings.name not in load_roster(settings.roster):
+        raise ConfigError(
+            f"site {settings.name} is not on its roster",
+            why="no task and no consent can name it",
+            fix="correct name in site.toml, or ask the coordinator for a new roster.json",
+        )
+
+
 def _demand_device(settings: SiteSettings) -> None:
     """Raise ConfigError when this site's own settings ask for a CUDA device that is not here."""
     own = settings.document.performance
@@ -240,9 +256,20 @@ def _remembered_head(settings: SiteSettings) -> Kept | None:
         return store.read_head()
 
 
-def _describe(consent: Consent) -> str:
-    fields = consent.model_dump(mode="json")
-    fields["cohort"] = ", ".join(f"{count} {name}" for name, count in consent.cohort.items())
+def _describe(consent: Consent, study: Study) -> str:
+    """Return what a person should read before signing: what the digests stand for, in words."""
+    from vitrael.privacy.gates import POLICIES  # noqa: PLC0415
+
+    protocol = study.protocol
+    fields = {
+        "study": f"{protocol.name}, version {protocol.version}",
+        "members": ", ".join(study.roster.sites),
+        "policy": f"{protocol.policy}. {POLICIES[protocol.policy].title}",
+        "licence": f"{protocol.license}, if anything is released",
+        "votes": f"one bit for each of {protocol.distillation.candidates:,} candidates",
+        **consent.model_dump(mode="json"),
+        "cohort": ", ".join(f"{count} {name}" for name, count in consent.cohort.items()),
+    }
     return "\n".join(f"{name:<16} {value}" for name, value in fields.items())
 
 

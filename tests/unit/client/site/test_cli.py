@@ -41,6 +41,8 @@ def test_consent_is_asked_for_and_kept(home: Home, study: str) -> None:
     assert agreed.exit_code == 0
     assert home.study.protocol.digest in agreed.stdout
     assert "3 patients, 4 scans" in agreed.stdout
+    for words in (", ".join(home.study.roster.sites), "NOT FOR PUBLICATION", "CC-BY-4.0"):
+        assert words in agreed.stdout
     assert [line.event for line in home.lines()] == ["consent"]
 
 
@@ -106,6 +108,14 @@ def test_consent_without_a_sensible_end_is_a_wrong_call(home: Home, study: str, 
     assert done.exit_code == 2
     assert "--days" in done.output
     assert home.lines() == []
+
+
+def test_site_that_is_not_on_its_roster_does_not_start(home: Home) -> None:
+    (home.path / "site.toml").write_text('name = "elsewhere"\n')
+    with pytest.raises(ConfigError, match="elsewhere is not on its roster") as caught:
+        call("run", "--home", str(home.path))
+    assert caught.value.exit_code == 3
+    assert not home.settings.store.exists()
 
 
 def test_help_promises_no_command_that_is_missing() -> None:

@@ -64,94 +64,108 @@ def _verdict_of(measurements: tuple[Measurement, ...], policy: str) -> dict[str,
     return {"evidence": evidence, "verdict": decide(evidence, POLICIES[policy])}
 
 
-def make_data(
-    measurements: tuple[Measurement, ...] = GOOD, policy: str = "rehearsal"
-) -> ReportData:
+SECONDS = (
+    ("consent", 1, 2.1),
+    ("codec", 1, 48.2),
+    ("codec", 2, 47.9),
+    ("teacher", 1, 91.4),
+    ("teacher", 2, 88.8),
+    ("screening", 1, 17.3),
+    ("student", 1, 74.6),
+    ("audit", 1, 21.9),
+)
+"""What ran, which round of it, and for how long."""
+
+
+def _study(policy: str) -> StudySummary:
+    return StudySummary(
+        name="brain-demo",
+        version=1,
+        purpose="Made up for a test; nothing in it was measured.",
+        study=digest_bytes(b"study"),
+        protocol=digest_bytes(b"protocol"),
+        path="empirical",
+        policy=policy,
+        policy_title=POLICIES[policy].title,
+        recipe="brain-t1",
+        grid_vox=(24, 24, 24),
+        spacing_mm=8.0,
+        rounds={"codec": 2, "teacher": 2},
+        candidates=192,
+        released=96,
+        seed=20_250_117,
+    )
+
+
+def _stages() -> tuple[StageSummary, ...]:
+    ends = np.cumsum([seconds for _, _, seconds in SECONDS])
+    return tuple(
+        StageSummary(
+            stage=stage,
+            round=round_number,
+            status="finished",
+            started_utc=START + timedelta(seconds=float(end) - seconds),
+            seconds=seconds,
+            participants=() if stage == "student" else ("north", "harbour", "valley"),
+            output=digest_bytes(f"{stage}{round_number}".encode()),
+        )
+        for (stage, round_number, seconds), end in zip(SECONDS, ends, strict=True)
+    )
+
+
+def _curves() -> tuple[Curve, ...]:
+    def fall(rate: float, floor: float = 0.012) -> tuple[tuple[float, float], ...]:
+        at = np.arange(0.0, 6_001.0, 250.0)
+        return tuple(zip(at.tolist(), (0.08 * np.exp(-at / rate) + floor).tolist(), strict=True))
+
+    sites = {"north": fall(1_500), "harbour": fall(1_900), "valley": fall(2_400)}
+    axes = {"x_label": "images seen", "y_label": "loss"}
+    return (
+        Curve(title="Codec", **axes, series=sites),
+        Curve(title="Student", **axes, series={"student": fall(1_500, floor=0.036)}),
+    )
+
+
+def _conditioning(measurements: tuple[Measurement, ...]) -> Conditioning:
     rng = np.random.default_rng(7)
     asked = rng.uniform(5, 120, 96)
     measured = np.clip(asked * 0.86 + 8 + rng.normal(0, 12, 96), 1, 140)
     by_name = {m.name: m for m in measurements}
-    steps = range(0, 6_001, 250)
-    losses = {
-        site: tuple((float(x), float(0.08 * np.exp(-x / rate) + 0.012)) for x in steps)
-        for site, rate in (("north", 1_500), ("harbour", 1_900), ("valley", 2_400))
-    }
-    sizes = [("consent", 1, 2.1), ("codec", 1, 48.2), ("codec", 2, 47.9), ("teacher", 1, 91.4)]
-    sizes += [
-        ("teacher", 2, 88.8),
-        ("screening", 1, 17.3),
-        ("student", 1, 74.6),
-        ("audit", 1, 21.9),
-    ]
-    stages, at = [], START
-    for stage, round_number, seconds in sizes:
-        stages.append(
-            StageSummary(
-                stage=stage,
-                round=round_number,
-                status="finished",
-                started_utc=at,
-                seconds=seconds,
-                participants=() if stage == "student" else ("north", "harbour", "valley"),
-                output=digest_bytes(f"{stage}{round_number}".encode()),
-            )
-        )
-        at += timedelta(seconds=seconds)
+    return Conditioning(
+        ceiling=measure("conditioning.ceiling_r", 0.931, 0.889, 0.958, 60, "phantoms"),
+        asked_measured=by_name["conditioning.ventricle_r"],
+        permuted=by_name["conditioning.permuted_r"],
+        difference=measure("conditioning.difference_ml", -12.4, -14.1, -10.7, 96, "samples"),
+        asked_ml=tuple(asked.tolist()),
+        measured_ml=tuple(measured.tolist()),
+    )
+
+
+def make_data(
+    measurements: tuple[Measurement, ...] = GOOD, policy: str = "rehearsal"
+) -> ReportData:
+    stages = _stages()
+    votes = (("north", 163, True), ("harbour", 180, True), ("valley", 192, False))
     return ReportData(
         title="Brain demo <made up>",
-        created_utc=at,
+        created_utc=stages[-1].started_utc + timedelta(seconds=SECONDS[-1][2]),
         release="brain-demo@1",
         volumes=96,
         screening=Screening(
             asked=192,
             kept=151,
             share=151 / 192,
-            votes=(
-                SiteVote(site="north", kept=163, judged=True),
-                SiteVote(site="harbour", kept=180, judged=True),
-                SiteVote(site="valley", kept=192, judged=False),
-            ),
+            votes=tuple(SiteVote(site=s, kept=kept, judged=judged) for s, kept, judged in votes),
         ),
-        study=StudySummary(
-            name="brain-demo",
-            version=1,
-            purpose="Made up for a test; nothing in it was measured.",
-            study=digest_bytes(b"study"),
-            protocol=digest_bytes(b"protocol"),
-            path="empirical",
-            policy=policy,
-            policy_title=POLICIES[policy].title,
-            recipe="brain-t1",
-            grid_vox=(24, 24, 24),
-            spacing_mm=8.0,
-            rounds={"codec": 2, "teacher": 2},
-            candidates=192,
-            released=96,
-            seed=20_250_117,
-        ),
+        study=_study(policy),
         sites=(
             summarize_site("north", training_patients=137, status="took part", consented_utc=START),
             summarize_site("harbour", training_patients=7, status="took part", consented_utc=START),
             summarize_site("valley", training_patients=0, status="did not consent"),
         ),
-        conditioning=Conditioning(
-            ceiling=measure("conditioning.ceiling_r", 0.931, 0.889, 0.958, 60, "phantoms"),
-            asked_measured=by_name["conditioning.ventricle_r"],
-            permuted=by_name["conditioning.permuted_r"],
-            difference=measure("conditioning.difference_ml", -12.4, -14.1, -10.7, 96, "samples"),
-            asked_ml=tuple(float(v) for v in asked),
-            measured_ml=tuple(float(v) for v in measured),
-        ),
-        curves=(
-            Curve(title="Codec", x_label="images seen", y_label="loss", series=losses),
-            Curve(
-                title="Student",
-                x_label="images seen",
-                y_label="loss",
-                series={"student": tuple((x, y * 3) for x, y in losses["north"])},
-            ),
-        ),
-        stages=tuple(stages),
+        conditioning=_conditioning(measurements),
+        curves=_curves(),
+        stages=stages,
         events=(
             Event(utc=START, site="north", event="consented"),
             Event(utc=START, site="valley", event="did not consent"),
