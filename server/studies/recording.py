@@ -16,6 +16,7 @@ from typing import Any
 from vitrael.core.digest import Digest, canonical_json
 from vitrael.core.errors import StorageError
 from vitrael.core.study import Study, load_study
+from vitrael.privacy.evidence import Evidence
 from vitrael.server.db.engine import open_database
 from vitrael.server.objects import ObjectStore
 from vitrael.server.registry import Registry, ReleaseRecord, RunRecord
@@ -97,13 +98,30 @@ class Recorder:
             curves={
                 f"loss.{who}": list(zip(curve["images"], curve["loss"], strict=True))
                 for who, curve in record.details.get("curves", {}).items()
-            },
+            }
+            | _measured(document.get("evidence")),
             artifacts={"document.json": body} if len(body) < _LARGEST_ARTIFACT_BYTES else {},
         )
 
 
 def _scalars(details: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in details.items() if isinstance(value, int | float | str)}
+
+
+def _measured(evidence: object) -> dict[str, list[tuple[int, float]]]:
+    """Return what could be estimated, each with its bounds, as metrics of one step."""
+    if evidence is None:
+        return {}
+    return {
+        f"{measurement.name}{suffix}": [(0, value)]
+        for measurement in Evidence.model_validate(evidence).measurements
+        for suffix, value in (
+            ("", measurement.value),
+            (".low", measurement.low),
+            (".high", measurement.high),
+        )
+        if value is not None
+    }
 
 
 def record_recall(home: Path) -> None:

@@ -60,6 +60,19 @@ def test_one_run_for_each_finished_stage(recorded: Recorder, documents: Document
     assert curve
 
 
+def test_gates_are_recorded_with_what_was_measured_and_its_bounds(
+    recorded: Recorder, documents: Documents
+) -> None:
+    metrics = runs(recorded)["gates 1"].data.metrics
+    evidence = documents(recorded.home)["gates 1"]["evidence"]["measurements"]
+    told = {m["name"]: m for m in evidence if m["value"] is not None}
+    ends = {"": "value", ".low": "low", ".high": "high"}
+    assert told
+    assert metrics == pytest.approx(
+        {name + end: m[key] for name, m in told.items() for end, key in ends.items()}
+    )
+
+
 def test_recording_again_writes_nothing_more(recorded: Recorder) -> None:
     before = {name: run.info.run_id for name, run in runs(recorded).items()}
     recorded.catch_up()
