@@ -18,10 +18,10 @@ from vitrael.server.studies.run import open_run
 
 pytestmark = [pytest.mark.slow]
 
-PATIENTS = 192
+PATIENTS = 300
 SITE = "north"
 TWIN = (
-    ("length_images = 80_000", "length_images = 1_200"),
+    ("length_images = 100_000", "length_images = 3_000"),
     ("length_images = 96_000", "length_images = 8_000"),
     ("enabled = false", "enabled = true"),
 )
