@@ -24,7 +24,7 @@ def spacing_mm(affine: Affine) -> tuple[float, float, float]:
     return float(x), float(y), float(z)
 
 
-def centred_affine(shape: tuple[int, int, int], *, spacing: float) -> Affine:
+def centered_affine(shape: tuple[int, int, int], *, spacing: float) -> Affine:
     """Return the RAS+ affine of an isotropic grid whose centre is the world origin."""
     affine = np.diag([spacing, spacing, spacing, 1.0])
     affine[:3, 3] = -spacing * (np.array(shape) - 1) / 2

@@ -137,6 +137,19 @@ def decide(evidence: Evidence, policy: Policy) -> Verdict:
     return judge(evidence, policy.gates, policy=policy.name, publishable=policy.publishable)
 
 
+def find_shortfalls(policy: Policy, planned: Mapping[str, int]) -> dict[str, int]:
+    """Return the n that the policy's gates need, for what is planned with fewer.
+
+    ``planned`` holds numbers of samples or plants by the beginning of a measurement's name, such as
+    ``filter.power``. A study with a shortfall is refused, whatever will be measured.
+    """
+    least = {
+        name: max((g.least_n for g in policy.gates if g.measurement.startswith(name)), default=0)
+        for name in planned
+    }
+    return {name: n for name, n in least.items() if planned[name] < n}
+
+
 def _find(gate: Gate, measurement: Measurement | None) -> Finding:
     if why := _missing(gate, measurement):
         return Finding(

@@ -12,6 +12,11 @@ No audit, verification or report has a least number of patients of its own below
 """
 
 
+def split_plants(plants_per_class: int, sites: int) -> int:
+    """Return how many plants of a class fall to each site, as many at least as may be told."""
+    return max(-(-plants_per_class // sites), SMALLEST_COUNT)
+
+
 @dataclass(frozen=True, slots=True)
 class Bucket:
     """A range of counts of patients, in which all look alike."""

@@ -13,7 +13,7 @@ import click
 from vitrael.core.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
-    from vitrael.core.study import Protocol, Study
+    from vitrael.core.study import Study
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 _STUDY = click.Path(path_type=Path, dir_okay=False)
@@ -69,7 +69,7 @@ def demo(
         demand_prepared,
         prepare_demo,
     )
-    from vitrael.server.demo_run import run_demo  # noqa: PLC0415
+    from vitrael.server.demo_run import program, run_demo  # noqa: PLC0415
 
     place = home.absolute() if home else choose_home(Path("demo-home"), resume=resume)
     if resume:
@@ -80,7 +80,7 @@ def demo(
     try:
         outcome, code = run_demo(place, study, port=port, began=began)
     except KeyboardInterrupt:
-        again = ["vitrael", "demo", "--resume", *(["--home", str(home)] if home else [])]
+        again = [program(), "demo", "--resume", "--home", str(place)]
         click.echo(f"\nInterrupted. To go on where it stopped: {shlex.join(again)}", err=True)
         return EXIT_INTERRUPTED
     click.echo(json.dumps(outcome.document) if as_json else outcome.text)
@@ -102,7 +102,8 @@ def check(file: Path, *, as_json: bool) -> None:
     loaded = load_study(file)
     if as_json:
         names = {"study": loaded.digest, "protocol": loaded.protocol.digest}
-        click.echo(json.dumps({**names, "document": loaded.model_dump(mode="json")}))
+        facts = {**names, "too_small": _shortfalls(loaded)}
+        click.echo(json.dumps({**facts, "document": loaded.model_dump(mode="json")}))
     else:
         click.echo(_explain(loaded))
 
@@ -116,6 +117,8 @@ def _explain(loaded: Study) -> str:
         if protocol.screening.enabled
         else "OFF: no candidate is judged, and the gates will refuse"
     )
+    below = [f"{key} below {least:,}" for key, least in _shortfalls(loaded).items()]
+    short = " and ".join(below)
     rows = {
         "study": f"{protocol.name} {protocol.version}, {loaded.digest}",
         "protocol": f"{protocol.digest}, which sites consent to",
@@ -133,29 +136,28 @@ def _explain(loaded: Study) -> str:
         "screening": screening,
         "released": f"{protocol.distillation.released} samples of a student that learned from "
         f"what is kept of {protocol.distillation.candidates} candidates",
-        "gates": _shortfalls(protocol) or "no number above is too small for them",
+        "gates": f"WILL REFUSE: {short}" if short else "no number is too small for them",
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 
 
-def _shortfalls(protocol: Protocol) -> str:
-    """Return which keys are too small for the gates of the policy, whatever will be measured."""
-    from vitrael.privacy.gates import POLICIES  # noqa: PLC0415
+def _shortfalls(loaded: Study) -> dict[str, int]:
+    """Return the keys that are too small for the gates of the policy, with what these need."""
+    from vitrael.privacy.gates import POLICIES, find_shortfalls  # noqa: PLC0415
+    from vitrael.privacy.leakage import split_plants  # noqa: PLC0415
 
-    released = ("protocol.distillation.released", protocol.distillation.released)
-    planned = {
-        "filter.power": ("protocol.audit.plants_per_class", protocol.audit.plants_per_class),
-        "copies.excess_share": released,
-        "conditioning": released,
+    protocol, sites = loaded.protocol, len(loaded.roster.sites)
+    keys = {
+        "filter.power": "protocol.audit.plants_per_class",
+        "copies.excess_share": "protocol.distillation.released",
     }
-    least: dict[str, int] = {}
-    for gate in POLICIES[protocol.policy].gates:
-        for beginning, (key, count) in planned.items():
-            if gate.measurement.startswith(beginning) and count < gate.least_n:
-                least[key] = max(least.get(key, 0), gate.least_n)
-    told = [f"{key} below {count:,}" for key, count in least.items()]
-    return f"WILL REFUSE: {' and '.join(told)}" if told else ""
+    planned = {
+        "filter.power": split_plants(protocol.audit.plants_per_class, sites) * sites,
+        "copies.excess_share": protocol.distillation.released,
+    }
+    short = find_shortfalls(POLICIES[protocol.policy], planned)
+    return {keys[name]: least for name, least in short.items()}
 
 
 def _training(rounds: int, length_images: int) -> str:

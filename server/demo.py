@@ -38,7 +38,7 @@ PHANTOM_PATIENTS = 160
 PHANTOM_VISITS = 2
 _FREE_BYTES = 1 << 30
 _CONSENT_S = 120
-_READY = "prepared.json"
+PREPARED = "prepared.json"
 _BUNDLED = "brain-demo.toml"
 
 
@@ -59,7 +59,7 @@ class DemoPlan:
 def choose_home(folder: Path, *, resume: bool) -> Path:
     """Return ``folder/N``: when resuming that of the last prepared demo, else a new one."""
     homes = [path for path in folder.glob("*") if path.name.isdecimal()]
-    runs = sorted(int(path.name) for path in homes if not resume or (path / _READY).exists())
+    runs = sorted(int(path.name) for path in homes if not resume or (path / PREPARED).exists())
     if resume:
         if not runs:
             raise UsageError(
@@ -83,7 +83,7 @@ def prepare_demo(plan: DemoPlan, *, tell: Callable[[str], None]) -> Study:
             why="it counts phantoms, and with --scans there are none",
             fix="leave one of them out",
         )
-    if (plan.home / _READY).exists():
+    if (plan.home / PREPARED).exists():
         return _demand_same(plan)
     _demand_space(plan.home)
     document = _asked_study(plan)
@@ -95,7 +95,7 @@ def prepare_demo(plan: DemoPlan, *, tell: Callable[[str], None]) -> Study:
         counts = _write_scans(plan, study, tell=tell)
         _consent(plan.home, study)
         note = {"scans": counts, "asked": _asked_scans(plan)}
-        write_atomically(plan.home / _READY, json.dumps(note).encode())
+        write_atomically(plan.home / PREPARED, json.dumps(note).encode())
     return study
 
 
@@ -136,7 +136,7 @@ def _asked_scans(plan: DemoPlan) -> dict[str, str | int]:
 def _demand_same(plan: DemoPlan) -> Study:
     """Return the study of a prepared home; raise UsageError when the plan asks for another."""
     study = load_study(plan.home / "study.toml")
-    made = json.loads((plan.home / _READY).read_bytes()).get("asked", {})
+    made = json.loads((plan.home / PREPARED).read_bytes()).get("asked", {})
     changed = []
     if plan.policy not in (None, study.protocol.policy):
         changed.append("--policy")
@@ -156,7 +156,7 @@ def _demand_same(plan: DemoPlan) -> Study:
 
 def demand_prepared(home: Path) -> Study:
     """Return the study of a home that a demo has prepared; raise UsageError for any other."""
-    if not (home / _READY).exists():
+    if not (home / PREPARED).exists():
         raise UsageError(f"{home} holds no prepared demo", fix="run vitrael demo without --resume")
     return load_study(home / "study.toml")
 

@@ -9,11 +9,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL
+from vitrael.core.messages import StageName
 from vitrael.core.study import Study
 from vitrael.privacy.release.manifest import RECALLED
+from vitrael.server.demo import PREPARED
 from vitrael.server.federation.exchange import ABSENT_S
 from vitrael.server.federation.layout import RehearsalLayout
 from vitrael.server.progress import Progress
@@ -21,7 +23,8 @@ from vitrael.server.registry import Registry, ui_command, ui_page
 from vitrael.server.rehearsal import rehearse
 from vitrael.server.studies.recording import recording
 
-_SINGLE_EXCHANGES = ("consent", "latents", "calibration", "screening", "audit", "signing")
+_ONCE = frozenset(get_args(StageName)) - {"codec", "teacher"}
+"""Stages that ask each site once; the others go by rounds."""
 _STARTING_S = 600.0
 _VOXELS_A_SECOND = 50_000
 """What the coordinator brings through a network at least: a fortieth of what was measured."""
@@ -68,7 +71,7 @@ def longest_run_s(study: Study) -> float:
     """
     protocol, generator = study.protocol, study.protocol.generator
     rounds = generator.codec.training.rounds + generator.teacher.training.rounds
-    exchanges = len(_SINGLE_EXCHANGES) + rounds
+    exchanges = len(_ONCE) + rounds
     images = (
         generator.student.training.length_images
         + protocol.distillation.candidates * generator.teacher.sampling_steps
@@ -78,9 +81,14 @@ def longest_run_s(study: Study) -> float:
     return _STARTING_S + exchanges * (protocol.federation.deadline_s + ABSENT_S) + own_s
 
 
+def program() -> str:
+    """Return the command of this installation with its path: its folder may be on no PATH."""
+    return str(Path(sys.executable).parent / "vitrael")
+
+
 def _unreadable(home: Path) -> int:
     """Return how many scans were left out at the intake because they could not be used."""
-    counts = json.loads((home / "prepared.json").read_bytes())["scans"]
+    counts = json.loads((home / PREPARED).read_bytes())["scans"]
     return sum(int(site["unreadable"]) for site in counts.values())
 
 
@@ -96,10 +104,9 @@ def _commands(home: Path, document: dict[str, Any]) -> dict[str, str]:
         trust = ["--trust", str(home / "trust.json")]
         target = str(home / f"pulled-{name}-{version}")
         source = ["--from", str(home / "catalogue")]
-        program = str(Path(sys.executable).parent / "vitrael")
-        pull = [program, "pull", document["release"], *source, *trust, "--to", target]
+        pull = [program(), "pull", document["release"], *source, *trust, "--to", target]
         commands["pull"] = shlex.join(pull)
-        commands["verify"] = shlex.join([program, "verify", target, *trust])
+        commands["verify"] = shlex.join([program(), "verify", target, *trust])
     return commands
 
 

@@ -146,7 +146,7 @@ class Rehearsal:
         self._start_superlink()
         self._start_stewards()
         self._wait("the SuperLink does not answer", self.superlink.is_up)
-        nodes = self._enrol()
+        nodes = self._enroll()
         self._start_run()
         for site in layout.sites:
             self._start_courier(site)
@@ -232,7 +232,7 @@ class Rehearsal:
         executor = executor_command(self.layout, site, port=port)
         self._spawn(f"site {site}: executor", executor, flower_home=home)
 
-    def _enrol(self) -> dict[str, int]:
+    def _enroll(self) -> dict[str, int]:
         """Return site -> node id: keys registered, ids in ``sites.json``, dead nodes signed off."""
         online = {node.node_id for node in self.superlink.nodes() if node.online}
         path = self.layout.home / "sites.json"

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from vitrael.core.errors import ConfigError
-
 if TYPE_CHECKING:
     from vitrael.client.site.journal import Kept, Line
     from vitrael.client.site.settings import SiteSettings
@@ -85,7 +83,7 @@ def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) 
     from vitrael.client.site.steward import Steward  # noqa: PLC0415
 
     settings = load_settings(home, device=device, threads=threads)
-    _demand_enrolment(settings)
+    _demand_enrollment(settings)
     _demand_device(settings)
 
     def end(number: int, _frame: object) -> None:
@@ -105,11 +103,6 @@ def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) 
 @click.argument("study", type=click.Path(path_type=Path, dir_okay=False))
 @_HOME
 @click.option(
-    "--roster",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="All members with their keys; roster.json of the home folder by default.",
-)
-@click.option(
     "--days",
     type=click.FloatRange(min=0, max=MOST_DAYS, min_open=True),
     callback=_refuse_nan,
@@ -127,7 +120,6 @@ def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) 
 def consent(
     study: Path,
     home: Path,
-    roster: Path | None,
     days: float | None,
     rounds: int | None,
     *,
@@ -135,7 +127,7 @@ def consent(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Sign this site's yes to STUDY with the enrolled members.
+    """Sign this site's yes to STUDY with the members of roster.json in the home folder.
 
     Example: vitrael site consent study.toml --home /srv/vitrael/north
     """
@@ -157,7 +149,7 @@ def consent(
         document,
         site=settings.name,
         keys=keys.public,
-        members=load_roster(roster or settings.roster),
+        members=load_roster(settings.roster),
         cohort=count_cohort(settings.scans),
         now=utc_now(),
         days=DEFAULT_DAYS if days is None else days,
@@ -224,16 +216,13 @@ def _show(line: Line) -> str:
     return f"{start}  {line.to or '-':<31}  {what}"
 
 
-def _demand_enrolment(settings: SiteSettings) -> None:
-    """Raise ConfigError when a roster is here and this site is not on it."""
-    from vitrael.privacy.keys import load_roster  # noqa: PLC0415
+def _demand_enrollment(settings: SiteSettings) -> None:
+    """Raise AuthError unless the roster names this site with the keys that are here."""
+    from vitrael.client.site.consent import demand_membership  # noqa: PLC0415
+    from vitrael.privacy.keys import KeyPair, load_roster  # noqa: PLC0415
 
-    if settings.roster.exists() and settings.name not in load_roster(settings.roster):
-        raise ConfigError(
-            f"site {settings.name} is not on its roster",
-            why="no task and no consent can name it",
-            fix="correct name in site.toml, or ask the coordinator for a new roster.json",
-        )
+    own = KeyPair.load(settings.keys).public
+    demand_membership(load_roster(settings.roster), site=settings.name, own=own)
 
 
 def _demand_device(settings: SiteSettings) -> None:
@@ -265,7 +254,7 @@ def _describe(consent: Consent, study: Study) -> str:
         "study": f"{protocol.name}, version {protocol.version}",
         "members": ", ".join(study.roster.sites),
         "policy": f"{protocol.policy}. {POLICIES[protocol.policy].title}",
-        "licence": f"{protocol.license}, if anything is released",
+        "license": f"{protocol.license}, if anything is released",
         "votes": f"one bit for each of {protocol.distillation.candidates:,} candidates",
         **consent.model_dump(mode="json"),
         "cohort": ", ".join(f"{count} {name}" for name, count in consent.cohort.items()),

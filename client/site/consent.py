@@ -171,8 +171,14 @@ def _check_members(
             why=f"only one of the two names {differ}",
             fix="ask the coordinator for the roster of this study",
         )
+    demand_membership(members, site=site, own=own)
+
+
+def demand_membership(members: Mapping[str, PublicKeys], *, site: str, own: PublicKeys) -> None:
+    """Raise ConsentError unless the roster names the site, with its own keys."""
     if members.get(site) != own:
         raise ConsentError(
             f"the roster does not hold site {site} with this site's own keys",
-            fix="ask the coordinator to correct the roster",
+            why="no task could name it, and nobody would accept its signature",
+            fix="correct name in site.toml, or ask the coordinator to correct the roster",
         )

@@ -306,7 +306,8 @@ def _describe(
     visited = _SESSION.search(inside.as_posix())
     session = row.get("session") or (visited[1] if visited else "1")
     notes = dict(part.split("=", 1) for part in row.get("notes", "").split(";") if "=" in part)
-    facts = {**participants.get(subject, {}), **notes, **row}
+    tables = (participants.get(subject, {}), notes, row)
+    facts = {name: text for table in tables for name, text in table.items() if text}
     return FoundScan(
         path=path,
         number=0,

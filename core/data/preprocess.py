@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ScanError
-from vitrael.core.geometry import Affine, centred_affine
+from vitrael.core.geometry import Affine, centered_affine
 from vitrael.core.study import Data
 
 FOREGROUND_FRAC = 0.15
@@ -113,6 +113,6 @@ def _grid_around_brain(
     index_3N = np.stack(np.nonzero(_foreground(volume)))
     world_3N = affine[:3, :3] @ index_3N + affine[:3, 3:]
     low, high = np.percentile(world_3N, [0.5, 99.5], axis=1)
-    target = centred_affine(grid_vox, spacing=spacing)
+    target = centered_affine(grid_vox, spacing=spacing)
     target[:3, 3] += (low + high) / 2
     return target

@@ -33,7 +33,7 @@ from vitrael.privacy.evidence import Measurement, not_estimable
 from vitrael.privacy.leakage import SMALLEST_COUNT
 
 _RELABELINGS = 200
-_NEIGHBOURS = 3
+_NEIGHBORS = 3
 _NAME = "closeness.training_share"
 _WORST = "closeness.worst_site"
 _METHOD = "nearest real neighbour by relative distance, odds per patient; bounds by relabeling"
@@ -69,7 +69,7 @@ def patient_distances(
 
 def relative_distances(released_RP: np.ndarray, reference_QP: np.ndarray) -> np.ndarray:
     """Return the distances as multiples of each patient's own to the nearest reference patients."""
-    near_P = np.sort(reference_QP, axis=0)[:_NEIGHBOURS].mean(axis=0)
+    near_P = np.sort(reference_QP, axis=0)[:_NEIGHBORS].mean(axis=0)
     return np.asarray(released_RP / np.maximum(near_P, 1e-9))
 
 

@@ -37,7 +37,7 @@ from vitrael.privacy.audit.worst import worst_area
 from vitrael.privacy.evidence import Measurement, not_estimable
 from vitrael.privacy.leakage import SMALLEST_COUNT
 
-_NEIGHBOURS = 5
+_NEIGHBORS = 5
 _WORST = "membership.worst_site"
 _METHOD = "nearest-neighbour density ratio on the released samples; areas by site, DeLong errors"
 
@@ -61,7 +61,7 @@ def attack_scores(released_RP: np.ndarray, reference_QP: np.ndarray) -> np.ndarr
     """
     if not len(released_RP) or not len(reference_QP):
         raise DataError("the membership attack needs samples and reference patients")
-    near = np.sort(reference_QP, axis=0)[:_NEIGHBOURS]
+    near = np.sort(reference_QP, axis=0)[:_NEIGHBORS]
     near = np.where(np.isfinite(near), near, np.nan)
     return np.asarray(np.log(np.nanmean(near, axis=0)) - np.log(released_RP.min(0) + 1e-9))
 

@@ -1,8 +1,13 @@
 """Planted copies: real scans of the gallery, disguised, that a filter with power must catch.
 
-Plants come from training patients (they are in the gallery) whom the filter's encoder never saw
-and whose scans set no threshold of their own class; each source patient is used once a class.
-They exist only at the site, for the length of one audit, and are never written.
+Plants come from training patients, since a copy of anybody else is nobody's copy. The filter's
+encoder never saw these patients; their scans are the gallery, and the operating point was taken
+with each of them left out in turn. Each source patient is used once a class. Plants exist only at
+the site, for the length of one audit, and are never written.
+
+Three classes, exact, flip and autoencoder, are in the gallery but for a view that the encoder does
+not tell apart: they show that the filter as configured works at all. What it is worth against a
+disguise is told by the others.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from vitrael.privacy.envelope import open_reply
 from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.keys import PublicKeys, roster_digest
 
-STAGES: Final[tuple[StageName, ...]] = ("calibration", "screening", "audit")
+TALLY_STAGES: Final[tuple[StageName, ...]] = ("calibration", "screening", "audit")
 """Whose replies are tallies."""
 _TOLERANCE: Final = 1e-9
 """Relative: pooled again elsewhere, the last digits may differ."""
@@ -36,13 +36,13 @@ def pool_tallies(
     confidence: float = CONFIDENCE,
     samples: tuple[Digest, ...] = (),
 ) -> tuple[Measurement, ...]:
-    """Return all measurements that the sites' tallies of ``STAGES`` give.
+    """Return all measurements that the sites' tallies of ``TALLY_STAGES`` give.
 
     There is one tally a stage for each site of the roster, in its order, and an empty one for a
     site that was absent: nothing that needs it is then estimable. ``samples`` names what was
     audited. Raises DataError for a tally that is none.
     """
-    inputs = {stage: (digest_json(list(tallies[stage])),) for stage in STAGES}
+    inputs = {stage: (digest_json(list(tallies[stage])),) for stage in TALLY_STAGES}
     try:
         return (
             screening_measurement(tallies["screening"], inputs=inputs["screening"]),
@@ -69,7 +69,7 @@ def check_tally(stage: str, tally: SiteTally) -> None:
             why="an answer tells at least whether there was enough to count",
             fix="run the same package version everywhere",
         )
-    empty: dict[str, Sequence[SiteTally]] = dict.fromkeys(STAGES, ())
+    empty: dict[str, Sequence[SiteTally]] = dict.fromkeys(TALLY_STAGES, ())
     pool_tallies({**empty, stage: [tally]})
 
 
@@ -103,15 +103,15 @@ def open_tallies(
     exactly one of each, signed by that site for this protocol and these members, and unless each
     site's votes and plants were judged by the one filter that it froze.
     """
-    if replies.keys() != {f"{stage}/{site}" for stage in STAGES for site in members}:
+    if replies.keys() != {f"{stage}/{site}" for stage in TALLY_STAGES for site in members}:
         raise VerificationError(
             "not every site's tallies are there",
             why="the Evidence needs the signed replies of all sites of the roster",
             fix="ask the coordinator; nothing was signed",
         )
     roster = roster_digest(members)
-    opened: dict[str, list[dict[str, Any]]] = {stage: [] for stage in STAGES}
-    for stage in STAGES:
+    opened: dict[str, list[dict[str, Any]]] = {stage: [] for stage in TALLY_STAGES}
+    for stage in TALLY_STAGES:
         for site, keys in members.items():
             try:
                 reply = open_reply(replies[f"{stage}/{site}"], keys)
@@ -127,7 +127,7 @@ def open_tallies(
                 )
             opened[stage].append(dict(reply.body))
     for row, site in enumerate(members):
-        frozen, votes, audit = (opened[stage][row] for stage in STAGES)
+        frozen, votes, audit = (opened[stage][row] for stage in TALLY_STAGES)
         check_vote(site, votes, frozen)
         check_certificate(site, audit, votes)
     return opened

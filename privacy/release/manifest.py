@@ -24,6 +24,8 @@ RECALLED: Final = "RECALLED.json"
 SIGNATURES: Final = "signatures"
 REQUIRED: Final = ("evidence.json", "study.toml", "verdict.json")
 """A release without its study, its Evidence and its Verdict is none."""
+SIGNED_AS_BYTES: Final = (MANIFEST, *REQUIRED)
+"""The files that a site reads before it signs; it knows the others by their digests."""
 DOCUMENTS: Final = frozenset(
     {
         *REQUIRED,

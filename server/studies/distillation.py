@@ -17,7 +17,7 @@ from vitrael.core.data.conditions import scale_covariates, unscale_conditions
 from vitrael.core.data.measure import measure_volumes
 from vitrael.core.digest import Digest
 from vitrael.core.errors import DataError, WeightsError
-from vitrael.core.geometry import centred_affine
+from vitrael.core.geometry import centered_affine
 from vitrael.core.models import SYSTEMS
 from vitrael.core.models.brain_ldm import (
     LatentGenerator,
@@ -71,7 +71,7 @@ def measured_conditions(
     A teacher draws only nearly what it is asked for. A student that learned from the request would
     learn its error too; learning from the measurement, it learns what a volume looks like.
     """
-    affine = centred_affine(data.grid_vox, spacing=data.spacing_mm)
+    affine = centered_affine(data.grid_vox, spacing=data.spacing_mm)
     ventricle_ml, brain_ml = measure_volumes(image_BCDHW, affine)
     covariate_BK = unscale_conditions(condition_BK, data)
     covariate_BK[:, COVARIATES.index("ventricle_ml")] = ventricle_ml
@@ -261,6 +261,6 @@ def _generator(
         denoiser.to(compute.device),
         part,
         grid_vox=protocol.data.grid_vox,
-        affine=centred_affine(protocol.data.grid_vox, spacing=protocol.data.spacing_mm),
+        affine=centered_affine(protocol.data.grid_vox, spacing=protocol.data.spacing_mm),
         bf16=compute.bf16,
     )

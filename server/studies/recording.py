@@ -83,6 +83,8 @@ class Recorder:
 
     def _run(self, record: StageRecord, document: Mapping[str, Any]) -> RunRecord:
         body = json.dumps(document, indent=1).encode()
+        told = document.get("evidence")
+        evidence = None if told is None else Evidence.model_validate(told)
         return RunRecord(
             key=record.key.digest,
             name=f"{record.key.stage} {record.key.round + 1}",
@@ -94,12 +96,13 @@ class Recorder:
                 "sites": ",".join(record.participants),
                 "output": record.output,
                 **_scalars(record.details),
+                **_not_estimable(evidence),
             },
             curves={
                 f"loss.{who}": list(zip(curve["images"], curve["loss"], strict=True))
                 for who, curve in record.details.get("curves", {}).items()
             }
-            | _measured(document.get("evidence")),
+            | _as_metrics(evidence),
             artifacts={"document.json": body} if len(body) < _LARGEST_ARTIFACT_BYTES else {},
         )
 
@@ -108,20 +111,28 @@ def _scalars(details: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in details.items() if isinstance(value, int | float | str)}
 
 
-def _measured(evidence: object) -> dict[str, list[tuple[int, float]]]:
+def _as_metrics(evidence: Evidence | None) -> dict[str, list[tuple[int, float]]]:
     """Return what could be estimated, each with its bounds, as metrics of one step."""
     if evidence is None:
         return {}
     return {
         f"{measurement.name}{suffix}": [(0, value)]
-        for measurement in Evidence.model_validate(evidence).measurements
+        for measurement in evidence.measurements
         for suffix, value in (
             ("", measurement.value),
             (".low", measurement.low),
             (".high", measurement.high),
+            (".n", measurement.n),
         )
-        if value is not None
+        if measurement.value is not None and value is not None
     }
+
+
+def _not_estimable(evidence: Evidence | None) -> dict[str, str]:
+    """Return the names of what could not be estimated, as one parameter, if there are any."""
+    measured = () if evidence is None else evidence.measurements
+    names = [measurement.name for measurement in measured if measurement.value is None]
+    return {"not_estimable": ", ".join(names)} if names else {}
 
 
 def record_recall(home: Path) -> None:

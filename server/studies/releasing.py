@@ -12,19 +12,19 @@ import numpy as np
 from vitrael.core.data.synthetic import SyntheticSet, synthetic_set
 from vitrael.core.digest import Digest, digest_bytes
 from vitrael.core.errors import DataError, StorageError, VerificationError
-from vitrael.core.geometry import centred_affine
+from vitrael.core.geometry import centered_affine
 from vitrael.core.records import Samples
 from vitrael.core.rng import stream
 from vitrael.core.study import COVARIATES, Study
 from vitrael.core.version import package_version
 from vitrael.privacy.audit.pooling import conditioning_measurements, participation_measurement
-from vitrael.privacy.audit.tallies import STAGES, check_certificate, pool_tallies
+from vitrael.privacy.audit.tallies import TALLY_STAGES, check_certificate, pool_tallies
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import POLICIES, Verdict, decide
 from vitrael.privacy.release import states
 from vitrael.privacy.release.bundle import Contents, image_files, write_bundle
 from vitrael.privacy.release.catalogue import publish
-from vitrael.privacy.release.manifest import MANIFEST, Reference, parse_manifest
+from vitrael.privacy.release.manifest import MANIFEST, SIGNED_AS_BYTES, Reference, parse_manifest
 from vitrael.privacy.release.sign import add_signature
 from vitrael.privacy.release.trust import Trust, trust_roster
 from vitrael.privacy.release.verify import check_signature, verify_release
@@ -34,7 +34,6 @@ from vitrael.server.studies.run import StageResult, StudyRun
 
 _VENTRICLE = COVARIATES.index("ventricle_ml")
 _SIGNING = "signing 1"
-_SIGNED_FILES = (MANIFEST, "study.toml", "evidence.json", "verdict.json")
 
 
 def audit_samples(
@@ -164,7 +163,7 @@ def sign_release(
         files = _read_signed_files(folder, manifest=bundle["manifest"])
         replies = {
             f"{stage}/{site}": np.frombuffer(envelope.encode(), np.uint8)
-            for stage in STAGES
+            for stage in TALLY_STAGES
             for site, envelope in tallies[stage]["envelopes"].items()
         }
         attachments = {"manifest": files, "tallies": replies}
@@ -185,7 +184,7 @@ def sign_release(
 
 def _read_signed_files(folder: Path, *, manifest: str) -> dict[str, np.ndarray]:
     try:
-        files = {name: (folder / name).read_bytes() for name in _SIGNED_FILES}
+        files = {name: (folder / name).read_bytes() for name in SIGNED_AS_BYTES}
     except OSError:
         files = {}
     if not files or digest_bytes(files[MANIFEST]) != manifest:
@@ -252,7 +251,7 @@ def read_samples(run: StudyRun, *, student: Digest, samples: Mapping[str, Any]) 
     """Return the synthetic set of the ``synthesis`` stage with its provenance."""
     tensors = run.objects.get_tensors(Digest(samples["samples"]))
     data = run.study.protocol.data
-    affine = centred_affine(data.grid_vox, spacing=data.spacing_mm)
+    affine = centered_affine(data.grid_vox, spacing=data.spacing_mm)
     return synthetic_set(
         Samples(tensors["image"], tensors["condition"], affine),
         seed=int(samples["seed"]),

@@ -25,7 +25,7 @@ from vitrael.core.data.phantoms.brain import (
 from vitrael.core.data.scan import Scan
 from vitrael.core.data.splits import Split
 from vitrael.core.errors import DataError
-from vitrael.core.geometry import centred_affine
+from vitrael.core.geometry import centered_affine
 from vitrael.core.messages import Task
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import stream
@@ -108,7 +108,7 @@ def site(root: Path, tmp_path_factory: pytest.TempPathFactory) -> SiteContext:
 
 def _audited(context: SiteContext, released: np.ndarray) -> dict[str, Measurement]:
     data = context.study.protocol.data
-    affine = centred_affine(data.grid_vox, spacing=data.spacing_mm)
+    affine = centered_affine(data.grid_vox, spacing=data.spacing_mm)
     files = {
         f"{number:03d}.nii.gz": np.frombuffer(
             encode_nifti(Scan(image, affine, "T1w"), dtype="int16", compressed=True), np.uint8

@@ -38,41 +38,43 @@ def _outputs(home: Path) -> dict[tuple[str, int], str | None]:
     }
 
 
-def _run_until_killed(home: Path, *, stage: tuple[str, int], site: str | None) -> None:
-    """Kill a site's SuperNode, or the ServerApp, as soon as the stage has begun."""
+def _demand_no_network(rehearsal: Rehearsal, site: str) -> None:
+    """Assert that the site's steward, which trains now, has a loopback of its own and no more."""
+    if not network_guard():
+        assert os.geteuid() != 0, "root can take the network from a process"
+        return
+    pid = rehearsal.group.children[f"site {site}: steward"].pid
+    devices = Path(f"/proc/{pid}/net/dev").read_text(encoding="ascii").splitlines()[2:]
+    assert [line.split(":")[0].strip() for line in devices] == ["lo"]
+    ours = Path("/proc/self/ns/net").readlink()
+    assert Path(f"/proc/{pid}/ns/net").readlink() != ours
+
+
+def _run_until_killed(home: Path, *, stage: tuple[str, int], site: str, victim: str) -> None:
+    """Kill the site's SuperNode, or the ServerApp, when the site has begun to train."""
+    struck = []
 
     def strike(event: Event) -> None:
         line = event.data
-        begun = event.who == "coordinator" and line.get("event") == "begun"
-        if begun and (line["stage"], line["round"]) == stage:
-            if site is None:
+        trains = event.who == site and (line.get("stage"), line.get("round")) == stage
+        if trains and not struck:
+            assert line["done"] < line["total"]
+            _demand_no_network(rehearsal, site)
+            struck.append(line)
+            if victim == "ServerApp":
                 crash_server_app(rehearsal)
             else:
-                crash(rehearsal, f"site {site}: courier")
+                crash(rehearsal, f"site {site}: {victim}")
 
     with Rehearsal(RehearsalLayout(home=home, sites=SITES), on_event=strike) as rehearsal:
         rehearsal.start()
         rehearsal.watch(timeout_s=180)
+    assert struck
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_homes(tmp_path_factory.mktemp("resume") / "prepared", UNSCREENED)
-
-
-def test_steward_has_a_loopback_of_its_own_and_no_more(prepared: Path, tmp_path: Path) -> None:
-    if not network_guard():
-        assert os.geteuid() != 0, "root can take the network from a process"
-        pytest.skip("this machine lets nobody but root take the network from a process")
-    home = copy_homes(prepared, tmp_path)
-    ours = Path("/proc/self/ns/net").readlink()
-    with Rehearsal(RehearsalLayout(home=home, sites=SITES)) as rehearsal:
-        rehearsal.start()
-        for site in SITES:
-            pid = rehearsal.group.children[f"site {site}: steward"].pid
-            devices = Path(f"/proc/{pid}/net/dev").read_text(encoding="ascii").splitlines()[2:]
-            assert [line.split(":")[0].strip() for line in devices] == ["lo"]
-            assert Path(f"/proc/{pid}/ns/net").readlink() != ours
 
 
 def test_killed_supernode_and_server_app_change_no_weight(prepared: Path, tmp_path: Path) -> None:
@@ -85,10 +87,10 @@ def test_killed_supernode_and_server_app_change_no_weight(prepared: Path, tmp_pa
     disturbed = copy_homes(prepared, tmp_path / "disturbed")
 
     with pytest.raises(ProcessError, match="site harbour: courier"):
-        _run_until_killed(disturbed, stage=("codec", 1), site="harbour")
+        _run_until_killed(disturbed, stage=("codec", 1), site="harbour", victim="courier")
     assert ("codec", 1) not in _outputs(disturbed)
     with pytest.raises(ProcessError, match="ServerApp"):
-        _run_until_killed(disturbed, stage=("teacher", 0), site=None)
+        _run_until_killed(disturbed, stage=("teacher", 0), site="north", victim="ServerApp")
     assert ("teacher", 0) not in _outputs(disturbed)
     rehearse(RehearsalLayout(home=disturbed, sites=SITES))
 

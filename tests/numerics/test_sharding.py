@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.factories.systems import GRID, brain_ldm
-from vitrael.core.geometry import centred_affine
+from vitrael.core.geometry import centered_affine
 from vitrael.core.interfaces import Generator
 from vitrael.core.models.brain_ldm import LatentGenerator, build_codec, build_denoiser
 from vitrael.core.records import SampleRequest
@@ -31,7 +31,7 @@ def generator(*, batch_images: int = 32) -> LatentGenerator:
         denoiser,
         config.teacher,
         grid_vox=GRID,
-        affine=centred_affine(GRID, spacing=12.0),
+        affine=centered_affine(GRID, spacing=12.0),
         batch_images=batch_images,
     )
 
@@ -88,7 +88,7 @@ def test_samples_are_images_with_geometry() -> None:
     assert samples.image_BCDHW.min() >= 0
     assert samples.image_BCDHW.max() <= 1
     assert np.array_equal(samples.condition_BK, request().condition_BK)
-    assert np.array_equal(samples.affine, centred_affine(GRID, spacing=12.0))
+    assert np.array_equal(samples.affine, centered_affine(GRID, spacing=12.0))
 
 
 def test_sampling_leaves_the_global_generator_alone() -> None:

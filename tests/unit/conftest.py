@@ -52,7 +52,7 @@ class ReleaseFactory:
 
         from vitrael.core.data.synthetic import synthetic_set
         from vitrael.core.digest import digest_bytes
-        from vitrael.core.geometry import centred_affine
+        from vitrael.core.geometry import centered_affine
         from vitrael.core.records import Samples
         from vitrael.core.rng import stream
         from vitrael.core.study import Study
@@ -69,7 +69,7 @@ class ReleaseFactory:
         samples = Samples(
             image_BCDHW=rng.random((3, 1, 6, 5, 4), dtype=np.float32),
             condition_BK=rng.random((3, 4), dtype=np.float32),
-            affine=centred_affine((6, 5, 4), spacing=8.0),
+            affine=centered_affine((6, 5, 4), spacing=8.0),
         )
         measurement = counted("screening.done", part=9, whole=9, unit="samples", method="count")
         evidence = Evidence(protocol=study.protocol.digest, measurements=(measurement,))

@@ -37,7 +37,7 @@ from vitrael.privacy.audit.parts import write_audit
 from vitrael.privacy.audit.plants import NOISE_FRAC, draw_plants
 from vitrael.privacy.audit.power import Tally, show_to_filter
 from vitrael.privacy.evidence import PLANT_CLASSES
-from vitrael.privacy.leakage import SMALLEST_COUNT
+from vitrael.privacy.leakage import SMALLEST_COUNT, split_plants
 from vitrael.privacy.reid.calibrate import first_visits
 from vitrael.privacy.reid.gallery import with_round_trips
 from vitrael.privacy.reid.roles import RoundTrip
@@ -140,7 +140,9 @@ class SiteAudit:
         if why and self.context.study.protocol.screening.enabled:
             return dict.fromkeys(PLANT_CLASSES, Tally(0, 0)), Tally(0, 0)
         rng = self._rng("plants")
-        plants = draw_plants(self.training, self._share(), rng=rng, round_trip=self.round_trip)
+        study = self.context.study
+        share = split_plants(study.protocol.audit.plants_per_class, len(study.roster.sites))
+        plants = draw_plants(self.training, share, rng=rng, round_trip=self.round_trip)
         fresh = show_to_filter({"fresh": _firsts(self.held_out)}, keep)["fresh"]
         return show_to_filter(plants, keep), fresh
 
@@ -199,12 +201,6 @@ class SiteAudit:
             )
         )
         return measure_membership(members, others, planted=(found[0], found[1]), rng=rng)
-
-    def _share(self) -> int:
-        """Return how many plants of a class fall to this site, as many at least as may be told."""
-        study = self.context.study
-        share = -(-study.protocol.audit.plants_per_class // len(study.roster.sites))
-        return max(share, SMALLEST_COUNT)
 
     def _disguised_copies(self) -> np.ndarray:
         """Return a scan of every training patient, bent, and smoothed as a generator's samples."""

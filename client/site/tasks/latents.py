@@ -21,7 +21,7 @@ from vitrael.client.site.tasks.networks import (
 )
 from vitrael.core.data.measure import measure_volumes
 from vitrael.core.data.splits import Split
-from vitrael.core.geometry import centred_affine
+from vitrael.core.geometry import centered_affine
 from vitrael.core.messages import Task
 from vitrael.core.metrics.moments import moments_of
 from vitrael.core.records import PatientImages
@@ -75,7 +75,7 @@ def _before_and_after(
     if len(first) == 0:
         return np.zeros((0, 2))
     data = context.study.protocol.data
-    affine = centred_affine(data.grid_vox, spacing=data.spacing_mm)
+    affine = centered_affine(data.grid_vox, spacing=data.spacing_mm)
     decoded = reconstruct_images(codec, first, device)
     before, _ = measure_volumes(first, affine)
     after, _ = measure_volumes(decoded, affine)

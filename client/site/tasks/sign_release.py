@@ -22,9 +22,12 @@ from vitrael.core.weights import Tensors
 from vitrael.privacy.audit.tallies import check_evidence, open_tallies, pool_tallies
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import POLICIES, Verdict, decide
-from vitrael.privacy.keys import load_roster
+from vitrael.privacy.keys import load_roster, roster_digest
 from vitrael.privacy.release.manifest import (
     DOCUMENTS,
+    MANIFEST,
+    REQUIRED,
+    SIGNED_AS_BYTES,
     Manifest,
     Reference,
     is_image_path,
@@ -34,7 +37,6 @@ from vitrael.privacy.release.sign import sign_manifest
 
 ATTACHMENT = "manifest"
 TALLIES = "tallies"
-FILES = ("manifest.json", "study.toml", "evidence.json", "verdict.json")
 
 AUDITED = "audited.json"
 """Where ``tasks.audit`` keeps the digests of what it judged."""
@@ -51,23 +53,23 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     give, when the verdict is not what the study's gates say of the evidence, or when it refuses.
     """
     files = _read_files(inputs.get(ATTACHMENT, {}))
-    if set(files) != set(FILES):
+    if set(files) != set(SIGNED_AS_BYTES):
         raise DataError(
             "the task does not bring what is to be signed",
-            why=f"its attachment must hold the bytes of {', '.join(FILES)}",
+            why=f"its attachment must hold the bytes of {', '.join(SIGNED_AS_BYTES)}",
         )
-    manifest = parse_manifest(files["manifest.json"])
+    manifest = parse_manifest(files[MANIFEST])
     _check_belongs(manifest, task, context.study.protocol)
     _check_audited(manifest, context)
-    for name in FILES[1:]:
+    for name in REQUIRED:
         if digest_bytes(files[name]) != manifest.files[name].digest:
             raise VerificationError(
                 f"{name} is not the file that the manifest names", why="digests differ", fix=_FIX
             )
     _check_study(files["study.toml"], manifest)
     evidence = _check_verdict(files, manifest, task)
-    _check_measured(evidence, _read_files(inputs.get(TALLIES, {})), context)
-    signature = sign_manifest(files["manifest.json"], context.keys.signing, site=context.name)
+    _check_measured(evidence, _read_files(inputs.get(TALLIES, {})), task, context)
+    signature = sign_manifest(files[MANIFEST], context.keys.signing, site=context.name)
     return TaskResult(body={"signature": signature.decode()})
 
 
@@ -153,7 +155,9 @@ def _check_verdict(files: Mapping[str, bytes], manifest: Manifest, task: Task) -
     return evidence
 
 
-def _check_measured(evidence: Evidence, replies: Mapping[str, bytes], context: SiteContext) -> None:
+def _check_measured(
+    evidence: Evidence, replies: Mapping[str, bytes], task: Task, context: SiteContext
+) -> None:
     """Raise VerificationError unless the signed tallies of all sites give this evidence.
 
     Its own reply is among them: a site gives one answer a stage, so what bears its signature is
@@ -161,6 +165,12 @@ def _check_measured(evidence: Evidence, replies: Mapping[str, bytes], context: S
     """
     protocol = context.study.protocol
     known = load_roster(context.settings.roster)
+    if roster_digest(known) != task.roster:
+        raise VerificationError(
+            "roster.json is not the roster of this study",
+            why="it was changed after the consent, and it says whose tallies are genuine",
+            fix="restore roster.json, then ask the coordinator to resume the study",
+        )
     members = {site: known[site] for site in context.study.roster.sites}
     tallies = open_tallies(replies, members, protocol=protocol.digest)
     check_evidence(evidence, pool_tallies(tallies, confidence=protocol.audit.confidence))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vitrael.core.data.scan import Scan
-from vitrael.core.geometry import centred_affine
+from vitrael.core.geometry import centered_affine
 
 _SHAPE_WAVES = 8
 _FOLD_WAVES = 14
@@ -114,7 +114,7 @@ def render_brain(
 
     Tissue borders are softened over one voxel, which stands for partial volume.
     """
-    affine = centred_affine(grid_vox, spacing=spacing_mm)
+    affine = centered_affine(grid_vox, spacing=spacing_mm)
     axes = [affine[i, 3] + spacing_mm * np.arange(n) for i, n in enumerate(grid_vox)]
     world = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     head = (world - acquisition.shift_mm) @ _rotation(acquisition.rotation_rad)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitrael.core.errors import ScanError
-from vitrael.core.geometry import centred_affine, check_affine, spacing_mm, voxel_volume_ml
+from vitrael.core.geometry import centered_affine, check_affine, spacing_mm, voxel_volume_ml
 
 SIZES = st.floats(min_value=0.1, max_value=20)
 SHAPES = st.tuples(*[st.integers(1, 64)] * 3)
@@ -23,7 +23,7 @@ def rotation(angle_rad: float) -> np.ndarray:
 
 @given(SHAPES, SIZES)
 def test_center_of_the_grid_is_the_origin(shape: tuple[int, int, int], spacing: float) -> None:
-    affine = centred_affine(shape, spacing=spacing)
+    affine = centered_affine(shape, spacing=spacing)
     center = affine @ [*((np.array(shape) - 1) / 2), 1]
     assert np.allclose(center, [0, 0, 0, 1])
     check_affine(affine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -224,6 +225,7 @@ def test_interrupted_demo_says_its_home_and_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from vitrael.server import demo_run
+    from vitrael.server.demo_run import program
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -234,10 +236,9 @@ def test_interrupted_demo_says_its_home_and_how_to_go_on(
     home.mkdir(parents=True)
     shutil.copy(demo_study, home / "study.toml")
     (home / "prepared.json").write_text('{"scans": {}, "asked": {"--patients": 160}}')
-    for more, again in (
-        ([], "vitrael demo --resume"),
-        (["--home", str(home)], f"vitrael demo --resume --home {home}"),
-    ):
+    again = shlex.join([program(), "demo", "--resume", "--home", str(home)])
+    assert Path(program()).exists()
+    for more in ([], ["--home", str(home)]):
         assert cli.run(["demo", "--resume", *more]) == 130
         told = capsys.readouterr().err
         assert told.startswith(f"home: {home}\n")
@@ -247,10 +248,22 @@ def test_interrupted_demo_says_its_home_and_how_to_go_on(
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("version = 1", "version = 2", "no number above is too small"),
-        ("plants_per_class = 60", "plants_per_class = 5", "plants_per_class below 60"),
-        ("released = 96", "released = 5", "distillation.released below 30"),
-        ('policy = "rehearsal"', 'policy = "public"', "distillation.released below 2,995"),
+        ("version = 1", "version = 2", "no number is too small"),
+        ("plants_per_class = 60", "plants_per_class = 59", "no number is too small"),
+        (
+            "plants_per_class = 60",
+            "plants_per_class = 57",
+            "protocol.audit.plants_per_class below 60",
+        ),
+        ("released = 96", "released = 5", "protocol.distillation.released below 30"),
+        (
+            'policy = "rehearsal"',
+            'policy = "public"',
+            (
+                "protocol.audit.plants_per_class below 300 and "
+                "protocol.distillation.released below 2,995"
+            ),
+        ),
     ],
 )
 def test_study_too_small_for_its_gates_is_told_so(
@@ -261,5 +274,10 @@ def test_study_too_small_for_its_gates_is_told_so(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.run(["study", "check", str(change(demo_study, tmp_path, old, new))]) == 0
+    study = str(change(demo_study, tmp_path, old, new))
+    assert cli.run(["study", "check", study]) == 0
     assert told in capsys.readouterr().out
+    assert cli.run(["study", "check", study, "--json"]) == 0
+    too_small = json.loads(capsys.readouterr().out)["too_small"]
+    said = " and ".join(f"{key} below {least:,}" for key, least in too_small.items())
+    assert said == (told if "below" in told else "")

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from vitrael.client.site import cli
 from vitrael.client.site.cli import site
 from vitrael.core.errors import ConfigError, ConsentError
-from vitrael.privacy.keys import fingerprint
+from vitrael.privacy.keys import KeyPair, fingerprint, save_roster
 
 if TYPE_CHECKING:
     from click.testing import Result
@@ -110,11 +110,16 @@ def test_consent_without_a_sensible_end_is_a_wrong_call(home: Home, study: str, 
     assert home.lines() == []
 
 
-def test_site_that_is_not_on_its_roster_does_not_start(home: Home) -> None:
-    (home.path / "site.toml").write_text('name = "elsewhere"\n')
-    with pytest.raises(ConfigError, match="elsewhere is not on its roster") as caught:
+@pytest.mark.parametrize("wrong", ["name", "keys"])
+def test_site_that_is_not_on_its_roster_does_not_start(home: Home, wrong: str) -> None:
+    if wrong == "name":
+        (home.path / "site.toml").write_text('name = "elsewhere"\n')
+    else:
+        others = {site: KeyPair.create().public for site in home.members}
+        save_roster(others, home.path / "roster.json")
+    with pytest.raises(ConsentError, match="does not hold site") as caught:
         call("run", "--home", str(home.path))
-    assert caught.value.exit_code == 3
+    assert caught.value.exit_code == 4
     assert not home.settings.store.exists()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vitrael.core.data.scan import Scan
-from vitrael.core.geometry import centred_affine
+from vitrael.core.geometry import centered_affine
 from vitrael.core.study import Data, Protocol, load_study
 
 MakeBrain = Callable[..., Scan]
@@ -49,11 +49,11 @@ def make_brain() -> MakeBrain:
         seed: int = 0,
         centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
     ) -> Scan:
-        affine = centred_affine(shape, spacing=spacing)
+        affine = centered_affine(shape, spacing=spacing)
         # Sub-voxels along an axis: true partial volume.
         parts = parts or max(1, round(spacing / 2))
         depth, height, width = (n * parts for n in shape)
-        fine = centred_affine((depth, height, width), spacing=spacing / parts)
+        fine = centered_affine((depth, height, width), spacing=spacing / parts)
         axes = [fine[i, 3] + spacing / parts * np.arange(n * parts) for i, n in enumerate(shape)]
         world = np.stack(np.meshgrid(*axes, indexing="ij")) - np.reshape(centre_mm, (3, 1, 1, 1))
         form = (0.92, 1.18, 0.91)

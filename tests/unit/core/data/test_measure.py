@@ -14,12 +14,12 @@ from vitrael.core.data.phantoms.brain import draw_acquisition, draw_anatomy, ren
 from vitrael.core.data.preprocess import prepare_brain_t1, prepare_scan
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import DataError
-from vitrael.core.geometry import centred_affine
+from vitrael.core.geometry import centered_affine
 from vitrael.core.study import Data
 
 MakeBrain = Callable[..., Scan]
 
-GRID = centred_affine((24, 24, 24), spacing=8.0)
+GRID = centered_affine((24, 24, 24), spacing=8.0)
 
 
 def measure(scan: Scan) -> tuple[float, float]:

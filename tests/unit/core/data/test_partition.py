@@ -83,6 +83,14 @@ def test_index_of_the_parent_folder_is_used(tmp_path: Path, brain: Scan) -> None
     assert rows == [("a.nii.gz", "x-7", "2", 39.0, 1.0), ("c.nii.gz", "c", "1", None, None)]
 
 
+def test_blank_cell_erases_nothing_that_another_table_says(tmp_path: Path, brain: Scan) -> None:
+    put(brain, tmp_path / "sub-01_T1w.nii")
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t44\tF\n")
+    (tmp_path / "index.csv").write_text("path,subject,age,sex\nsub-01_T1w.nii,sub-01,,M\n")
+    (found,) = find_scans(tmp_path)
+    assert (found.age_years, found.sex) == (44.0, 1.0)
+
+
 UNCLEAR = {
     "one name in the folder of each patient": ("p0/T1_a.nii.gz", "p1/T1_a.nii.gz"),
     "one name in the sessions of two patients": ("p0/ses-1/T1.nii.gz", "p1/ses-2/T1.nii.gz"),

@@ -12,7 +12,7 @@ from scipy import ndimage
 from vitrael.core.data.preprocess import prepare_scan, resample_volume, scale_intensity
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ScanError
-from vitrael.core.geometry import centred_affine, spacing_mm
+from vitrael.core.geometry import centered_affine, spacing_mm
 from vitrael.core.study import Data
 
 MakeBrain = Callable[..., Scan]
@@ -34,7 +34,7 @@ def test_landmark_keeps_its_world_position_under_resampling() -> None:
     source = oblique((1.5, 2.0, 2.5), 0.3)
     volume = np.zeros((90, 90, 60), dtype=np.float32)
     volume[40:46, 50:54, 30:34] = 1
-    target = centred_affine((40, 40, 40), spacing=4.0)
+    target = centered_affine((40, 40, 40), spacing=4.0)
     target[:3, 3] += centroid_mm(volume, source) + np.array([5, -3, 2])
     moved = resample_volume(volume, source, target, shape=(40, 40, 40))
     assert np.allclose(centroid_mm(moved, target), centroid_mm(volume, source), atol=0.5)
@@ -45,10 +45,10 @@ def test_landmark_keeps_its_world_position_under_resampling() -> None:
 
 def test_total_intensity_survives_coarse_sampling() -> None:
     rng = np.random.Generator(np.random.PCG64(1))
-    source = centred_affine((96, 96, 96), spacing=2.0)
+    source = centered_affine((96, 96, 96), spacing=2.0)
     volume = np.zeros((96, 96, 96), dtype=np.float32)
     volume[20:76, 20:76, 20:76] = rng.uniform(0, 1, (56, 56, 56))
-    target = centred_affine((24, 24, 24), spacing=8.0)
+    target = centered_affine((24, 24, 24), spacing=8.0)
     coarse = resample_volume(volume, source, target, shape=(24, 24, 24))
     assert coarse.sum() * 8**3 == pytest.approx(volume.sum() * 2**3, rel=0.02)
     # Control: without the low-pass filter the noise of single voxels stays in the picture.

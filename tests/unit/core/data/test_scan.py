@@ -7,9 +7,9 @@ import pytest
 
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ScanError
-from vitrael.core.geometry import centred_affine
+from vitrael.core.geometry import centered_affine
 
-AFFINE = centred_affine((4, 4, 4), spacing=2.0)
+AFFINE = centered_affine((4, 4, 4), spacing=2.0)
 
 
 def image() -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from vitrael.core.data.synthetic import SyntheticSet, synthetic_set
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import DataError
-from vitrael.core.geometry import centred_affine, spacing_mm
+from vitrael.core.geometry import centered_affine, spacing_mm
 from vitrael.core.records import Samples
 from vitrael.core.study import COVARIATES, CovariateRange, Data, Splits
 
@@ -30,7 +30,7 @@ DATA = Data(
 def _samples(count: int = 2) -> Samples:
     image = np.linspace(0, 1, count * 8, dtype=np.float32).reshape(count, 1, 2, 2, 2)
     condition = np.linspace(0, 1, count * 4, dtype=np.float32).reshape(count, 4)
-    return Samples(image, condition, centred_affine((2, 2, 2), spacing=8))
+    return Samples(image, condition, centered_affine((2, 2, 2), spacing=8))
 
 
 def _set(**change: np.ndarray) -> SyntheticSet:

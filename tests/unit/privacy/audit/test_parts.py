@@ -9,7 +9,7 @@ from vitrael.privacy.audit.pooling import (
     screening_measurement,
     verification_measurement,
 )
-from vitrael.privacy.audit.tallies import STAGES, check_tally
+from vitrael.privacy.audit.tallies import TALLY_STAGES, check_tally
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_calibration_and_votes_out_of_range_are_refused() -> None:
         audit_measurements([{"metrics": {}}])
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", TALLY_STAGES)
 def test_answer_that_tells_nothing_is_refused(stage: str) -> None:
     with pytest.raises(DataError, match="empty"):
         check_tally(stage, {})

@@ -25,7 +25,7 @@ from vitrael.core.data.measure import measure_volumes
 from vitrael.core.data.phantoms.cohorts import draw_scan
 from vitrael.core.digest import Digest, digest_bytes
 from vitrael.core.errors import DataError
-from vitrael.core.geometry import centred_affine
+from vitrael.core.geometry import centered_affine
 from vitrael.core.messages import Task
 from vitrael.core.rng import stream
 from vitrael.core.study import parse_study
@@ -287,7 +287,7 @@ def test_volumes_are_measured_on_the_samples_and_not_copied_from_what_was_asked(
     found = documents(finished.home)["synthesis 1"]
     with federation(finished.home) as told:
         tensors = told.run().objects.get_tensors(found["samples"])
-    affine = centred_affine((16, 16, 16), spacing=12.0)
+    affine = centered_affine((16, 16, 16), spacing=12.0)
     ventricle_ml, brain_ml = measure_volumes(tensors["image"], affine)
     assert np.array_equal(tensors["ventricle_ml"], ventricle_ml)
     assert np.array_equal(tensors["brain_ml"], brain_ml)

@@ -63,12 +63,15 @@ def test_one_run_for_each_finished_stage(recorded: Recorder, documents: Document
 def test_gates_are_recorded_with_what_was_measured_and_its_bounds(
     recorded: Recorder, documents: Documents
 ) -> None:
-    metrics = runs(recorded)["gates 1"].data.metrics
+    gates = runs(recorded)["gates 1"].data
     evidence = documents(recorded.home)["gates 1"]["evidence"]["measurements"]
     told = {m["name"]: m for m in evidence if m["value"] is not None}
-    ends = {"": "value", ".low": "low", ".high": "high"}
+    ends = {"": "value", ".low": "low", ".high": "high", ".n": "n"}
     assert told
-    assert metrics == pytest.approx(
+    missing = [m["name"] for m in evidence if m["value"] is None]
+    assert "membership.auc" in missing
+    assert gates.params["not_estimable"] == ", ".join(missing)
+    assert gates.metrics == pytest.approx(
         {name + end: m[key] for name, m in told.items() for end, key in ends.items()}
     )
 

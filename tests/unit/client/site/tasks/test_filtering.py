@@ -18,7 +18,7 @@ from vitrael.client.site.tasks.sign_release import AUDITED
 from vitrael.core.data.nifti import encode_nifti
 from vitrael.core.data.scan import Scan
 from vitrael.core.digest import digest_bytes
-from vitrael.core.geometry import centred_affine
+from vitrael.core.geometry import centered_affine
 from vitrael.core.models.reid import build_reid_encoder
 from vitrael.privacy.reid.calibrate import OperatingPoint
 
@@ -79,7 +79,7 @@ def test_filter_outlives_all_that_may_be_cleared(
 def test_digests_of_the_audited_images_outlive_all_that_may_be_cleared(home: Home) -> None:
     home.consent()
     data = home.study.protocol.data
-    affine = centred_affine(data.grid_vox, spacing=data.spacing_mm)
+    affine = centered_affine(data.grid_vox, spacing=data.spacing_mm)
     image = np.linspace(0, 1, np.prod(data.grid_vox), dtype=np.float32)
     scan = Scan(image.reshape(1, *data.grid_vox), affine, "T1w")
     content = encode_nifti(scan, dtype="int16", compressed=True)

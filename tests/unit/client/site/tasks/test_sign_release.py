@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from vitrael.client.site.tasks.sign_release import AUDITED, FILES
+from vitrael.client.site.tasks.sign_release import AUDITED
 from vitrael.core.digest import canonical_json, digest_bytes
 from vitrael.core.messages import Reply, StageName
 from vitrael.core.metrics.intervals import Estimate
@@ -20,12 +20,12 @@ from vitrael.privacy.audit.copies import Copies
 from vitrael.privacy.audit.membership import Membership
 from vitrael.privacy.audit.parts import write_audit
 from vitrael.privacy.audit.power import Tally
-from vitrael.privacy.audit.tallies import STAGES, pool_tallies
+from vitrael.privacy.audit.tallies import TALLY_STAGES, pool_tallies
 from vitrael.privacy.envelope import sign_reply
 from vitrael.privacy.evidence import PLANT_CLASSES, Evidence, Measurement
 from vitrael.privacy.gates import POLICIES, Verdict, decide
-from vitrael.privacy.keys import KeyPair, roster_digest
-from vitrael.privacy.release.manifest import FileEntry, Manifest, parse_manifest
+from vitrael.privacy.keys import KeyPair, roster_digest, save_roster
+from vitrael.privacy.release.manifest import SIGNED_AS_BYTES, FileEntry, Manifest, parse_manifest
 from vitrael.privacy.release.statement import RELEASE_TYPE, open_statement
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def good_tallies(home: Home) -> Replies:
     }
     return {
         (stage, site): make_reply(home, stage, site, {**bodies[stage], "commitment": FROZEN})
-        for stage in STAGES
+        for stage in TALLY_STAGES
         for site in home.members
     }
 
@@ -82,7 +82,7 @@ def good_evidence(home: Home) -> Evidence:
     """Return what opens every gate of the study's policy: of the scans, what the sites told."""
     told = {
         stage: [r.body for (of, _), r in good_tallies(home).items() if of == stage]
-        for stage in STAGES
+        for stage in TALLY_STAGES
     }
     measured = pool_tallies(told)
     values: dict[str, float] = {}
@@ -290,7 +290,7 @@ def test_file_that_no_release_holds_is_not_signed(home: Home, path: str) -> None
     assert "a file that no release holds" in reply.reason
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", TALLY_STAGES)
 @pytest.mark.parametrize("site", ["north", "harbour"])
 def test_evidence_that_nobody_measured_is_not_signed(
     home: Home, stage: StageName, site: str
@@ -321,12 +321,15 @@ def test_evidence_about_other_tallies_is_not_signed(home: Home) -> None:
     assert "not what the sites measured: copies.excess_share" in reply.reason
 
 
-def test_where_the_roster_lies_is_not_told(home: Home) -> None:
+def test_roster_that_is_not_the_consented_one_vouches_for_nobody(home: Home) -> None:
+    save_roster({site: KeyPair.create().public for site in home.members}, home.settings.roster)
+    other = ask(home, release(home))
+    assert "roster.json is not the roster of this study" in other.reason
     home.settings.roster.unlink()
-    reply = ask(home, release(home))
-    assert (reply.status, reply.body) == ("refused", {})
-    assert "roster.json cannot be read" in reply.reason
-    assert str(home.path.parent) not in reply.reason
+    missing = ask(home, release(home))
+    assert "roster.json cannot be read" in missing.reason
+    assert (other.status, other.body) == (missing.status, missing.body) == ("refused", {})
+    assert str(home.path.parent) not in missing.reason
 
 
 def without_one(replies: Replies, home: Home) -> Replies:
@@ -384,8 +387,7 @@ def test_tallies_of_something_else_are_not_pooled(
 
 
 def test_tally_that_the_site_did_not_sign_is_refused(home: Home) -> None:
-    signers = {**home.members, "valley": KeyPair.create()}
-    reply = ask(home, release(home), signers=signers)
+    reply = ask(home, release(home), signers={**home.members, "valley": KeyPair.create()})
     assert (reply.status, reply.body) == ("refused", {})
     assert "not what it signed" in reply.reason
 
@@ -395,4 +397,4 @@ def test_task_without_the_files_fails(home: Home) -> None:
     del files["verdict.json"]
     reply = ask(home, files)
     assert reply.status == "failed"
-    assert ", ".join(FILES) in reply.reason
+    assert ", ".join(SIGNED_AS_BYTES) in reply.reason
