@@ -75,22 +75,7 @@ def ask_sites(
     Raises QuorumError, which names the absent sites and their reasons, when fewer sites than the
     quorum answer, that of the study unless another is given.
     """
-    attempt = _earlier_attempts(run, stage, round_index)
-    tasks = {
-        site: Task(
-            protocol=run.study.protocol.digest,
-            roster=run.roster,
-            site=site,
-            stage=stage,
-            round=round_index,
-            attempt=attempt,
-            nonce=secrets.token_hex(16),
-            issued_utc=run.clock().isoformat(),
-            deadline_s=run.study.protocol.federation.deadline_s,
-            inputs=attachment_digests(attachments),
-        )
-        for site in run.members
-    }
+    tasks = _make_tasks(run, stage, round_index, attachments)
     parcels = {
         site: make_task_parcel(task, attachments, coordinator=run.keys, site=run.members[site])
         for site, task in tasks.items()
@@ -118,6 +103,28 @@ def ask_sites(
             fix="mend what is named, then resume the study",
         )
     return answers
+
+
+def _make_tasks(
+    run: StudyRun, stage: StageName, round_index: int, attachments: Mapping[str, Tensors]
+) -> dict[str, Task]:
+    """Return the task of each site; they differ in site and nonce alone."""
+    attempt = _earlier_attempts(run, stage, round_index)
+    return {
+        site: Task(
+            protocol=run.study.protocol.digest,
+            roster=run.roster,
+            site=site,
+            stage=stage,
+            round=round_index,
+            attempt=attempt,
+            nonce=secrets.token_hex(16),
+            issued_utc=run.clock().isoformat(),
+            deadline_s=run.study.protocol.federation.deadline_s,
+            inputs=attachment_digests(attachments),
+        )
+        for site in run.members
+    }
 
 
 def _earlier_attempts(run: StudyRun, stage: StageName, round_index: int) -> int:
