@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.slow]
 PATIENTS = 300
 SITE = "north"
 TWIN = (
-    ("length_images = 100_000", "length_images = 3_000"),
-    ("length_images = 96_000", "length_images = 8_000"),
+    ("length_images = 160_000", "length_images = 3_000"),
+    ("length_images = 128_000", "length_images = 8_000"),
     ("enabled = false", "enabled = true"),
 )
 LEAKS = {"copies", "membership"}
