@@ -118,6 +118,7 @@ def _explain(loaded: Study) -> str:
         else "OFF: no candidate is judged, and the gates will refuse"
     )
     below = [f"{key} below {least:,}" for key, least in _shortfalls(loaded).items()]
+    below += [] if protocol.screening.enabled else ["protocol.screening.enabled = false"]
     short = " and ".join(below)
     rows = {
         "study": f"{protocol.name} {protocol.version}, {loaded.digest}",
@@ -136,7 +137,7 @@ def _explain(loaded: Study) -> str:
         "screening": screening,
         "released": f"{protocol.distillation.released} samples of a student that learned from "
         f"what is kept of {protocol.distillation.candidates} candidates",
-        "gates": f"WILL REFUSE: {short}" if short else "no number is too small for them",
+        "gates": f"WILL REFUSE: {short}" if short else "its own numbers reach what they need",
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())

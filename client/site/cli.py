@@ -106,12 +106,12 @@ def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) 
     "--days",
     type=click.FloatRange(min=0, max=MOST_DAYS, min_open=True),
     callback=_refuse_nan,
-    help="How long it holds.",
+    help="How long it holds; 90 days by default.",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(min=1, max=MOST_ROUNDS),
-    help="How many rounds of a stage to answer.",
+    help="How many rounds of a stage to answer; as many as the study has by default.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be signed; sign nothing.")
 @click.option("--yes", is_flag=True, help="Sign without asking.")
@@ -141,7 +141,12 @@ def consent(
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
     from vitrael.client.site.store import Store  # noqa: PLC0415
     from vitrael.core.study import load_study  # noqa: PLC0415
-    from vitrael.privacy.keys import KeyPair, load_roster  # noqa: PLC0415
+    from vitrael.privacy.keys import (  # noqa: PLC0415
+        KeyPair,
+        fingerprint,
+        load_public_keys,
+        load_roster,
+    )
 
     settings = load_settings(home)
     document, keys = load_study(study), KeyPair.load(settings.keys)
@@ -155,7 +160,9 @@ def consent(
         days=DEFAULT_DAYS if days is None else days,
         max_rounds=rounds,
     )
-    click.echo(json.dumps(draft.model_dump(mode="json")) if as_json else _describe(draft, document))
+    coordinator = fingerprint(load_public_keys(settings.coordinator).signing)
+    words = _describe(draft, document, coordinator=coordinator)
+    click.echo(json.dumps(draft.model_dump(mode="json")) if as_json else words)
     if dry_run:
         return
     if not yes:
@@ -163,6 +170,7 @@ def consent(
     store = Store(settings.store, updates=settings.updates)
     try:
         journal = Journal(settings.journal, clock=utc_now, witness=store)
+        journal.demand_whole()
         keep_consent(draft, document, store, keys=keys, journal=journal)
     finally:
         store.close()
@@ -203,7 +211,8 @@ def journal(ctx: click.Context, home: Path, *, verify: bool, as_json: bool) -> N
             click.echo(_show(line))
         click.echo(f"{len(lines)} lines, {total} bytes left this site")
         if verify:
-            click.echo("the journal is whole", err=True)
+            began = settings.journal.exists()
+            click.echo("the journal is whole" if began else "no journal has begun", err=True)
     if faults:
         ctx.exit(1)
 
@@ -245,21 +254,39 @@ def _remembered_head(settings: SiteSettings) -> Kept | None:
         return store.read_head()
 
 
-def _describe(consent: Consent, study: Study) -> str:
-    """Return what a person should read before signing: what the digests stand for, in words."""
+def _describe(consent: Consent, study: Study, *, coordinator: str) -> str:
+    """Return what a person should read before signing, in words and with the digests."""
+    from vitrael.client.site.consent import planned_rounds  # noqa: PLC0415
     from vitrael.privacy.gates import POLICIES  # noqa: PLC0415
 
-    protocol = study.protocol
-    fields = {
+    protocol, planned = study.protocol, planned_rounds(study)
+    votes = f"one bit for each of {protocol.distillation.candidates:,} candidates"
+    rounds = f"at most {consent.max_rounds} of a stage"
+    if consent.max_rounds < planned:
+        rounds += f", FEWER than the study's {planned}: it will stop"
+    rows = {
+        "site": consent.site,
         "study": f"{protocol.name}, version {protocol.version}",
+        "purpose": consent.purpose,
         "members": ", ".join(study.roster.sites),
+        "coordinator": coordinator,
         "policy": f"{protocol.policy}. {POLICIES[protocol.policy].title}",
         "license": f"{protocol.license}, if anything is released",
-        "votes": f"one bit for each of {protocol.distillation.candidates:,} candidates",
-        **consent.model_dump(mode="json"),
+        "votes": votes if protocol.screening.enabled else "none: SCREENING IS OFF",
+        "also leaves": "weights of codec and teacher in the clear to the coordinator, sums over "
+        "patients, counts of the audit, the counts below",
+        "others see": "every site sees the common teacher and its unscreened candidates",
+        "made public": "if released: your name and signature, the time of this consent, loss "
+        "curves, how many candidates you kept",
         "cohort": ", ".join(f"{count} {name}" for name, count in consent.cohort.items()),
+        "rounds": rounds,
+        "given": consent.given_utc,
+        "expires": f"{consent.expires_utc}; no command withdraws it before",
+        "software": f"vitrael {consent.package_version}, and no other version",
+        "protocol": consent.protocol,
+        "roster": consent.roster,
     }
-    return "\n".join(f"{name:<16} {value}" for name, value in fields.items())
+    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
 
 
 @contextmanager

@@ -41,6 +41,12 @@ def count_cohort(scans: Path) -> Counts:
     return {"patients": len({item.subject for item in items}), "scans": len(items)}
 
 
+def planned_rounds(study: Study) -> int:
+    """Return how many rounds the longest stage of a study has."""
+    systems = study.protocol.generator
+    return max(systems.codec.training.rounds, systems.teacher.training.rounds)
+
+
 def draft_consent(
     study: Study,
     *,
@@ -59,15 +65,13 @@ def draft_consent(
     the study's roster and the members differ, or when this site is not among them.
     """
     _check_members(study, members, site=site, own=keys)
-    systems = study.protocol.generator
-    planned = max(systems.codec.training.rounds, systems.teacher.training.rounds)
     return Consent(
         site=site,
         protocol=study.protocol.digest,
         roster=roster_digest(members),
         package_version=package_version(),
         purpose=study.protocol.purpose,
-        max_rounds=planned if max_rounds is None else max_rounds,
+        max_rounds=planned_rounds(study) if max_rounds is None else max_rounds,
         given_utc=now.isoformat(timespec="seconds"),
         expires_utc=(now + timedelta(days=days)).isoformat(timespec="seconds"),
         cohort=cohort,

@@ -129,6 +129,17 @@ class Journal:
                 "the journal", error, fix="make room on the disk; nothing leaves without a line"
             ) from error
 
+    def demand_whole(self) -> None:
+        """Raise StorageError, which names the first fault, unless every line is as it was written.
+
+        An unfinished last line of a killed process is settled first: that is no fault.
+        """
+        with _locked(self._path) as file:
+            self._check_witness(self._recover(file))
+            faults = _verify_chain(self._path)
+        if faults:
+            raise _not_whole(f"line {faults[0].line}: {faults[0].what}")
+
     def _check_witness(self, head: _Head) -> None:
         """Raise StorageError when the journal ends before the line that is remembered.
 
@@ -296,5 +307,5 @@ def _not_whole(why: str) -> StorageError:
     return StorageError(
         "the journal is not whole",
         why=why,
-        fix="run `vitrael site journal --verify` and restore the journal from a backup",
+        fix="restore journal.jsonl and journal.head.json from a backup; until then nothing leaves",
     )

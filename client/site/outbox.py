@@ -218,6 +218,7 @@ class Outbox:
         parcel = make_reply_parcel(
             reply, attachments, site=self._keys, coordinator=self._coordinator
         )
+        fields = {*reply.body, "num_examples"} if reply.num_examples else {*reply.body}
         self._journal.append(
             Entry(
                 event="sent" if reply.status == "done" else reply.status,
@@ -227,7 +228,7 @@ class Outbox:
                 round=task.round,
                 nonce=task.nonce,
                 bytes=sum(len(data) for data in parcel.values()),
-                fields=tuple(sorted(reply.body)),
+                fields=tuple(sorted(fields)),
                 attachments={name: str(digest) for name, digest in reply.outputs.items()},
                 reason=reply.reason,
             )

@@ -61,7 +61,10 @@ class Steward:
         tasks: Mapping[StageName, TaskRunner] = TASKS,
         load_cohort: Callable[[SiteSettings, Study], Cohort] = open_cohort,
     ) -> None:
-        """Open keys and store; raise AuthError or StorageError when they cannot be used."""
+        """Open keys, store and journal.
+
+        Raises AuthError or StorageError when they cannot be used, or when the journal is not whole.
+        """
         self._settings = settings
         self._clock = clock
         self._tasks = tasks
@@ -70,8 +73,10 @@ class Steward:
         self._coordinator = load_public_keys(settings.coordinator)
         self._store = Store(settings.store, updates=settings.updates)
         self._progress = ProgressFile(settings.progress, clock=clock)
+        journal = Journal(settings.journal, clock=clock, witness=self._store)
+        journal.demand_whole()
         self._outbox = Outbox(
-            Journal(settings.journal, clock=clock, witness=self._store),
+            journal,
             site=settings.name,
             keys=self._keys,
             coordinator=self._coordinator,

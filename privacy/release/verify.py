@@ -40,7 +40,7 @@ from vitrael.privacy.release.statement import RELEASE_TYPE, open_statement
 from vitrael.privacy.release.trust import Trust
 
 _HASH_THREADS = 4
-_AGAIN = "get the release again"
+_AGAIN = "delete the folder, then get the release again"
 
 
 @dataclass(frozen=True, slots=True)

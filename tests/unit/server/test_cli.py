@@ -248,8 +248,8 @@ def test_interrupted_demo_says_its_home_and_how_to_go_on(
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("version = 1", "version = 2", "no number is too small"),
-        ("plants_per_class = 60", "plants_per_class = 59", "no number is too small"),
+        ("version = 1", "version = 2", "own numbers reach what they need"),
+        ("plants_per_class = 60", "plants_per_class = 59", "own numbers reach what they need"),
         (
             "plants_per_class = 60",
             "plants_per_class = 57",

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from vitrael.client.site import cli
 from vitrael.client.site.cli import site
-from vitrael.core.errors import ConfigError, ConsentError
-from vitrael.privacy.keys import KeyPair, fingerprint, save_roster
+from vitrael.core.errors import AuthError, ConfigError, ConsentError, StorageError
+from vitrael.privacy.keys import KeyPair, fingerprint, load_public_keys, save_roster
 
 if TYPE_CHECKING:
     from click.testing import Result
@@ -108,6 +108,29 @@ def test_consent_without_a_sensible_end_is_a_wrong_call(home: Home, study: str, 
     assert done.exit_code == 2
     assert "--days" in done.output
     assert home.lines() == []
+
+
+def test_consent_says_what_will_not_work(home: Home, study: str) -> None:
+    told = call("consent", study, "--home", str(home.path), "--dry-run", "--rounds", "1").stdout
+    assert "FEWER than the study's 2" in told
+    assert fingerprint(load_public_keys(home.settings.coordinator).signing) in told
+    home.settings.coordinator.unlink()
+    with pytest.raises(AuthError, match=r"coordinator\.json cannot be read"):
+        call("consent", study, "--home", str(home.path), "--yes")
+    assert home.lines() == []
+
+
+def test_nothing_is_signed_and_no_steward_starts_beside_a_changed_journal(
+    home: Home, study: str
+) -> None:
+    for _ in range(3):
+        home.consent()
+    data = home.settings.journal.read_bytes().replace(b"rounds", b"Rounds", 1)
+    home.settings.journal.write_bytes(data)
+    for command in (("consent", study, "--yes"), ("run",)):
+        with pytest.raises(StorageError, match="not whole: line 1: the line was changed"):
+            call(*command, "--home", str(home.path))
+    assert home.settings.journal.read_bytes() == data
 
 
 @pytest.mark.parametrize("wrong", ["name", "keys"])

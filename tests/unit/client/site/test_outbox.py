@@ -71,7 +71,7 @@ def test_line_says_all_but_the_values(home: Home, outbox: Outbox) -> None:
     assert line.bytes == sum(map(len, parcel.values()))
     assert (line.event, line.stage, line.round, line.nonce) == ("sent", "codec", 0, task.nonce)
     assert line.to.startswith("coordinator ")
-    assert line.fields == ("curve_loss",)
+    assert line.fields == ("curve_loss", "num_examples")
     assert line.attachments == home.open(parcel)[0].outputs
     assert "0.5" not in line.model_dump_json()
 
