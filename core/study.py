@@ -253,7 +253,8 @@ def parse_study(data: bytes, *, label: str) -> Study:
     try:
         study = Study.model_validate(document)
     except ValidationError as error:
-        raise _explain(label, error) from error
+        key, why, fix = explain_fault(error)
+        raise StudyError(f"study {label}: {key}", why=why, fix=fix) from error
     if study.protocol.path == "dp":
         raise StudyError(
             f'study {label}: protocol.path "dp" is not built yet',
@@ -263,7 +264,8 @@ def parse_study(data: bytes, *, label: str) -> Study:
     return study
 
 
-def _explain(label: str, error: ValidationError) -> StudyError:
+def explain_fault(error: ValidationError) -> tuple[str, str, str]:
+    """Return which key of a document is wrong, why, and what to do; never a value of it."""
     errors = error.errors(include_url=False, include_input=False)
     # A key that is misspelled is unknown, and often the right one is then missing: tell the cause.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
@@ -279,7 +281,7 @@ def _explain(label: str, error: ValidationError) -> StudyError:
         fix = f"set {key} to one of {', '.join(_KINDS)}"
     else:
         why, fix = re.sub(r"^Value error, ", "", first["msg"]).rstrip("."), f"correct {key}"
-    return StudyError(f"study {label}: {key}{more}", why=why, fix=fix)
+    return f"{key}{more}", why, fix
 
 
 def _key(fault: Mapping[str, Any]) -> str:  # as pydantic tells an error

@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest
 from vitrael.core.errors import ConfigError
-from vitrael.core.study import Name, Performance
+from vitrael.core.study import Name, Performance, explain_fault
 from vitrael.privacy.keys import read_private
 
 
@@ -159,9 +159,8 @@ def load_settings(
             fix="name the site's home folder with --home",
         ) from error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {key}", why=first["msg"], fix=f"correct {key}") from error
+        key, why, fix = explain_fault(error)
+        raise ConfigError(f"{path}: {key}", why=why, fix=fix) from error
     except ValueError as error:
         raise ConfigError(
             f"{path} is not TOML", why=str(error), fix="mend the line that is named"

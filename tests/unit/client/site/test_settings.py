@@ -27,7 +27,9 @@ def test_performance_is_the_studys_unless_the_site_says_otherwise(home: Home) ->
     ("text", "said"),
     [
         ('name = "North"', "name"),
-        ('name = "north"\nfast = 1', "fast"),
+        ('name = "north"\nfast = 1', r"fast: the key is unknown"),
+        ('nme = "north"', r"nme \(and 1 more\): the key is unknown"),
+        ("", r"name: the key is missing"),
         ('name = "north"\n[performance]\nthreads = 0', r"performance\.threads"),
         ("name = ", "not TOML"),
     ],
