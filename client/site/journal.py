@@ -134,9 +134,14 @@ class Journal:
 
         An unfinished last line of a killed process is settled first: that is no fault.
         """
-        with _locked(self._path) as file:
-            self._check_witness(self._recover(file))
-            faults = _verify_chain(self._path)
+        try:
+            with _locked(self._path) as file:
+                self._check_witness(self._recover(file))
+                faults = _verify_chain(self._path)
+        except OSError as error:
+            raise storage_error(
+                "the journal", error, fix="make room and make it readable; nothing leaves before"
+            ) from error
         if faults:
             raise _not_whole(f"line {faults[0].line}: {faults[0].what}")
 

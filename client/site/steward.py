@@ -74,7 +74,11 @@ class Steward:
         self._store = Store(settings.store, updates=settings.updates)
         self._progress = ProgressFile(settings.progress, clock=clock)
         journal = Journal(settings.journal, clock=clock, witness=self._store)
-        journal.demand_whole()
+        try:
+            journal.demand_whole()
+        except VitraelError:
+            self._store.close()
+            raise
         self._outbox = Outbox(
             journal,
             site=settings.name,

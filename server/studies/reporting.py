@@ -189,9 +189,8 @@ def _conditioning(
 def _difference(asked_ml: np.ndarray, measured_ml: np.ndarray, *, confidence: float) -> Measurement:
     """Return the mean of measured minus asked, in milliliters, with normal bounds."""
     both = np.asarray(measured_ml, dtype=float) - np.asarray(asked_ml, dtype=float)
-    both = both[np.isfinite(both)]
     n, mean, bounds = len(both), None, None
-    if n > 1:
+    if n > 1 and np.isfinite(both).all():
         mean = float(both.mean())
         error = float(both.std(ddof=1)) / math.sqrt(n)
         bounds = normal_interval(Estimate(mean, error), confidence=confidence)
@@ -203,7 +202,7 @@ def _difference(asked_ml: np.ndarray, measured_ml: np.ndarray, *, confidence: fl
         unit="samples",
         confidence=confidence,
         method="mean of measured minus asked ventricle volume in ml, normal bounds",
-        missing="fewer than two samples have both volumes",
+        missing="fewer than two samples, or one without both volumes",
     )
 
 

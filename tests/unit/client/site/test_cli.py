@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from vitrael.client.site import cli
 from vitrael.client.site.cli import site
+from vitrael.client.site.consent import DEFAULT_DAYS
 from vitrael.core.errors import AuthError, ConfigError, ConsentError, StorageError
 from vitrael.privacy.keys import KeyPair, fingerprint, load_public_keys, save_roster
 
@@ -131,6 +132,10 @@ def test_nothing_is_signed_and_no_steward_starts_beside_a_changed_journal(
         with pytest.raises(StorageError, match="not whole: line 1: the line was changed"):
             call(*command, "--home", str(home.path))
     assert home.settings.journal.read_bytes() == data
+    home.settings.journal.unlink()
+    home.settings.journal.mkdir()
+    with pytest.raises(StorageError, match="the journal"):
+        call("consent", study, "--home", str(home.path), "--yes")
 
 
 @pytest.mark.parametrize("wrong", ["name", "keys"])
@@ -147,6 +152,7 @@ def test_site_that_is_not_on_its_roster_does_not_start(home: Home, wrong: str) -
 
 
 def test_help_promises_no_command_that_is_missing() -> None:
+    assert f"{DEFAULT_DAYS} days by default" in call("consent", "--help").output
     said = call("--help").output
     assert "say no" not in said
     assert set(site.commands) == {"run", "consent", "journal"}

@@ -140,6 +140,10 @@ def test_difference_is_the_mean_of_measured_minus_asked() -> None:
     assert told.high < 0
     assert pearson_r(asked, measured) > 0.99  # what r alone would say
     assert _difference(asked[:1], measured[:1], confidence=0.95).value is None
+    measured[2] = np.nan
+    told = _difference(asked, measured, confidence=0.95)
+    assert (told.value, told.n) == (None, 4)
+    assert "one without both volumes" in told.reason
 
 
 def test_screening_tells_what_each_site_kept(report: dict[str, Any]) -> None:
