@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
@@ -174,7 +175,12 @@ def consent_everywhere(home: Path, study: Study) -> None:
 
 
 def copy_homes(home: Path, folder: Path) -> Path:
-    """Return a copy of a coordinator's home, its sites included."""
+    """Return a copy of a coordinator's home, its sites included.
+
+    Databases that nobody refers to are closed first: SQLite takes its side files away when the last
+    connection closes, and the garbage collector would do that in the midst of the copy.
+    """
+    gc.collect()
     return Path(shutil.copytree(home, folder / "home"))
 
 
