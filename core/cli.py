@@ -33,13 +33,14 @@ ENTRY_POINTS = "vitrael.commands"
 COMMANDS: dict[str, dict[str, str]] = {
     "Everybody": {
         "demo": "Run a whole study on this machine: three sites, one signed release.",
+        "phantoms": "Write made-up patients with a known truth, as a hospital's files.",
     },
     "Coordinator": {
         "study": "Check and explain studies.",
         "release": "Recall releases.",
     },
     "Hospital site": {
-        "site": "Consent to studies, run the steward, see all that leaves.",
+        "site": "Take scans in, consent to studies, run the steward, see all that leaves.",
     },
     "Researcher": {
         "pull": "Download a release and verify it.",
@@ -49,17 +50,21 @@ COMMANDS: dict[str, dict[str, str]] = {
 """Reader -> command -> one line of help."""
 
 EXTRAS = {
+    "PIL": "site",
     "alembic": "site",
+    "av": "site",
     "einops": "site",
     "flwr": "site",
+    "jinja2": "site",
     "monai": "site",
     "opacus": "site",
+    "pandas": "site",
+    "pydicom": "site",
     "scipy": "site",
     "sqlalchemy": "site",
     "torch": "site",
-    "jinja2": "server",
+    "dcm2niix": "dcm2niix",
     "mlflow": "server",
-    "PIL": "server",
     "psutil": "server",
     "tomli_w": "server",
 }

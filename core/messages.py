@@ -147,5 +147,5 @@ class Consent(Message):
     """How many rounds of any one stage this site will answer."""
     given_utc: UtcField
     expires_utc: UtcField
-    cohort: dict[Literal["patients", "scans"], int]
-    """Counts only."""
+    cohort: dict[Literal["patients", "scans"], int | None]
+    """Counts only; None where a count is too small to be told."""

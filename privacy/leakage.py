@@ -12,6 +12,11 @@ No audit, verification or report has a least number of patients of its own below
 """
 
 
+def told_count(count: int) -> int | None:
+    """Return a count of patients or of their scans as it may be told; None for a small one."""
+    return None if 0 < count < SMALLEST_COUNT else count
+
+
 def split_plants(plants_per_class: int, sites: int) -> int:
     """Return how many plants of a class fall to each site, as many at least as may be told."""
     return max(-(-plants_per_class // sites), SMALLEST_COUNT)

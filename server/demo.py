@@ -25,10 +25,21 @@ from typing import Any, Literal
 
 import tomli_w
 
-from vitrael.core.data.partition import find_scans, partition_by_subject, write_site_scans
-from vitrael.core.data.phantoms.cohorts import write_phantom_scans
+from vitrael.core.data.layouts.find import find_sources
+from vitrael.core.data.partition import partition_by_subject, write_site_folder
+from vitrael.core.data.phantoms.cohorts import write_phantom_files
+from vitrael.core.data.recipes import RECIPES
+from vitrael.core.data.walk import walk_files
 from vitrael.core.digest import write_atomically
-from vitrael.core.errors import ProcessError, StorageError, UsageError
+from vitrael.core.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_PARTIAL,
+    CohortError,
+    ProcessError,
+    StorageError,
+    UsageError,
+)
 from vitrael.core.study import Study, load_study, parse_study
 from vitrael.privacy.keys import KeyPair, save_public_keys, save_roster
 from vitrael.privacy.release.trust import save_trust, trust_roster
@@ -38,6 +49,10 @@ PHANTOM_PATIENTS = 160
 PHANTOM_VISITS = 2
 _FREE_BYTES = 1 << 30
 _CONSENT_S = 120
+_INGEST_S = 3600
+HOSPITALS = "hospitals"
+"""Folder of the files as the sites have them, before anything is taken in."""
+COHORT = "main"
 PREPARED = "prepared.json"
 _BUNDLED = "brain-demo.toml"
 
@@ -92,7 +107,7 @@ def prepare_demo(plan: DemoPlan, *, tell: Callable[[str], None]) -> Study:
         write_atomically(plan.home / "study.toml", document)
         study = load_study(plan.home / "study.toml")
         _enroll(plan.home, study, phantoms=plan.scans is None)
-        counts = _write_scans(plan, study, tell=tell)
+        counts = _take_in(plan, study, tell=tell)
         _consent(plan.home, study)
         note = {"scans": counts, "asked": _asked_scans(plan)}
         write_atomically(plan.home / PREPARED, json.dumps(note).encode())
@@ -206,83 +221,127 @@ def _split_key(study: Study, site: str, *, phantoms: bool) -> bytes:
     return hashlib.sha256(f"phantom split {study.protocol.seed} {site}".encode()).digest()
 
 
-def _write_scans(
+def _take_in(
     plan: DemoPlan, study: Study, *, tell: Callable[[str], None]
 ) -> Mapping[str, dict[str, Any]]:
-    folders = {site: site_home(plan.home, site) / "scans" for site in study.roster.sites}
+    """Give every site a folder of files, and let the site's own command take it in."""
+    folders = {site: plan.home / HOSPITALS / site for site in study.roster.sites}
     if plan.scans is None:
-        patients = plan.patients or PHANTOM_PATIENTS
-        tell(f"drawing {patients} phantom patients for each of {len(folders)} sites")
-        data = study.protocol.data
-        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-            drawn = [
-                pool.submit(
-                    write_phantom_scans,
-                    folder,
-                    seed=study.protocol.seed,
-                    site=site,
-                    patients=patients,
-                    visits=PHANTOM_VISITS,
-                    grid_vox=data.grid_vox,
-                    spacing_mm=data.spacing_mm,
-                )
-                for site, folder in folders.items()
-            ]
-            for future in drawn:
-                future.result()
-        return {site: {"patients": patients, "unreadable": 0} for site in folders}
-    return _take_in(plan.scans, study, folders, tell=tell)
+        _draw_phantoms(plan, study, folders, tell=tell)
+    else:
+        _part_scans(plan.scans, study, folders)
+    return _ingest(plan.home, folders, tell=tell)
 
 
-def _take_in(
-    scans: Path, study: Study, folders: Mapping[str, Path], *, tell: Callable[[str], None]
-) -> Mapping[str, dict[str, Any]]:
-    found = find_scans(scans)
+def _draw_phantoms(
+    plan: DemoPlan, study: Study, folders: Mapping[str, Path], *, tell: Callable[[str], None]
+) -> None:
+    patients = plan.patients or PHANTOM_PATIENTS
+    tell(f"drawing {patients} phantom patients for each of {len(folders)} sites")
+    data = study.protocol.data
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        drawn = [
+            pool.submit(
+                write_phantom_files,
+                folder,
+                seed=study.protocol.seed,
+                site=site,
+                patients=patients,
+                visits=PHANTOM_VISITS,
+                grid_vox=data.grid_vox,
+                spacing_mm=data.spacing_mm,
+            )
+            for site, folder in folders.items()
+        ]
+        for future in drawn:
+            future.result()
+
+
+def _part_scans(scans: Path, study: Study, folders: Mapping[str, Path]) -> None:
+    recipe = RECIPES[study.protocol.data.recipe]
+    found = find_sources(scans, walk_files(scans), recipe=recipe)
+    if not found.sources:
+        raise CohortError(
+            "the folder holds no readable scan",
+            why=f"nothing in it fits the recipe {recipe.settings.name}",
+            fix="give a folder with .nii or .nii.gz files of T1-weighted brains",
+        )
     key = hashlib.sha256(f"partition {study.protocol.seed}".encode()).digest()
-    parted = partition_by_subject(found, study.roster.sites, key=key)
-    counts: dict[str, dict[str, Any]] = {}
+    parted = partition_by_subject(found.sources, study.roster.sites, key=key)
     for site, folder in folders.items():
-        split_key = (folder.parent / "keys" / "split.key").read_bytes()
-        taken = write_site_scans(parted[site], folder, study.protocol.data, key=split_key)
-        patients = len({item.subject for item in taken.manifest.items})
-        counts[site] = {"patients": patients, "unreadable": len(taken.unreadable)}
-        tell(f"site {site}: {patients} patients, {len(taken.manifest.items)} scans taken in")
-        for covariate, count in taken.manifest.assumed.items():
-            if count:
-                tell(f"site {site}: {covariate} is not known and was assumed for {count} scans")
-        for left in taken.left_out:
-            tell(f"site {site}: scan {left.number} left out: {left.reason}")
+        write_site_folder(parted[site], folder)
+
+
+def _ingest(
+    home: Path, folders: Mapping[str, Path], *, tell: Callable[[str], None]
+) -> Mapping[str, dict[str, Any]]:
+    """Run ``vitrael site ingest`` at every site; return how many patients each has."""
+    tell("taking the files in at every site, as a hospital would: vitrael site ingest")
+    study = str(home / "study.toml")
+    common = ("--study", study, "--cohort", COHORT, "--workers", "1", "--json")
+    heard = _ask_sites(
+        home,
+        {site: ("ingest", str(folder), *common) for site, folder in folders.items()},
+        timeout_s=_INGEST_S,
+    )
+    counts: dict[str, dict[str, Any]] = {}
+    for site, (code, said, why) in heard.items():
+        if code not in {EXIT_OK, EXIT_PARTIAL}:
+            raise ProcessError(f"site {site} could not take its files in", why=why)
+        report = json.loads(said)
+        left_out = [group for group in report["left_out"] if not group["expected"]]
+        unreadable = sum(group["groups"] for group in left_out)
+        counts[site] = {"patients": report["patients"], "unreadable": unreadable}
+        tell(f"site {site}: {report['patients']} patients, {report['items']} scans taken in")
+        for group in left_out:
+            tell(f"site {site}: {group['groups']} left out: {group['reason']}")
+        for finding in report["findings"]:
+            if finding["check"] == "missing-covariates":
+                tell(f"site {site}: {finding['sentence']}")
     return counts
 
 
 def _consent(home: Path, study: Study) -> None:
     """Have every site's operator say yes, by the command that a hospital would use."""
+    command = ("consent", str(home / "study.toml"), "--yes", "--json")
+    asked = dict.fromkeys(study.roster.sites, command)
+    heard = _ask_sites(home, asked, timeout_s=_CONSENT_S)
+    for site, (code, _, why) in heard.items():
+        if code != EXIT_OK:
+            raise ProcessError(f"site {site} did not consent", why=why)
+
+
+def _ask_sites(
+    home: Path, commands: Mapping[str, tuple[str, ...]], *, timeout_s: float
+) -> dict[str, tuple[int, str, str]]:
+    """Run one of a site's commands at each site, all at once; no process is left behind.
+
+    Returned are exit code, answer, and what went wrong in words.
+    """
     program = str(Path(sys.executable).parent / "vitrael")
-    asked = {
-        site: subprocess.Popen(  # noqa: S603 - our own command
-            [
-                *(program, "site", "consent", str(home / "study.toml"), "--yes", "--json"),
-                *("--home", str(site_home(home, site))),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for site in study.roster.sites
-    }
-    refused = {site: why for site, process in asked.items() if (why := _hear(process))}
-    if refused:
-        site, why = next(iter(refused.items()))
-        raise ProcessError(f"site {site} did not consent", why=why)
-
-
-def _hear(process: subprocess.Popen[str]) -> str:
-    """Return why a site does not consent, empty when it does; the process has then ended."""
+    asked: dict[str, subprocess.Popen[str]] = {}
     try:
-        _, said = process.communicate(timeout=_CONSENT_S)
+        for site, command in commands.items():
+            asked[site] = subprocess.Popen(  # noqa: S603 - our own command
+                [program, "site", *command, "--home", str(site_home(home, site))],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        return {site: _hear(process, timeout_s=timeout_s) for site, process in asked.items()}
+    finally:
+        for process in asked.values():
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+
+def _hear(process: subprocess.Popen[str], *, timeout_s: float) -> tuple[int, str, str]:
+    try:
+        answer, said = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return f"it did not answer within {_CONSENT_S} s"
-    return said.strip() or f"exit code {process.returncode}" if process.returncode else ""
+        return EXIT_INTERRUPTED, "", f"it did not answer within {timeout_s:g} s"
+    return process.returncode, answer, said.strip() or f"exit code {process.returncode}"

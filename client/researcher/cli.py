@@ -112,10 +112,10 @@ def verify(
     _tell_verified(verified, as_json=as_json)
 
 
-def _show_progress(label: str, total_bytes: int) -> Callable[[int], None]:
-    from vitrael.client.researcher.progress import Progress  # noqa: PLC0415 - as above
+def _show_progress(label: str, total: int) -> Callable[[int], None]:
+    from vitrael.client.progress import Progress  # noqa: PLC0415 - as above
 
-    return Progress(label, total_bytes=total_bytes, stream=sys.stderr).advance
+    return Progress(label, total=total, stream=sys.stderr).advance
 
 
 def _tell_verified(verified: VerifiedRelease, *, as_json: bool) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
+
+from vitrael.client.site.data_cli import cache, deidentify, ingest, withdraw
+from vitrael.client.site.options import AS_JSON, private_files, utc_now
 
 if TYPE_CHECKING:
     from vitrael.client.site.journal import Kept, Line
@@ -23,9 +25,6 @@ _HOME = click.option(
     required=True,
     help="The site's home folder, the one with site.toml.",
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON on standard output.")
-
-
 MOST_DAYS = 3650
 """Ten years: longer than any study, and far from the end of the calendar."""
 MOST_ROUNDS = 100_000
@@ -38,23 +37,6 @@ def _refuse_nan(_ctx: click.Context, _param: click.Parameter, days: float | None
     if days is not None and days != days:  # noqa: PLR0124 - NaN alone differs from itself
         raise click.BadParameter("nan is no number of days.")
     return days
-
-
-def utc_now() -> datetime:
-    """Return the present time; everything below the command line has it injected."""
-    return datetime.now(UTC)  # noqa: TID251 - the process boundary is where time comes in
-
-
-@contextmanager
-def _private_files() -> Iterator[None]:
-    """Let whatever the command writes be for its user alone: store, log, records, progress."""
-    import os  # noqa: PLC0415
-
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 @click.group()
@@ -70,7 +52,7 @@ def site() -> None:
 @_HOME
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Overrules site.toml.")
 @click.option("--threads", type=click.IntRange(min=1), help="Overrules site.toml.")
-@_private_files()
+@private_files()
 def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) -> None:
     """Run the steward until SIGTERM: it has the scans and the keys, and needs no network.
 
@@ -115,8 +97,8 @@ def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) 
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be signed; sign nothing.")
 @click.option("--yes", is_flag=True, help="Sign without asking.")
-@_JSON
-@_private_files()
+@AS_JSON
+@private_files()
 def consent(
     study: Path,
     home: Path,
@@ -140,6 +122,7 @@ def consent(
     from vitrael.client.site.journal import Journal  # noqa: PLC0415
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
     from vitrael.client.site.store import Store  # noqa: PLC0415
+    from vitrael.core.data.cohort import find_cohort  # noqa: PLC0415
     from vitrael.core.study import load_study  # noqa: PLC0415
     from vitrael.privacy.keys import (  # noqa: PLC0415
         KeyPair,
@@ -150,12 +133,14 @@ def consent(
 
     settings = load_settings(home)
     document, keys = load_study(study), KeyPair.load(settings.keys)
+    wanted = document.protocol.data
+    cohort = find_cohort(settings.cohorts, wanted, name=settings.document.cohort)
     draft = draft_consent(
         document,
         site=settings.name,
         keys=keys.public,
         members=load_roster(settings.roster),
-        cohort=count_cohort(settings.scans),
+        cohort=count_cohort(cohort),
         now=utc_now(),
         days=DEFAULT_DAYS if days is None else days,
         max_rounds=rounds,
@@ -180,7 +165,7 @@ def consent(
 @site.command()
 @_HOME
 @click.option("--verify", is_flag=True, help="Say in words that the chain of hashes is whole.")
-@_JSON
+@AS_JSON
 @click.pass_context
 def journal(ctx: click.Context, home: Path, *, verify: bool, as_json: bool) -> None:
     """Show all that left this site: when, in which round, how many bytes, to whom, and what.
@@ -276,9 +261,13 @@ def _describe(consent: Consent, study: Study, *, coordinator: str) -> str:
         "also leaves": "weights of codec and teacher in the clear to the coordinator, sums over "
         "patients, counts of the audit, the counts below",
         "others see": "every site sees the common teacher and its unscreened candidates",
+        "summary": "counts of the cohort, none from 1 to 10: its summary.json leaves with this",
         "made public": "if released: your name and signature, the time of this consent, loss "
         "curves, how many candidates you kept",
-        "cohort": ", ".join(f"{count} {name}" for name, count in consent.cohort.items()),
+        "cohort": ", ".join(
+            f"{'fewer than 11' if count is None else count} {name}"
+            for name, count in consent.cohort.items()
+        ),
         "rounds": rounds,
         "given": consent.given_utc,
         "expires": f"{consent.expires_utc}; no command withdraws it before",
@@ -306,3 +295,7 @@ def _log_file(settings: SiteSettings) -> Iterator[None]:
     finally:
         ours.removeHandler(handler)
         handler.close()
+
+
+for command in (ingest, withdraw, cache, deidentify):
+    site.add_command(command)

@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from vitrael.client.site.ingest.told import read_summary
 from vitrael.client.site.journal import Entry, Journal
 from vitrael.client.site.store import Store, StoredConsent
-from vitrael.core.data.manifest import MANIFEST_NAME, read_manifest
 from vitrael.core.errors import ConsentError
 from vitrael.core.messages import Consent, Task
 from vitrael.core.study import Study
@@ -23,7 +23,8 @@ from vitrael.privacy.keys import KeyPair, PublicKeys, roster_digest
 DEFAULT_DAYS = 90
 """How long a consent holds unless the operator says otherwise."""
 
-Counts = dict[Literal["patients", "scans"], int]
+Counts = dict[Literal["patients", "scans"], int | None]
+"""None stands for a count that is too small to be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,10 @@ class Agreement:
     envelope: bytes
 
 
-def count_cohort(scans: Path) -> Counts:
-    """Return how many patients and scans a folder's manifest names; no scan is opened."""
-    items = read_manifest(scans / MANIFEST_NAME).items
-    return {"patients": len({item.subject for item in items}), "scans": len(items)}
+def count_cohort(folder: Path) -> Counts:
+    """Return how many patients and scans a cohort's summary tells; small counts are not told."""
+    summary = read_summary(folder)
+    return {"patients": summary.patients, "scans": summary.images}
 
 
 def planned_rounds(study: Study) -> int:

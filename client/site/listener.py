@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vitrael.client.site.courier.spool import CONNECT_S, write_parcel
+from vitrael.client.site.database import explain_storage
 from vitrael.client.site.inbox import open_parcel
 from vitrael.client.site.settings import SiteSettings
-from vitrael.client.site.store import explain_storage
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import ProcessError, UsageError, VitraelError, storage_error
 from vitrael.core.messages import Parcel

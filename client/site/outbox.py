@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from pydantic import ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
+from vitrael.client.site.ingest.summary import CohortSummary
 from vitrael.client.site.journal import Entry, Journal
 from vitrael.client.site.settings import Limits
 from vitrael.client.site.store import Finished
@@ -37,9 +38,10 @@ class Body(Section):
 
 
 class ConsentBody(Body):
-    """The signed consent."""
+    """The signed consent, and counts of the cohort that it is for."""
 
     consent: Annotated[str, StringConstraints(max_length=16_384)]
+    summary: CohortSummary
 
 
 class TrainingBody(Body):

@@ -4,7 +4,8 @@ A site may set its name and its own ``[performance]`` and ``[limits]``; what a s
 the study's alone. Layout of the home folder::
 
     site.toml  coordinator.json  roster.json  keys/        fixed at enrolment
-    scans/     records/          updates/                  private, kept, finished
+    cohorts/   records/          updates/                  private, kept, finished
+    withdrawn.json                                         who must not come back
     store.sqlite  journal.jsonl  journal.head.json         what was done and what left
     spool/                                                 in transit
     progress.jsonl  steward.json  steward.log              for the operator
@@ -44,6 +45,8 @@ class SiteDocument(Section):
     performance: Performance | None = None
     """What it does not set is as the study says."""
     limits: Limits = Limits()
+    cohort: Name | None = None
+    """The cohort that serves studies; needed only where several fit one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +87,9 @@ class SiteSettings:
         return self.home / "roster.json"
 
     @property
-    def scans(self) -> Path:
-        """Folder of the private scans."""
-        return self.home / "scans"
+    def cohorts(self) -> Path:
+        """Folder of the cohorts: the private scans as they were taken in."""
+        return self.home / "cohorts"
 
     @property
     def records(self) -> Path:

@@ -23,7 +23,7 @@ from vitrael.client.site.refusals import Refusals
 from vitrael.client.site.settings import SiteSettings
 from vitrael.client.site.store import Finished, Store
 from vitrael.client.site.tasks import TASKS, SiteContext, TaskRunner
-from vitrael.core.data.cohort import Cohort
+from vitrael.core.data.cohort import Cohort, find_cohort
 from vitrael.core.errors import (
     AuthError,
     ConsentError,
@@ -47,7 +47,9 @@ _IN_ROUNDS: Final[frozenset[StageName]] = frozenset({"codec", "teacher"})
 
 def open_cohort(settings: SiteSettings, study: Study) -> Cohort:
     """Return the site's scans under a study, parted with the site's own key."""
-    return Cohort.open(settings.scans, study.protocol, key=settings.read_split_key())
+    protocol = study.protocol
+    folder = find_cohort(settings.cohorts, protocol.data, name=settings.document.cohort)
+    return Cohort.open(folder, protocol, key=settings.read_split_key())
 
 
 class Steward:

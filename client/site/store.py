@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import JSON, Connection, Engine, String, create_engine, event, select
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy import JSON, Engine, String, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from vitrael.client.site.database import explain_storage, open_engine
 from vitrael.client.site.journal import Kept
-from vitrael.core.digest import Digest, canonical_json, digest_bytes, write_atomically
-from vitrael.core.errors import StorageError, storage_error
+from vitrael.core.digest import Digest, digest_bytes, write_atomically
+from vitrael.core.errors import StorageError
 from vitrael.core.messages import Task
 from vitrael.core.weights import Tensors, pack_tensors, unpack_tensors
 
@@ -116,9 +116,7 @@ class Store:
         """Open the store and bring its tables up to date; StorageError when that cannot be."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._updates = updates
-        self._engine = create_engine(f"sqlite:///{path}", json_serializer=_to_json)
-        event.listen(self._engine, "connect", _prepare)
-        event.listen(self._engine, "begin", _begin)
+        self._engine = open_engine(path)
         with explain_storage("the site's store"):
             _migrate(self._engine)
 
@@ -240,39 +238,6 @@ class Store:
     def _transaction(self) -> Iterator[Session]:
         with explain_storage("the site's store"), Session(self._engine) as session, session.begin():
             yield session
-
-
-@contextmanager
-def explain_storage(what: str) -> Iterator[None]:
-    """Turn what the disk and the database say into a StorageError with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(what, error) from error
-    except OperationalError as error:
-        raise StorageError(
-            f"{what} cannot be read or written",
-            why=str(error.orig),
-            fix="make room on the disk, end other programs that hold the file, and try again",
-        ) from error
-    except DatabaseError as error:
-        raise StorageError(
-            f"{what} is damaged", why=str(error.orig), fix="restore the file from a backup"
-        ) from error
-
-
-def _to_json(value: object) -> str:
-    return canonical_json(value).decode()
-
-
-def _prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's object
-    connection.isolation_level = None  # transactions begin in _begin, also those of a migration
-    for pragma in ("busy_timeout = 10000", "journal_mode = WAL", "synchronous = FULL"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _migrate(engine: Engine) -> None:

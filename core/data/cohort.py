@@ -1,73 +1,105 @@
-"""A Cohort: the real scans of one site, parted by patient. Private; it never leaves the site.
+"""A Cohort: the prepared scans of one site, parted by patient. Private; it never leaves the site.
 
-Only the client side imports this module. Errors name a scan by its place in the manifest.
+A cohort's folder holds ``manifest.json``, ``shards`` (``core.data.cache``) and ``latents``
+(``core.data.latent_cache``). Only the client side imports this module. Errors name a scan by its
+place in the manifest.
+
+Axes: B batch, C channels, D H W depth, height, width, K covariates.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
+from vitrael.core.data.cache import SHARDS_NAME
 from vitrael.core.data.conditions import scale_covariates
+from vitrael.core.data.latent_cache import LatentCache
 from vitrael.core.data.manifest import MANIFEST_NAME, Item, Manifest, read_manifest
 from vitrael.core.data.measure import measure_volumes
-from vitrael.core.data.nifti import read_nifti
-from vitrael.core.data.preprocess import prepare_scan
-from vitrael.core.data.scan import Scan
+from vitrael.core.data.recipes import RecipeSettings, recipe_of_study
+from vitrael.core.data.retention import LATENTS_NAME
+from vitrael.core.data.shard_set import ShardSet
 from vitrael.core.data.splits import Split, split_subjects
-from vitrael.core.digest import digest_file
-from vitrael.core.errors import CohortError, ScanError
+from vitrael.core.digest import Digest
+from vitrael.core.errors import CohortError
 from vitrael.core.records import PatientImages
 from vitrael.core.study import COVARIATES, Data, Protocol
 
 _ORDER_DOMAIN = b"vitrael/order/1\0"
+_SEX_UNKNOWN = 0.5
+_TAKE_IN = "take the scans in with --study"
 
 
 class Cohort:
-    """The scans of one site's folder under one protocol: images by split.
+    """The scans of one site's cohort under one protocol: images by split.
 
-    Images are read, prepared and measured on the first request of a split and kept in memory.
+    Images are read and held against their digests on the first request of a split, and kept in
+    memory.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, data: Data, *, key: bytes) -> None:
         """Part the patients; no scan is opened. ``open`` is the usual way in."""
         self._folder = folder
-        self._items = manifest.items
+        self._manifest = manifest
         self._data = data
         self._key = key
+        self._shards = ShardSet(folder / SHARDS_NAME, manifest.items, keep_bytes=0)
         self._subjects = split_subjects(
             (item.subject for item in manifest.items), data.splits, key=key
         )
+        self._places: dict[str, list[int]] = {}
+        for place, item in enumerate(manifest.items):
+            self._places.setdefault(item.subject, []).append(place)
         self._images: dict[Split, PatientImages] = {}
 
     @classmethod
     def open(cls, folder: Path, protocol: Protocol, *, key: bytes) -> Self:
-        """Return the cohort of a folder that holds the scans and their ``manifest.json``.
+        """Return the cohort of a folder, for a protocol whose recipe it was taken in by.
 
         ``key`` is the site's secret for the splits, at least 16 bytes. Raises CohortError when the
-        manifest cannot be used or a file that it names is missing.
+        manifest cannot be used, when its recipe, grid or spacing is another than the study's, or
+        when a scan is missing; ConfigError when no recipe fits the study.
         """
         manifest = read_manifest(folder / MANIFEST_NAME)
+        if reason := _misfit(manifest.recipe, protocol.data):
+            raise CohortError(
+                "this cohort does not fit the study", why=f"it {reason}", fix=_TAKE_IN
+            )
         for index, item in enumerate(manifest.items):
-            if not (folder / item.path).is_file():
-                raise CohortError(
-                    f"scan {index} of the manifest is missing", fix="take the scans in again"
-                )
+            if not (folder / SHARDS_NAME / item.shard).is_file():
+                raise CohortError(f"item {index} of the cohort is missing", fix=_TAKE_IN)
         return cls(folder, manifest, protocol.data, key=key)
 
     def __repr__(self) -> str:
         """Show nothing of a patient, not even how many there are."""
         return "Cohort(private)"
 
+    @property
+    def version(self) -> Digest:
+        """Name of what the cohort holds; every change of it has another."""
+        return self._manifest.digest
+
+    @property
+    def latents(self) -> LatentCache:
+        """Where latents of these scans are kept, by codec."""
+        return LatentCache(self._folder / LATENTS_NAME)
+
+    def items(self, split: Split) -> tuple[Item, ...]:
+        """Return the entries of a split's scans, row by row as in ``images``."""
+        return tuple(self._manifest.items[place] for _, _, place in self._visits(split))
+
     def images(self, split: Split) -> PatientImages:
         """Return all images of a split, patients in an order that says nothing, visits in time.
 
-        An empty split gives arrays of length 0. Raises ScanError or CohortError that names a scan
-        by its place in the manifest when it cannot be read, prepared, or was changed.
+        An empty split gives arrays of length 0. Of what is not known, age is taken as the middle
+        of the study's range, sex as 0.5, and volumes are measured. Raises CohortError that names a
+        scan by its place in the manifest when it cannot be read or was changed.
         """
         if split not in self._images:
             self._images[split] = self._load(split)
@@ -75,59 +107,90 @@ class Cohort:
 
     def _load(self, split: Split) -> PatientImages:
         chosen = self._visits(split)
-        scans = [self._prepare(index) for _, _, index in chosen]
-        image_BCDHW = np.zeros((len(scans), 1, *self._data.grid_vox), dtype=np.float32)
-        covariate_BK = np.zeros((len(scans), len(COVARIATES)))
-        for row, (scan, (_, _, index)) in enumerate(zip(scans, chosen, strict=True)):
-            image_BCDHW[row] = scan.image_CDHW
-            covariate_BK[row] = self._covariates(self._items[index], scan)
+        places = [place for _, _, place in chosen]
+        image_BCDHW = np.empty((len(chosen), 1, *self._data.grid_vox), dtype=np.float32)
+        self._shards.batch(places, out=image_BCDHW)
+        covariate_BK = np.empty((len(chosen), len(COVARIATES)))
+        for row, place in enumerate(places):
+            covariate_BK[row] = self._covariates(self._manifest.items[place], image_BCDHW[row])
         return PatientImages(
             image_BCDHW=image_BCDHW,
             condition_BK=scale_covariates(covariate_BK, self._data),
             patient_B=np.array([patient for patient, _, _ in chosen], dtype=np.int64),
-            visit_B=np.array([visit for _, visit, _ in chosen], dtype=np.int64),
+            visit_B=np.array([rank for _, rank, _ in chosen], dtype=np.int64),
         )
 
     def _visits(self, split: Split) -> list[tuple[int, int, int]]:
-        """Return (patient, rank of the visit, place in the manifest) of a split's scans."""
+        """Return (patient, rank of the scan in time, place in the manifest) of a split's scans."""
 
         def shuffled(subject: str) -> bytes:
             return hmac.new(self._key, _ORDER_DOMAIN + subject.encode(), hashlib.sha256).digest()
 
+        def time(place: int) -> tuple[int, int]:
+            item = self._manifest.items[place]
+            return item.visit, item.part
+
         chosen: list[tuple[int, int, int]] = []
         for patient, subject in enumerate(sorted(self._subjects[split], key=shuffled)):
-            own = [i for i, item in enumerate(self._items) if item.subject == subject]
-            own.sort(key=lambda i: self._items[i].visit)
-            chosen += [(patient, rank, index) for rank, index in enumerate(own)]
+            own = sorted(self._places[subject], key=time)
+            chosen += [(patient, rank, place) for rank, place in enumerate(own)]
         return chosen
 
-    def _prepare(self, index: int) -> Scan:
-        item = self._items[index]
-        path = self._folder / item.path
-        label = f"scan {index} of the manifest"
-        try:
-            changed = digest_file(path) != item.digest
-        except OSError:
-            raise CohortError(f"{label} cannot be opened", fix="check the folder") from None
-        if changed:
-            raise CohortError(
-                f"{label} is not the file that was taken in",
-                why="its digest differs from the manifest",
-                fix="restore the file or take the scans in again",
-            )
-        scan = read_nifti(path, label=label)
-        try:
-            return prepare_scan(scan, self._data)
-        except ScanError as error:
-            raise ScanError(f"{label} cannot be used", why=error.what) from None
+    def _covariates(self, item: Item, image_CDHW: np.ndarray) -> list[float]:
+        """Return a patient's values in the order of COVARIATES."""
+        known = item.covariates
+        age = self._data.covariates["age_years"]
+        values = {"age_years": (age.low + age.high) / 2, "sex": _SEX_UNKNOWN, **known}
+        if not {"ventricle_ml", "brain_ml"} <= known.keys():
+            ventricle_B, brain_B = measure_volumes(image_CDHW[None], np.array(item.affine))
+            measured = {"ventricle_ml": float(ventricle_B[0]), "brain_ml": float(brain_B[0])}
+            values = {**measured, **values}
+        return [values[name] for name in COVARIATES]
 
-    def _covariates(self, item: Item, scan: Scan) -> list[float]:
-        """Return a patient's values in the order of COVARIATES, measured where not recorded."""
-        ventricle_ml, brain_ml = item.ventricle_ml, item.brain_ml
-        if ventricle_ml is None or brain_ml is None:
-            measured_ventricle_B, measured_brain_B = measure_volumes(
-                scan.image_CDHW[None], scan.affine
-            )
-            ventricle_ml = float(measured_ventricle_B[0]) if ventricle_ml is None else ventricle_ml
-            brain_ml = float(measured_brain_B[0]) if brain_ml is None else brain_ml
-        return [item.age_years, item.sex, ventricle_ml, brain_ml]
+
+def find_cohort(folder: Path, data: Data, *, name: str | None = None) -> Path:
+    """Return the folder of the one cohort that fits a study, or of the one that is named.
+
+    ``folder`` holds the cohorts of a site. Whether a named one fits is for ``Cohort.open`` to say.
+    Raises CohortError when there is none, when several fit, and, without a name, when a manifest
+    cannot be read: it might be the one.
+    """
+    if name is not None:
+        found = _manifests(folder)
+        if name not in found:
+            raise CohortError("the site has no cohort of this name", fix=_TAKE_IN)
+        return found[name].parent
+    manifests = _manifests(folder)
+    misfits = {key: _misfit(read_manifest(path).recipe, data) for key, path in manifests.items()}
+    fitting = [key for key, reason in misfits.items() if not reason]
+    if len(fitting) > 1:
+        raise CohortError(
+            f"{len(fitting)} cohorts fit the study", fix="name the one to use: cohort in site.toml"
+        )
+    if not fitting:
+        raise CohortError(
+            "no cohort of this site fits the study", why=_sum_up(misfits), fix=_TAKE_IN
+        )
+    return manifests[fitting[0]].parent
+
+
+def _manifests(folder: Path) -> dict[str, Path]:
+    paths = sorted(folder.glob(f"[!.]*/{MANIFEST_NAME}"))
+    return {path.parent.name: path for path in paths}
+
+
+def _misfit(recipe: RecipeSettings, data: Data) -> str:
+    """Return why a recipe's cohort cannot serve a study, as a sentence's end; nothing if it can."""
+    wanted = recipe_of_study(data)
+    if recipe.name != wanted.name:
+        return f"was taken in by the recipe {recipe.name}, the study wants {wanted.name}"
+    if recipe.version != wanted.version:
+        return f"was taken in by another version of the recipe {recipe.name}"
+    return "" if recipe == wanted else "was taken in for another grid"
+
+
+def _sum_up(misfits: Mapping[str, str]) -> str:
+    if not misfits:
+        return "nothing was taken in yet"
+    reasons: Sequence[str] = sorted(set(misfits.values()))
+    return "; ".join(f"one {reason}" for reason in reasons)

@@ -18,9 +18,18 @@ the constants were set on T1-weighted scans and phantoms of known volume.
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from vitrael.core.checks import finite
+from vitrael.core.data.morphology import (
+    Box,
+    box_of,
+    dilate_steps,
+    erode_steps,
+    fill_holes,
+    largest_piece,
+    middle_of,
+)
+from vitrael.core.data.resample import percentile_of
 from vitrael.core.errors import DataError
 from vitrael.core.geometry import Affine, spacing_mm, voxel_volume_ml
 
@@ -33,7 +42,6 @@ _REGION_CENTRE_MM = np.array([0.0, -2.0, 8.0])
 _REGION_SEMI_AXES_MM = np.array([30.0, 52.0, 26.0])
 _FINE_MM = 4.0
 _BATCH_AXES = 5
-_CROSS = ndimage.generate_binary_structure(3, 1)
 
 
 def measure_volumes(image_BCDHW: np.ndarray, affine: Affine) -> tuple[np.ndarray, np.ndarray]:
@@ -52,50 +60,49 @@ def measure_volumes(image_BCDHW: np.ndarray, affine: Affine) -> tuple[np.ndarray
 
 def _measure(image_DHW: np.ndarray, affine: Affine) -> tuple[float, float]:
     spacing = np.array(spacing_mm(affine))
-    piece = _largest_piece(image_DHW, spacing)
+    piece = _largest_piece(image_DHW > _BRAIN_LEVEL, spacing)
+    box = box_of(piece, margin_vox=1)
+    piece, image_DHW = piece[box], image_DHW[box]
     if not piece.any():
         return 0.0, 0.0
     rim_vox = max(1, round(_RIM_MM / float(spacing.mean())))
     brain = _close_and_fill(piece, rim_vox)
-    white = float(np.percentile(image_DHW[piece], _WHITE_PERCENTILE))
-    level = image_DHW / white
-    inner = ndimage.binary_erosion(brain, _CROSS)
-    rim = ndimage.binary_dilation(brain, _CROSS) & ~inner
-    brain_vox = inner.sum() + np.clip(level[rim] / _RIM_FULL_FRAC, 0, 1).sum()
+    white = percentile_of(image_DHW[piece], _WHITE_PERCENTILE)
+    inner = erode_steps(brain)
+    rim = dilate_steps(brain) & ~inner
+    brain_vox = inner.sum() + np.clip(image_DHW[rim] / white / _RIM_FULL_FRAC, 0, 1).sum()
+    near, weight = _central_region(brain, spacing)
+    level = image_DHW[near] / white
     fluid = np.clip((_TISSUE_FRAC - level) / (_TISSUE_FRAC - _FLUID_FRAC), 0, 1)
-    deep = ndimage.binary_erosion(brain, _CROSS, iterations=rim_vox)
-    ventricle_vox = (fluid * deep * _central_region(brain, spacing)).sum()
+    deep = erode_steps(brain, rim_vox)[near]
+    ventricle_vox = (fluid * deep * weight).sum()
     voxel_ml = voxel_volume_ml(affine)
     return float(ventricle_vox * voxel_ml), float(brain_vox * voxel_ml)
 
 
-def _largest_piece(image: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    bright = image > _BRAIN_LEVEL
+def _largest_piece(bright: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     if spacing.mean() < _FINE_MM:  # thin bridges to leftovers of the skull
-        bright = ndimage.binary_opening(bright, _CROSS)
-    labels, count = ndimage.label(bright, _CROSS)
-    if count == 0:
-        return np.zeros(image.shape, dtype=bool)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return np.asarray(labels == sizes.argmax())
+        bright = dilate_steps(erode_steps(bright))
+    return largest_piece(bright)
 
 
 def _close_and_fill(piece: np.ndarray, radius_vox: int) -> np.ndarray:
     padded = np.pad(piece, radius_vox)  # else closing would erode at the border of the image
-    closed = ndimage.binary_closing(padded, _CROSS, iterations=radius_vox)
-    filled = ndimage.binary_fill_holes(closed)
+    filled = fill_holes(erode_steps(dilate_steps(padded, radius_vox), radius_vox))
     inside = slice(radius_vox, -radius_vox)
-    return np.asarray(filled[inside, inside, inside])
+    return filled[inside, inside, inside]
 
 
-def _central_region(brain: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Return weights in [0, 1]: an ellipsoid whose edge is one voxel wide."""
-    centroid_vox = np.array(ndimage.center_of_mass(brain))
-    squared = np.zeros(brain.shape)
-    for axis, size in enumerate(brain.shape):
-        offset_mm = (np.arange(size) - centroid_vox[axis]) * spacing[axis]
+def _central_region(brain: np.ndarray, spacing: np.ndarray) -> tuple[Box, np.ndarray]:
+    """Return weights in [0, 1] and their box: an ellipsoid whose edge is one voxel wide."""
+    per_radius_vox = float(_REGION_SEMI_AXES_MM.min() / spacing.mean())
+    box, squares = [], []
+    for axis, middle_vox in enumerate(middle_of(brain)):
+        offset_mm = (np.arange(brain.shape[axis]) - middle_vox) * spacing[axis]
         scaled = (offset_mm - _REGION_CENTRE_MM[axis]) / _REGION_SEMI_AXES_MM[axis]
-        squared += (scaled**2).reshape([-1 if a == axis else 1 for a in range(3)])
-    depth_vox = (1 - np.sqrt(squared)) * _REGION_SEMI_AXES_MM.min() / spacing.mean()
-    return np.asarray(np.clip(depth_vox + 0.5, 0, 1))
+        near = np.flatnonzero(np.abs(scaled) < 1 + 0.5 / per_radius_vox)
+        box.append(slice(int(near[0]), int(near[-1]) + 1) if near.size else slice(0, 0))
+        squares.append(scaled[box[-1]] ** 2)
+    x, y, z = squares
+    radius = np.sqrt(x[:, None, None] + y[:, None] + z)
+    return tuple(box), np.clip((1 - radius) * per_radius_vox + 0.5, 0, 1)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import gzip
 import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -18,15 +20,13 @@ from nibabel import orientations
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from vitrael.core.data.scan import Scan
+from vitrael.core.data.scan import MAX_VOXELS, Scan
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import ScanError
 from vitrael.core.geometry import Affine, check_affine, spacing_mm
 
 Dtype = Literal["float32", "int16"]
 
-MAX_VOXELS = 512**3
-"""More than any clinical brain scan; 512 MiB as float32."""
 SPACING_RANGE_MM = (0.05, 50.0)
 
 _GZIP_MAX_RATIO = 1100  # DEFLATE cannot shrink bytes by more than about 1032 to 1
@@ -50,8 +50,28 @@ def read_nifti(path: Path, *, label: str = "the scan", modality: str = "T1w") ->
     when it has no affine (both form codes 0), a singular one or an absurd voxel or image size;
     when it is not one volume of real numbers; and when the image is constant or not finite.
     """
+    with _named(label):
+        volume, affine = _read(path)
+        return Scan(image_CDHW=volume[None], affine=affine, modality=modality)
+
+
+def read_mask(path: Path, *, label: str = "the mask") -> Scan | None:
+    """Return the mask of a file, or None when it is whole and marks nothing.
+
+    Refuses what ``read_nifti`` refuses, but for an image that is 0 everywhere.
+    """
+    with _named(label):
+        volume, affine = _read(path)
+        if not volume.any():
+            return None
+        return Scan(image_CDHW=volume[None], affine=affine, modality="mask")
+
+
+@contextmanager
+def _named(label: str) -> Iterator[None]:
+    """Let an error begin with what the caller calls the file."""
     try:
-        return _read(path, modality=modality)
+        yield
     except ScanError as error:
         why = f"{error.what}, {error.why}" if error.why else error.what
         raise ScanError(f"{label} cannot be used", why=why, fix=error.fix) from None
@@ -89,7 +109,8 @@ def encode_nifti(scan: Scan, *, dtype: Dtype, compressed: bool) -> bytes:
     return gzip.compress(data, compresslevel=6, mtime=0) if compressed else data
 
 
-def _read(path: Path, *, modality: str) -> Scan:
+def _read(path: Path) -> tuple[np.ndarray, Affine]:
+    """Return a volume ``[D, H, W]`` in RAS+ order with its affine; its values are not judged."""
     size_bytes = _file_size(path)
     try:
         image = nib.load(path)
@@ -108,11 +129,7 @@ def _read(path: Path, *, modality: str) -> Scan:
     to_ras = orientations.io_orientation(affine)
     volume = orientations.apply_orientation(voxels, to_ras)
     affine = affine @ orientations.inv_ornt_aff(to_ras, shape)
-    return Scan(
-        image_CDHW=np.ascontiguousarray(volume[None], dtype=np.float32),
-        affine=affine,
-        modality=modality,
-    )
+    return np.ascontiguousarray(volume, dtype=np.float32), affine
 
 
 def _file_size(path: Path) -> int:

@@ -1,35 +1,49 @@
-"""Data recipes: how every scan, real or phantom, is brought to the grid of a study.
+"""Volumes of the brain, brought to the grid of a study: one contrast, or several on one grid.
 
-``brain-t1`` expects a skull-stripped T1-weighted brain on a dark background. World is RAS+ mm.
+No face passes: what a scan shows beside the brain is removed first, see ``brain_mask``. World is
+RAS+ mm; C contrasts, D H W the index axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
+from vitrael.core.data.brain_mask import (
+    apply_mask,
+    bare_brain,
+    demand_same_place,
+    find_brain,
+)
+from vitrael.core.data.resample import (
+    BRIGHT_PERCENTILE,
+    above_background,
+    find_foreground,
+    percentile_of,
+    resample_mask,
+    resample_volume,
+    support_of,
+)
 from vitrael.core.data.scan import Scan
-from vitrael.core.errors import ScanError
-from vitrael.core.geometry import Affine, centered_affine
+from vitrael.core.geometry import Affine, centered_affine, voxel_volume_ml
 from vitrael.core.study import Data
 
-FOREGROUND_FRAC = 0.15
-"""Share of the bright level above which a voxel is foreground."""
 FLOOR = 0.02
 """Scaled intensities below this are background, exactly 0."""
 
-_BRIGHT_PERCENTILE = 99.0
 _GRID_TOLERANCE_MM = 1e-4
+_TRIM = 0.5
+"""Percent of the foreground on each side that do not count for its middle."""
 
 
 def prepare_scan(scan: Scan, data: Data) -> Scan:
-    """Return a scan as the study's recipe wants it: its grid, its spacing, intensities in [0, 1].
+    """Return a T1-weighted scan on the study's grid, without a face, intensities in [0, 1].
 
-    Raises ScanError when nothing in the scan stands out from the background.
+    Raises ScanError when nothing stands out from the background or a face cannot be removed.
     """
-    return RECIPES[data.recipe](scan, data.grid_vox, data.spacing_mm)
+    bare, _ = bare_brain(scan)
+    return prepare_brain_t1(bare, data.grid_vox, data.spacing_mm)
 
 
 def prepare_brain_t1(scan: Scan, grid_vox: tuple[int, int, int], spacing_mm: float) -> Scan:
@@ -41,7 +55,7 @@ def prepare_brain_t1(scan: Scan, grid_vox: tuple[int, int, int], spacing_mm: flo
     becomes 1. A scan that lies on such a grid already is not resampled and not moved, so applying
     the recipe a second time keeps the grid and changes no intensity by more than 0.01.
     """
-    volume = np.maximum(scan.image_CDHW[0] - np.float32(_background(scan.image_CDHW[0])), 0)
+    volume = above_background(scan.image_CDHW[0])
     if _on_grid(scan, grid_vox, spacing_mm):
         affine = scan.affine
     else:
@@ -50,30 +64,46 @@ def prepare_brain_t1(scan: Scan, grid_vox: tuple[int, int, int], spacing_mm: flo
     return Scan(image_CDHW=scale_intensity(volume)[None], affine=affine, modality=scan.modality)
 
 
-RECIPES: Mapping[str, Callable[[Scan, tuple[int, int, int], float], Scan]] = {
-    "brain-t1": prepare_brain_t1
-}
+def prepare_contrasts(
+    scans: Sequence[Scan],
+    grid_vox: tuple[int, int, int],
+    spacing_mm: float,
+    *,
+    brain: Scan | None = None,
+) -> tuple[np.ndarray, Affine, str]:
+    """Return ``(image_CDHW, affine, what was done about the face)`` of one visit's contrasts.
 
-
-def resample_volume(
-    volume_DHW: np.ndarray, affine: Affine, target: Affine, *, shape: tuple[int, int, int]
-) -> np.ndarray:
-    """Return a volume at the voxels of another grid, 0 outside; world positions are kept.
-
-    Before linear interpolation, a Gaussian of sigma (step - 1) / 2 source voxels is applied along
-    each axis, where ``step`` is the target's spacing in voxels of the source; a finer grid needs
-    none.
+    The first is T1-weighted; the brain is found in it, or given as ``brain``, and all others are
+    masked by it in world coordinates, in which they are expected to be aligned. Every contrast is
+    resampled once, from its own grid, and scaled by itself as in ``prepare_brain_t1``. Raises
+    ScanError when a contrast does not show the brain where the first one does.
     """
-    to_source = np.linalg.inv(affine) @ target
-    step_vox = np.abs(to_source[:3, :3]).max(axis=1)
-    sigma_vox = np.maximum(0, (step_vox - 1) / 2)
-    source = volume_DHW.astype(np.float32, copy=False)
-    if sigma_vox.any():
-        source = ndimage.gaussian_filter(source, sigma_vox, mode="constant")
-    moved: np.ndarray = ndimage.affine_transform(
-        source, to_source[:3, :3], to_source[:3, 3], output_shape=shape, order=1
-    )
-    return moved.astype(np.float32, copy=False)
+    first = scans[0]
+    mask_DHW, note = find_brain(first, brain)
+    masked = apply_mask(first, mask_DHW)
+    affine = _grid_around_brain(masked.image_CDHW[0], first.affine, grid_vox, spacing_mm)
+    brain_ml = float(mask_DHW.sum()) * voxel_volume_ml(first.affine)
+    channels = []
+    for scan in scans:
+        x, y, z = scan.image_CDHW.shape[1:]
+        own = resample_mask(mask_DHW, first.affine, scan.affine, shape=(x, y, z))
+        if scan is not first:
+            demand_same_place(scan, own, brain_ml=brain_ml)
+        volume = apply_mask(scan, own).image_CDHW[0]
+        placed = resample_volume(volume, scan.affine, affine, shape=grid_vox)
+        channels.append(scale_intensity(placed))
+    return np.stack(channels), affine, note
+
+
+def place_lesions(lesion: Scan, affine: Affine, *, brain_DHW: np.ndarray) -> np.ndarray:
+    """Return a lesion mask as uint8 0 or 1 at a grid's voxels, nothing outside the brain.
+
+    A voxel counts when lesion fills at least half of it.
+    """
+    inside = lesion.image_CDHW[0] > 0.5 * float(lesion.image_CDHW[0].max())
+    x, y, z = brain_DHW.shape
+    placed = resample_mask(inside, lesion.affine, affine, shape=(x, y, z))
+    return np.asarray(placed & brain_DHW, dtype=np.uint8)
 
 
 def scale_intensity(volume_DHW: np.ndarray) -> np.ndarray:
@@ -81,23 +111,10 @@ def scale_intensity(volume_DHW: np.ndarray) -> np.ndarray:
 
     Raises ScanError when no voxel is above 0.
     """
-    inside = volume_DHW[_foreground(volume_DHW)]
-    bright = np.percentile(inside, _BRIGHT_PERCENTILE)
-    scaled = np.clip(volume_DHW / np.float32(bright), 0, 1)
-    return np.where(scaled < FLOOR, 0, scaled).astype(np.float32)
-
-
-def _background(volume: np.ndarray) -> float:
-    faces = [np.take(volume, [0, -1], axis=axis).ravel() for axis in range(3)]
-    return float(np.median(np.concatenate(faces)))
-
-
-def _foreground(volume: np.ndarray) -> np.ndarray:
-    positive = volume[volume > 0]
-    if positive.size == 0:
-        raise ScanError("the scan shows no brain", why="nothing is brighter than the background")
-    bright = np.percentile(positive, _BRIGHT_PERCENTILE)
-    return np.asarray(volume > FOREGROUND_FRAC * bright)
+    inside = volume_DHW[find_foreground(volume_DHW)]
+    scaled = volume_DHW / np.float32(percentile_of(inside, BRIGHT_PERCENTILE))
+    np.clip(scaled, 0, 1, out=scaled)
+    return np.asarray(np.multiply(scaled, scaled >= np.float32(FLOOR), out=scaled))
 
 
 def _on_grid(scan: Scan, grid_vox: tuple[int, int, int], spacing: float) -> bool:
@@ -110,9 +127,28 @@ def _on_grid(scan: Scan, grid_vox: tuple[int, int, int], spacing: float) -> bool
 def _grid_around_brain(
     volume: np.ndarray, affine: Affine, grid_vox: tuple[int, int, int], spacing: float
 ) -> Affine:
-    index_3N = np.stack(np.nonzero(_foreground(volume)))
-    world_3N = affine[:3, :3] @ index_3N + affine[:3, 3:]
-    low, high = np.percentile(world_3N, [0.5, 99.5], axis=1)
     target = centered_affine(grid_vox, spacing=spacing)
-    target[:3, 3] += (low + high) / 2
+    target[:3, 3] += _middle_mm(volume, affine)
     return target
+
+
+def _middle_mm(volume: np.ndarray, affine: Affine) -> np.ndarray:
+    """Return the middle between the 0.5th and the 99.5th percentile of the foreground's places."""
+    box = support_of(volume)
+    inside = find_foreground(volume[box])
+    start = np.array([run.start for run in box])
+    if np.count_nonzero(affine[:3, :3]) == 3:  # noqa: PLR2004 - each axis runs along one of the world
+        counts = (np.count_nonzero(inside, axis=others) for others in ((1, 2), (0, 2), (0, 1)))
+        middle_vox = np.array([_middle_vox(count_N) for count_N in counts])
+        return np.asarray(affine[:3, :3] @ (middle_vox + start) + affine[:3, 3])
+    index_3N = np.stack(np.nonzero(inside)) + start[:, None]
+    world_3N = affine[:3, :3] @ index_3N + affine[:3, 3:]
+    return np.asarray(np.percentile(world_3N, [_TRIM, 100 - _TRIM], axis=1).mean(axis=0))
+
+
+def _middle_vox(count_N: np.ndarray) -> float:
+    """Return the same for one axis, of which it is known how many voxels each plane has."""
+    reached_N = np.cumsum(count_N)
+    places = (reached_N[-1] - 1) * np.array([_TRIM, 100 - _TRIM]) / 100
+    low, high = np.searchsorted(reached_N, [np.floor(places), np.ceil(places)], side="right")
+    return float((low + (high - low) * (places % 1)).mean())

@@ -12,6 +12,9 @@ import numpy as np
 from vitrael.core.errors import ScanError
 from vitrael.core.geometry import Affine, check_affine
 
+MAX_VOXELS = 512**3
+"""Of one volume: more than any clinical brain scan; 512 MiB as float32."""
+
 _CDHW_AXES = 4
 
 

@@ -43,7 +43,8 @@ def _consent(run: StudyRun, answer: Answer) -> dict[str, Any]:
             why="its protocol or roster differs",
             fix="let the site consent to this study",
         )
-    return {"envelope": envelope, **consent.model_dump(mode="json")}
+    counts = answer.reply.body.get("summary")
+    return {"envelope": envelope, "summary": counts, **consent.model_dump(mode="json")}
 
 
 def train_codec(run: StudyRun) -> Digest:

@@ -1,4 +1,4 @@
-"""The pages for sites say what the code does: what leaves, what a manifest and settings hold."""
+"""The pages for sites say what the code does: what leaves, what settings hold."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import pytest
 
 from vitrael.client.site.outbox import RULES, StageRule
 from vitrael.client.site.settings import Limits
-from vitrael.core.data.manifest import Item, read_manifest
-from vitrael.core.errors import CohortError
 from vitrael.core.messages import StageName
 
 PAGE = "docs/privacy/what-leaves-a-site.md"
@@ -81,19 +79,7 @@ def test_new_field_is_noticed(root: Path) -> None:
     assert unsaid(wider, section) == ["patients.age"]
 
 
-def test_manifest_on_the_page_can_be_read(root: Path, tmp_path: Path) -> None:
-    text = (root / SITES).read_text(encoding="utf-8")
-    example = re.search(r"```json\n(.*?)```", text, re.DOTALL)
-    assert example is not None
-    path = tmp_path / "manifest.json"
-    path.write_text(example[1].replace("sha256:...", "sha256:" + "0" * 64), encoding="utf-8")
-    assert len(read_manifest(path).items) == 1
-    path.write_text(example[1], encoding="utf-8")  # the digest that the page leaves out
-    with pytest.raises(CohortError, match="digest"):
-        read_manifest(path)
-
-
-@pytest.mark.parametrize("key", [*Item.model_fields, *Limits.model_fields])
+@pytest.mark.parametrize("key", [*Limits.model_fields])
 def test_key_that_a_site_may_write_stands_on_the_page(key: str, root: Path) -> None:
     rows = re.findall(r"^\| (`.*?) \|", (root / SITES).read_text(encoding="utf-8"), re.MULTILINE)
     assert any(f"`{key}`" in row for row in rows)

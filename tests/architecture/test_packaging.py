@@ -116,7 +116,7 @@ def test_typing_links_lead_to_the_folders(root: Path) -> None:
 
 def test_every_import_is_declared(root: Path, document: dict[str, Any]) -> None:
     project = document["project"]
-    extras = [project["optional-dependencies"][extra] for extra in ("site", "server")]
+    extras = [project["optional-dependencies"][extra] for extra in ("site", "dcm2niix", "server")]
     lines = [*project["dependencies"], *(line for extra in extras for line in extra)]
     declared = {canonical(line) for line in lines}
     providers = metadata.packages_distributions()

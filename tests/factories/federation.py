@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
@@ -17,13 +18,17 @@ import pytest
 
 from tests.fakes.federation import HandlerExchange, SiteHandler
 from vitrael.client.site.consent import count_cohort, draft_consent, keep_consent
+from vitrael.client.site.ingest.pipeline import Choices, ingest_folder
+from vitrael.client.site.ingest.places import Home
 from vitrael.client.site.journal import Journal
 from vitrael.client.site.settings import load_settings
 from vitrael.client.site.steward import Steward
 from vitrael.client.site.store import Store
 from vitrael.client.site.tasks import TASKS, SiteContext, TaskResult, TaskRunner
+from vitrael.core.data.recipes import recipe_of_study
+from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL
 from vitrael.core.messages import ENVELOPE, Parcel, StageName, Task
-from vitrael.core.study import Study
+from vitrael.core.study import Study, load_study
 from vitrael.core.weights import Tensors
 from vitrael.privacy.envelope import open_task
 from vitrael.privacy.keys import KeyPair, load_public_keys, load_roster
@@ -127,8 +132,7 @@ def prepare_homes(folder: Path, document: str = STUDY, *, patients: int = PATIEN
     study_file = folder / "asked.toml"
     study_file.write_text(document)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "_consent", consent_everywhere)
-        patch.setattr(demo, "ProcessPoolExecutor", lambda *_, **__: InProcess())
+        prepare_in_process(patch)
         plan = demo.DemoPlan(home=folder / "home", study=study_file, patients=patients)
         demo.prepare_demo(plan, tell=lambda _: None)
     return folder / "home"
@@ -145,6 +149,35 @@ def open_sites(home: Path, sites: Iterable[str]) -> Iterator[HandlerExchange]:
             for site in sites
         }
         yield HandlerExchange({site: steward.answer for site, steward in stewards.items()})
+
+
+def prepare_in_process(patch: pytest.MonkeyPatch) -> None:
+    """Let ``prepare_demo`` start no process: each costs seconds of imports."""
+    patch.setattr(demo, "_consent", consent_everywhere)
+    patch.setattr(demo, "_ask_sites", ingest_everywhere)
+    patch.setattr(demo, "ProcessPoolExecutor", lambda *_, **__: InProcess())
+
+
+def ingest_everywhere(
+    home: Path, commands: Mapping[str, tuple[str, ...]], *, timeout_s: float
+) -> dict[str, tuple[int, str, str]]:
+    """Do what ``vitrael site ingest FOLDER --study FILE ...`` does at every site."""
+    assert timeout_s > 0
+    answers = {}
+    for site, (name, folder, option, study, *_) in commands.items():
+        assert (name, option) == ("ingest", "--study")
+        settings = recipe_of_study(load_study(Path(study)).protocol.data)
+        report = ingest_folder(
+            Path(folder),
+            Home(demo.site_home(home, site)),
+            demo.COHORT,
+            choices=Choices(settings=settings, workers=0),
+            tell=lambda *_: None,
+            now=utc_now(),
+        )
+        code = EXIT_PARTIAL if report.is_partial else EXIT_OK
+        answers[site] = (code, json.dumps(report.document(paths=False)), "")
+    return answers
 
 
 class InProcess(Executor):
@@ -166,7 +199,7 @@ def consent_everywhere(home: Path, study: Study) -> None:
             site=settings.name,
             keys=keys.public,
             members=load_roster(settings.roster),
-            cohort=count_cohort(settings.scans),
+            cohort=count_cohort(settings.cohorts / demo.COHORT),
             now=utc_now(),
         )
         with closing(Store(settings.store, updates=settings.updates)) as store:

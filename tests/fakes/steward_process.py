@@ -11,8 +11,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from vitrael.client.site.cli import utc_now
 from vitrael.client.site.listener import serve
+from vitrael.client.site.options import utc_now
 from vitrael.client.site.settings import load_settings
 from vitrael.client.site.steward import Steward
 from vitrael.client.site.tasks import SiteContext, TaskResult

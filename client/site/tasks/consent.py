@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vitrael.client.site.ingest.told import read_summary
 from vitrael.client.site.tasks import SiteContext, TaskResult
+from vitrael.core.data.cohort import find_cohort
 from vitrael.core.messages import Task
 from vitrael.core.weights import Tensors
 
 
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:  # noqa: ARG001 - every task is called alike
-    """Return the consent's envelope as the text ``consent``; whoever has the key may check it."""
-    return TaskResult(body={"consent": context.consent.decode()})
+    """Return the consent's envelope as the text ``consent``; whoever has the key may check it.
+
+    With it goes ``summary``, the counts of the site's cohort as ``vitrael site ingest`` wrote them.
+    """
+    settings = context.settings
+    wanted = context.study.protocol.data
+    folder = find_cohort(settings.cohorts, wanted, name=settings.document.cohort)
+    summary = read_summary(folder).model_dump(mode="json")
+    return TaskResult(body={"consent": context.consent.decode(), "summary": summary})

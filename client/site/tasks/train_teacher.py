@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from vitrael.client.site.tasks import SiteContext, TaskResult
-from vitrael.client.site.tasks.networks import encode_images, load_codec, site_compute, split_images
+from vitrael.client.site.tasks.networks import encode_images, load_codec, site_compute
+from vitrael.core.data.latent_cache import View, encode_cached
 from vitrael.core.data.splits import Split
 from vitrael.core.errors import CohortError
 from vitrael.core.messages import Task
@@ -24,7 +26,7 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     protocol = context.study.protocol
     system = protocol.generator
     part = system.teacher
-    latents, condition = _latent_cache(task, inputs, context)
+    latents, condition = _latents(task, inputs, context)
     if len(latents) == 0:
         raise CohortError("no patient of this site falls into the training split")
     denoiser = build_denoiser(system, part, seed=protocol.seed)
@@ -49,22 +51,38 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     )
 
 
-def _latent_cache(
+def _latents(
     task: Task, inputs: Mapping[str, Tensors], context: SiteContext
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return scaled latents and conditions of T, each scan also mirrored left to right.
 
-    They are computed once for each codec and kept warm. With mirror images there is twice as much
-    to learn from, so that less of one patient is learned by heart.
+    They are computed once for each codec, kept beside the scans, and kept warm. With mirror images
+    there is twice as much to learn from, so that less of one patient is learned by heart.
     """
     key = f"latents {task.inputs['codec']}"
     if key not in context.warm:
         compute = site_compute(context)
         codec = load_codec(context, inputs["codec"], compute.device)
-        images = split_images(context, Split.TRAINING)
-        both = torch.cat([images, images.flip(2)])
-        means = encode_images(codec, both, compute.device)
-        condition = torch.from_numpy(context.cohort.images(Split.TRAINING).condition_BK)
+        training = context.cohort.images(Split.TRAINING)
+
+        def encode(image_BCDHW: np.ndarray) -> np.ndarray:
+            image = torch.from_numpy(image_BCDHW)
+            return encode_images(codec, image, compute.device).numpy()
+
+        views: tuple[View, ...] = ("plain", "mirrored")
+        both = [
+            encode_cached(
+                context.cohort.latents,
+                [item.digest for item in context.cohort.items(Split.TRAINING)],
+                codec=task.inputs["codec"],
+                read=lambda rows: training.image_BCDHW[list(rows)],
+                encode=encode,
+                view=view,
+            )
+            for view in views
+        ]
+        means = torch.from_numpy(np.concatenate(both))
+        condition = torch.from_numpy(training.condition_BK)
         context.warm[key] = (codec.cpu().scale(means), condition.repeat(2, 1))
     latents, condition = context.warm[key]
     return latents, condition

@@ -1,106 +1,79 @@
-"""A procedural T1-weighted brain: identity, age, sex, and ventricles of a known volume.
+"""A procedural brain in MR: who it is, how it was scanned, and the truth beside the scan.
 
-Anatomy and acquisition have separate random streams: a patient keeps the anatomy over visits
-while position, bias field and noise change. The shapes are implicit: an ellipsoid whose radius is
-modulated by a few waves over the sphere (the identity), white matter inside with finer folds, two
-lateral ventricles, deep gray nuclei, and a dark interhemispheric fissure. Everything outside the
-brain is zero, as after skull stripping. World axes are RAS+ millimetres.
+Anatomy, lesions and acquisition have separate random streams: a patient keeps the anatomy over
+visits while position, bias field and noise change, so the same head can be scanned twice. The
+shapes are implicit functions of head coordinates: an ellipsoid whose radius is modulated by a few
+waves over the sphere (the identity), folded outside, with fissures, ventricles, deep gray nuclei,
+hippocampi, cerebellum and brainstem inside. Unless the acquisition shows the whole head,
+everything outside the brain is zero, as after skull stripping. World axes are RAS+ millimetres.
+
+Axes: C channels, D H W, K tissues, P points that are looked at.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from vitrael.core.data.phantoms.acquisition import (
+    Acquisition,
+    add_noise,
+    draw_acquisition,
+    receive_field,
+    slice_operators,
+)
+from vitrael.core.data.phantoms.anatomy import (
+    Anatomy,
+    age_anatomy,
+    draw_anatomy,
+    with_disease,
+)
+from vitrael.core.data.phantoms.contrasts import CONTRASTS, signals
+from vitrael.core.data.phantoms.forms import Points, draw_waves, wave_sum
+from vitrael.core.data.phantoms.lesions import NO_LESIONS, Lesions
+from vitrael.core.data.phantoms.truth import BrainTruth, tell_truth
+from vitrael.core.data.phantoms.view import View, axial_plane, center_grid, look
+from vitrael.core.data.planar import Picture
 from vitrael.core.data.scan import Scan
-from vitrael.core.geometry import centered_affine
+from vitrael.core.errors import DataError
+from vitrael.core.rng import stream
 
-_SHAPE_WAVES = 8
-_FOLD_WAVES = 14
-_WHITE, _GRAY, _FLUID = 0.85, 0.55, 0.15
+__all__ = [
+    "Acquisition",
+    "Anatomy",
+    "BrainImages",
+    "BrainSlice",
+    "BrainTruth",
+    "age_anatomy",
+    "draw_acquisition",
+    "draw_anatomy",
+    "image_brain",
+    "image_slice",
+    "render_brain",
+    "with_disease",
+]
 
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Anatomy:
-    """What makes a patient: volumes, proportions and the waves that shape the surfaces."""
-
-    age_years: float
-    sex: float
-    """0 female, 1 male."""
-    brain_ml: float
-    """Of the ellipsoid before its surface is modulated: what is drawn differs by some percent."""
-    ventricle_ml: float
-    proportions: np.ndarray
-    """[3] semi-axes relative to their geometric mean."""
-    shape_waves: np.ndarray
-    """[waves, 5]: frequency vector, phase, amplitude of the outer surface."""
-    fold_waves: np.ndarray
-    """[waves, 5]: the same for the white-matter surface."""
-    ventricle_form: np.ndarray
-    """[5]: distance from the midline, length, height (relative), tilt, asymmetry."""
-    nuclei: np.ndarray
-    """[4]: half distance, height, radius in millimetres, and contrast of the deep gray."""
+_TEXTURE_WAVES, _TEXTURE_FREQUENCY = 24, (0.25, 0.6)
+"""Radians per millimetre: 10 to 25 mm from crest to crest."""
+_BRIGHTEST = 1.2
 
 
-@dataclass(frozen=True, slots=True)
-class Acquisition:
-    """What differs from scan to scan: position, bias field, contrast, noise."""
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class BrainImages:
+    """One session: a scan for every contrast, in the same position, and the truth."""
 
-    shift_mm: np.ndarray
-    rotation_rad: np.ndarray
-    bias: np.ndarray
-    """[3] relative slope of the receive field along each axis, per 100 mm."""
-    contrast: float
-    noise_frac: float
-    noise_seed: int
+    scans: Mapping[str, Scan]
+    truth: BrainTruth
 
 
-def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    """Return a new patient.
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class BrainSlice:
+    """One axial slice: a picture for every contrast, and the truth."""
 
-    Age is uniform on 20 to 90 years; brain volume falls and ventricles grow with age, men have
-    larger brains, and both vary among people of one age.
-    """
-    age = float(rng.uniform(20, 90))
-    sex = float(rng.integers(0, 2))
-    brain = 1180 + 130 * sex - 2.2 * (age - 50) + rng.normal(0, 90)
-    ventricle = (12 + 0.011 * (age - 20) ** 2) * np.exp(rng.normal(0, 0.45))
-    proportions = np.exp(rng.normal([-0.07, 0.14, -0.07], 0.05))
-    return Anatomy(
-        age_years=age,
-        sex=sex,
-        brain_ml=float(np.clip(brain, 900, 1500)),
-        ventricle_ml=float(np.clip(ventricle, 8, 110)),
-        proportions=proportions / np.prod(proportions) ** (1 / 3),
-        shape_waves=_draw_waves(rng, _SHAPE_WAVES, frequency=(1.0, 3.5), amplitude=0.022),
-        fold_waves=_draw_waves(rng, _FOLD_WAVES, frequency=(4.0, 8.0), amplitude=0.034),
-        ventricle_form=rng.normal([13.0, 1.0, 1.0, 0.15, 0.0], [1.6, 0.12, 0.12, 0.12, 0.10]),
-        nuclei=rng.normal([20.0, -6.0, 11.0, 0.9], [2.0, 3.0, 1.2, 0.08]),
-    )
-
-
-def age_anatomy(anatomy: Anatomy, rng: np.random.Generator, *, years: float) -> Anatomy:
-    """Return the same patient some years later: larger ventricles, a slightly smaller brain."""
-    growth = np.exp(years * abs(rng.normal(0.02, 0.01)))
-    return replace(
-        anatomy,
-        age_years=anatomy.age_years + years,
-        ventricle_ml=float(np.clip(anatomy.ventricle_ml * growth, 8, 120)),
-        brain_ml=anatomy.brain_ml * (1 - 0.003 * years),
-    )
-
-
-def draw_acquisition(rng: np.random.Generator, *, site_contrast: float = 0.0) -> Acquisition:
-    """Return the circumstances of one scan; ``site_contrast`` shifts a scanner's gray-white gap."""
-    return Acquisition(
-        shift_mm=rng.normal(0, 1.5, 3),
-        rotation_rad=rng.normal(0, 0.02, 3),
-        bias=rng.normal(0, 0.05, 3),
-        contrast=1 + site_contrast + float(rng.normal(0, 0.03)),
-        noise_frac=float(rng.uniform(0.008, 0.016)),
-        noise_seed=int(rng.integers(0, 2**62)),
-    )
+    pictures: Mapping[str, Picture]
+    truth: BrainTruth
 
 
 def render_brain(
@@ -114,104 +87,111 @@ def render_brain(
 
     Tissue borders are softened over one voxel, which stands for partial volume.
     """
-    affine = centered_affine(grid_vox, spacing=spacing_mm)
-    axes = [affine[i, 3] + spacing_mm * np.arange(n) for i, n in enumerate(grid_vox)]
-    world = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    head = (world - acquisition.shift_mm) @ _rotation(acquisition.rotation_rad)
-    brain, white = _surfaces(anatomy, head, spacing_mm)
-    tissue = _GRAY + (_WHITE - _GRAY) * acquisition.contrast * white
-    tissue = _deep_gray(anatomy, head, tissue, spacing_mm)
-    ventricle = _ventricles(anatomy, head, spacing_mm)
-    fissure = _fissure(anatomy, head, spacing_mm)
-    fluid = np.maximum(ventricle, fissure)
-    image = brain * (tissue * (1 - fluid) + _FLUID * fluid)
-    image *= 1 + (world / 100) @ acquisition.bias
-    noise = np.random.Generator(np.random.PCG64(acquisition.noise_seed))
-    image += brain * noise.normal(0, acquisition.noise_frac, image.shape)
-    image_cdhw = np.clip(image, 0, 1.2).astype(np.float32)[None]
-    return Scan(image_CDHW=image_cdhw, affine=affine, modality="T1w")
+    view = look(anatomy, acquisition, NO_LESIONS, center_grid(grid_vox, spacing_mm))
+    image = _expose(view, anatomy, acquisition, "T1w")
+    return Scan(image_CDHW=image[None], affine=view.grid.affine, modality="T1w")
 
 
-def _draw_waves(
-    rng: np.random.Generator, count: int, *, frequency: tuple[float, float], amplitude: float
-) -> np.ndarray:
-    directions = rng.normal(size=(count, 3))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    waves = np.empty((count, 5))
-    waves[:, :3] = directions * rng.uniform(*frequency, size=(count, 1))
-    waves[:, 3] = rng.uniform(0, 2 * np.pi, count)
-    waves[:, 4] = rng.normal(0, amplitude, count)
-    return waves
+def image_brain(
+    anatomy: Anatomy,
+    acquisition: Acquisition,
+    *,
+    grid_vox: tuple[int, int, int],
+    spacing_mm: float,
+    contrasts: Sequence[str] = ("T1w",),
+    lesions: Lesions = NO_LESIONS,
+) -> BrainImages:
+    """Return a session of a patient with the truth; contrasts are among ``CONTRASTS``.
+
+    The T1-weighted scan without lesions is that of ``render_brain``. Raises DataError for an
+    unknown contrast.
+    """
+    _check(contrasts)
+    view = look(anatomy, acquisition, lesions, center_grid(grid_vox, spacing_mm))
+    scans = {
+        name: Scan(_expose(view, anatomy, acquisition, name)[None], view.grid.affine, name)
+        for name in contrasts
+    }
+    return BrainImages(scans, tell_truth(view, anatomy, lesions))
 
 
-def _rotation(angles_rad: np.ndarray) -> np.ndarray:
-    x, y, z = angles_rad
-    about_x = np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
-    about_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
-    about_z = np.array([[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]])
-    return np.asarray(about_x @ about_y @ about_z)
+def image_slice(
+    anatomy: Anatomy,
+    acquisition: Acquisition,
+    *,
+    grid_px: tuple[int, int],
+    spacing_mm: float,
+    height_mm: float = 6.0,
+    contrasts: Sequence[str] = ("T1w",),
+    lesions: Lesions = NO_LESIONS,
+) -> BrainSlice:
+    """Return one axial slice ``height_mm`` above the middle of the brain, with the truth.
+
+    ``grid_px`` is H, W. Rows go from front to back, columns from the patient's left to his right.
+    Slices are as thick as their pixels are wide. Raises DataError for an unknown contrast, and
+    ScanError where the slice misses the head.
+    """
+    _check(contrasts)
+    plane = axial_plane(grid_px, spacing_mm, height_mm=height_mm)
+    view = look(anatomy, acquisition, lesions, plane)
+    pictures = {
+        name: Picture(
+            _upright(_expose(view, anatomy, acquisition, name))[0], (spacing_mm, spacing_mm), "MR"
+        )
+        for name in contrasts
+    }
+    truth = tell_truth(view, anatomy, lesions)
+    turned = BrainTruth(
+        labels_DHW=_upright(truth.labels_DHW),
+        brain_DHW=_upright(truth.brain_DHW),
+        face_DHW=_upright(truth.face_DHW),
+        lesion_DHW={kind: _upright(mask) for kind, mask in truth.lesion_DHW.items()},
+        volumes_ml=truth.volumes_ml,
+        covariates=truth.covariates,
+        coefficients=truth.coefficients,
+    )
+    return BrainSlice(pictures, turned)
 
 
-def _inside(signed_mm: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """Return how much of a voxel lies inside, from the distance to the border (positive: in)."""
-    return np.clip(0.5 + signed_mm / spacing_mm, 0, 1)
+def _check(contrasts: Sequence[str]) -> None:
+    if not contrasts or not set(contrasts) <= set(CONTRASTS):
+        raise DataError("the contrast is unknown", fix=f"choose from {', '.join(CONTRASTS)}")
 
 
-def _semi_axes_mm(anatomy: Anatomy) -> np.ndarray:
-    radius = (anatomy.brain_ml * 1000 / (4 / 3 * np.pi)) ** (1 / 3)
-    return np.asarray(radius * anatomy.proportions)
+def _expose(view: View, anatomy: Anatomy, acquisition: Acquisition, name: str) -> np.ndarray:
+    """Return the image of one contrast, ``[D, H, W]`` float32."""
+    level_K = signals(CONTRASTS[name], contrast=acquisition.contrast)
+    value_P = level_K @ view.mixture.fraction_KP
+    if acquisition.texture_frac:
+        value_P *= 1 + np.float32(acquisition.texture_frac) * _texture(anatomy, view.head)
+    image = view.spread(value_P) * receive_field(acquisition, view.grid.axes_mm)
+    cover = np.ones_like(image) if acquisition.head else view.spread(view.mixture.brain_P)
+    noise = (
+        np.random.Generator(np.random.PCG64(acquisition.noise_seed))
+        if name == "T1w"
+        else stream(acquisition.noise_seed, name)
+    )
+    if acquisition.thickness_mm > view.grid.spacing_mm and image.shape[2] > 1:
+        down, up = slice_operators(image.shape[2], view.grid.spacing_mm, acquisition.thickness_mm)
+        image = image @ down.T
+        image = add_noise(image, acquisition, cover @ down.T, noise) @ up.T
+    else:
+        image = add_noise(image, acquisition, cover, noise)
+    return np.asarray(np.clip(image, 0, _BRIGHTEST) * acquisition.gain, dtype=np.float32)
 
 
-def _surfaces(
-    anatomy: Anatomy, head: np.ndarray, spacing_mm: float
-) -> tuple[np.ndarray, np.ndarray]:
-    axes = _semi_axes_mm(anatomy)
-    scaled = head / axes
-    rho = np.linalg.norm(scaled, axis=-1)
-    direction = scaled / np.maximum(rho, 1e-6)[..., None]
-    outer = 1 + _wave_sum(anatomy.shape_waves, direction)
-    mean_radius = float(np.prod(axes) ** (1 / 3))
-    brain = _inside((outer - rho) * mean_radius, spacing_mm)
-    cortex = 0.26 - 0.0012 * (anatomy.age_years - 20)
-    inner = outer - cortex + _wave_sum(anatomy.fold_waves, direction)
-    return brain, _inside((inner - rho) * mean_radius, spacing_mm)
+def _texture(anatomy: Anatomy, head: Points) -> np.ndarray:
+    """Return the unevenness of the tissue, of unit variance; it belongs to the head."""
+    waves = draw_waves(
+        stream(anatomy.detail_seed, "texture"),
+        _TEXTURE_WAVES,
+        frequency=_TEXTURE_FREQUENCY,
+        amplitude=1.0,
+    )
+    waves[:, 4] /= np.sqrt(np.square(waves[:, 4]).sum() / 2)
+    return wave_sum(waves, head)
 
 
-def _wave_sum(waves: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    return np.asarray(np.sin(direction @ waves[:, :3].T + waves[:, 3]) @ waves[:, 4])
-
-
-def _deep_gray(
-    anatomy: Anatomy, head: np.ndarray, tissue: np.ndarray, spacing_mm: float
-) -> np.ndarray:
-    distance, height, radius, contrast = anatomy.nuclei
-    for side in (-1, 1):
-        centre = np.array([side * distance, 0.0, height])
-        nucleus = _inside(radius - np.linalg.norm(head - centre, axis=-1), spacing_mm) * contrast
-        tissue = tissue * (1 - nucleus) + _GRAY * nucleus
-    return tissue
-
-
-def _ventricles(anatomy: Anatomy, head: np.ndarray, spacing_mm: float) -> np.ndarray:
-    offset, length, height, tilt, asymmetry = anatomy.ventricle_form
-    both = np.zeros(head.shape[:-1])
-    for side, share in ((-1, 0.5 + asymmetry / 4), (1, 0.5 - asymmetry / 4)):
-        volume_mm3 = anatomy.ventricle_ml * 1000 * np.clip(share, 0.3, 0.7)
-        form = np.array([0.72, 1.65 * length, 0.9 * height])
-        form /= np.prod(form) ** (1 / 3)
-        axes = form * (volume_mm3 / (4 / 3 * np.pi)) ** (1 / 3)
-        centre = np.array([side * max(offset, axes[0] + 1), -4.0, 8.0])
-        local = (head - centre) @ _rotation(np.array([tilt, 0.0, side * 0.12]))
-        rho = np.linalg.norm(local / axes, axis=-1)
-        # Distance to an ellipsoid to first order: (1 - rho) / |grad rho|.
-        gradient = np.linalg.norm(local / axes**2, axis=-1) / np.maximum(rho, 1e-6)
-        signed = (1 - rho) / np.maximum(gradient, 1e-6)
-        both = np.maximum(both, _inside(np.minimum(signed, axes.min()), spacing_mm))
-    return both
-
-
-def _fissure(anatomy: Anatomy, head: np.ndarray, spacing_mm: float) -> np.ndarray:
-    width_mm = 1.5 + 0.03 * (anatomy.age_years - 20)
-    cover = np.clip(width_mm / spacing_mm * (1 - np.abs(head[..., 0]) / spacing_mm), 0, 1)
-    above = _inside(head[..., 2] - 0.55 * _semi_axes_mm(anatomy)[2], spacing_mm)
-    return np.asarray(cover * above)
+def _upright(image_DHW: np.ndarray) -> np.ndarray:
+    """Return ``[1, H, W]`` as a picture is looked at, from an array ``[x, y, 1]``."""
+    return np.ascontiguousarray(image_DHW[:, ::-1].transpose(2, 1, 0))

@@ -1,10 +1,9 @@
-"""Phantom hospitals: a folder of NIfTI files and a manifest, like any site's scans."""
+"""Phantom hospitals: a BIDS folder of NIfTI files and tables, like any site's own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from vitrael.core.data.manifest import MANIFEST_NAME, Item, Manifest, write_manifest
 from vitrael.core.data.nifti import write_nifti
 from vitrael.core.data.phantoms.brain import (
     age_anatomy,
@@ -13,11 +12,11 @@ from vitrael.core.data.phantoms.brain import (
     render_brain,
 )
 from vitrael.core.data.scan import Scan
-from vitrael.core.digest import digest_file
 from vitrael.core.rng import stream
 
 _YEARS_BETWEEN_VISITS = 1.5
 _SITE_CONTRAST = 0.04
+_SEXES = ("F", "M")
 
 
 def draw_scan(
@@ -44,7 +43,7 @@ def draw_scan(
     return scan, anatomy.age_years, anatomy.sex
 
 
-def write_phantom_scans(
+def write_phantom_files(
     folder: Path,
     *,
     seed: int,
@@ -53,27 +52,32 @@ def write_phantom_scans(
     visits: int,
     grid_vox: tuple[int, int, int],
     spacing_mm: float,
-) -> Manifest:
-    """Write a hospital's scans with their manifest; volumes are left to the declared measurer."""
+) -> int:
+    """Write a hospital's T1-weighted scans with their tables; return how many scans there are.
+
+    ``participants.tsv`` tells the sex, ``sub-0001/sub-0001_sessions.tsv`` the age at every visit
+    to a hundredth of a year. Patients and visits count from 1. Volumes are left to the measurer.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    items = []
+    participants = [("participant_id", "sex")]
     for patient in range(patients):
+        subject = f"sub-{patient + 1:04d}"
+        sessions = [("session_id", "age")]
         for visit in range(visits):
             scan, age_years, sex = draw_scan(
                 seed, site, patient, visit, grid_vox=grid_vox, spacing_mm=spacing_mm
             )
-            name = f"ph-{patient:04d}-v{visit}.nii.gz"
-            write_nifti(scan, folder / name)
-            items.append(
-                Item(
-                    subject=f"ph-{patient:04d}",
-                    visit=visit,
-                    path=name,
-                    age_years=age_years,
-                    sex=sex,
-                    digest=digest_file(folder / name),
-                )
-            )
-    manifest = Manifest(items=tuple(items))
-    write_manifest(manifest, folder / MANIFEST_NAME)
-    return manifest
+            session = f"ses-{visit + 1}"
+            place = folder / subject / session / "anat"
+            place.mkdir(parents=True, exist_ok=True)
+            write_nifti(scan, place / f"{subject}_{session}_T1w.nii.gz")
+            sessions.append((session, f"{age_years:.2f}"))
+            if visit == 0:
+                participants.append((subject, _SEXES[int(sex)]))
+        _write_table(folder / subject / f"{subject}_sessions.tsv", sessions)
+    _write_table(folder / "participants.tsv", participants)
+    return patients * visits
+
+
+def _write_table(path: Path, rows: list[tuple[str, str]]) -> None:
+    path.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")

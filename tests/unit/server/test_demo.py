@@ -13,7 +13,13 @@ from typing import Any
 
 import pytest
 
-from tests.factories.federation import PATIENTS, SITES, STUDY, InProcess, prepare_homes
+from tests.factories.federation import (
+    PATIENTS,
+    SITES,
+    STUDY,
+    prepare_homes,
+    prepare_in_process,
+)
 from vitrael.core.data.manifest import read_manifest
 from vitrael.core.errors import CohortError, ProcessError, StorageError, StudyError, UsageError
 from vitrael.core.study import Study, load_study
@@ -38,7 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DemoPlan:
-    monkeypatch.setattr(demo, "ProcessPoolExecutor", lambda *_, **__: InProcess())
+    prepare_in_process(monkeypatch)
     monkeypatch.setattr(demo, "_consent", lambda *_: None)
     study = tmp_path / "asked.toml"
     study.write_text(STUDY)
@@ -63,7 +69,7 @@ def test_every_site_has_its_own_phantoms_and_split_key(home: Path) -> None:
     seen: set[str] = set()
     keys: set[bytes] = set()
     for site in SITES:
-        manifest = read_manifest(site_home(home, site) / "scans" / "manifest.json")
+        manifest = read_manifest(site_home(home, site) / "cohorts" / "main" / "manifest.json")
         assert len({item.subject for item in manifest.items}) == PATIENTS
         assert {item.visit for item in manifest.items} == {0, 1}
         seen |= {item.digest for item in manifest.items}
@@ -122,7 +128,7 @@ def test_phantom_demos_of_one_study_have_the_same_scans_and_splits(
     other = replace(plan, home=tmp_path / "other")
     for each in (plan, other):
         prepare_demo(each, tell=lambda _: None)
-    for name in ("scans/manifest.json", "keys/split.key"):
+    for name in ("cohorts/main/manifest.json", "keys/split.key"):
         one, two = (site_home(h, "north") / name for h in (plan.home, other.home))
         assert one.read_bytes() == two.read_bytes()
     signing = [(h / "keys" / "signing.pem").read_bytes() for h in (plan.home, other.home)]
@@ -218,20 +224,20 @@ def test_folder_without_a_usable_scan_is_refused(plan: DemoPlan, tmp_path: Path)
         prepare_demo(replace(plan, scans=empty, patients=None), tell=lambda _: None)
 
 
-def test_covariates_that_were_assumed_are_told(plan: DemoPlan, home: Path, tmp_path: Path) -> None:
+def test_covariates_that_are_not_known_are_told(plan: DemoPlan, home: Path, tmp_path: Path) -> None:
     scans = tmp_path / "scans"
     scans.mkdir()
-    files = sorted((site_home(home, "north") / "scans").glob("*.nii.gz"))[:4]
+    files = sorted((home / "hospitals" / "north").rglob("*_ses-1_*.nii.gz"))[:4]
     for number, file in enumerate(files):
         (scans / f"sub-{number}_T1w.nii.gz").write_bytes(file.read_bytes())
     table = "participant_id\tage\tsex\n" + "".join(f"sub-{n}\t40\tn/a\n" for n in range(4))
     (scans / "participants.tsv").write_text(table)
     told: list[str] = []
     prepare_demo(replace(plan, scans=scans, patients=None), tell=told.append)
-    assumed = [line for line in told if "assumed" in line]
-    assert [line for line in assumed if "sex is not known" not in line] == []  # ages are known
-    assert len(assumed) == len(SITES)
-    assert "site north" in assumed[0]
+    unknown = [line for line in told if "known" in line]
+    assert [line for line in unknown if "sex" not in line] == []  # ages are known
+    assert len(unknown) == len(SITES)
+    assert "site north" in unknown[0]
 
 
 @pytest.fixture

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.factories.cohort import recipe_settings, write_cohort
 from vitrael.client.site.consent import draft_consent, keep_consent
+from vitrael.client.site.ingest.summary import summarize
+from vitrael.client.site.ingest.told import save_summary
 from vitrael.client.site.journal import Journal, Line, read_journal
 from vitrael.client.site.settings import SiteSettings, load_settings
 from vitrael.client.site.steward import Steward
 from vitrael.client.site.store import Store
 from vitrael.client.site.tasks import SiteContext, TaskResult, TaskRunner
-from vitrael.core.data.manifest import Item, Manifest, write_manifest
-from vitrael.core.digest import digest_bytes
 from vitrael.core.messages import Consent, Parcel, Reply, StageName, Task
 from vitrael.core.study import Study, load_study
 from vitrael.core.weights import Tensors
@@ -131,7 +132,7 @@ class Home:
             site="north",
             keys=self.keys.public,
             members={name: keys.public for name, keys in self.members.items()},
-            cohort={"patients": 3, "scans": 4},
+            cohort={"patients": 12, "scans": 23},
             now=self.clock(),
             days=days,
             max_rounds=max_rounds,
@@ -222,18 +223,14 @@ def make_home(tmp_path: Path, study_file: Path) -> Callable[[str], Home]:
         (path / "site.toml").write_text('name = "north"\n')
         save_public_keys(coordinator.public, path / "coordinator.json")
         save_roster({site: pair.public for site, pair in members.items()}, path / "roster.json")
-        items = [
-            Item(
-                subject=subject,
-                visit=visit,
-                path=f"{subject}-{visit}.nii.gz",
-                age_years=40.0,
-                sex=1.0,
-                digest=digest_bytes(f"{subject} {visit}".encode()),
-            )
-            for subject, visit in (("a", 0), ("a", 1), ("b", 0), ("c", 0))
-        ]
-        write_manifest(Manifest(items=tuple(items)), path / "scans" / "manifest.json")
+        data = study.protocol.data
+        manifest = write_cohort(
+            path / "cohorts" / "main",
+            recipe=recipe_settings(data.grid_vox, data.spacing_mm),
+            patients=12,
+            visits=lambda patient: 2 if patient < 11 else 1,
+        )
+        save_summary(summarize(manifest), manifest, path / "cohorts" / "main")
         return Home(path, study, coordinator, keys, members)
 
     return make

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from vitrael.client.site import cli
 from vitrael.client.site.cli import site
 from vitrael.client.site.consent import DEFAULT_DAYS
+from vitrael.client.site.ingest.told import read_summary
 from vitrael.core.errors import AuthError, ConfigError, ConsentError, StorageError
 from vitrael.privacy.keys import KeyPair, fingerprint, load_public_keys, save_roster
 
@@ -41,7 +42,7 @@ def test_consent_is_asked_for_and_kept(home: Home, study: str) -> None:
     agreed = call("consent", study, "--home", str(home.path), answer="y\n")
     assert agreed.exit_code == 0
     assert home.study.protocol.digest in agreed.stdout
-    assert "3 patients, 4 scans" in agreed.stdout
+    assert "12 patients, 23 scans" in agreed.stdout
     for words in (", ".join(home.study.roster.sites), "NOT FOR PUBLICATION", "CC-BY-4.0"):
         assert words in agreed.stdout
     assert [line.event for line in home.lines()] == ["consent"]
@@ -58,6 +59,21 @@ def test_consent_by_command_covers_the_consent_task(home: Home, study: str) -> N
     assert call("consent", study, "--home", str(home.path), "--yes", "--rounds", "3").exit_code == 0
     reply, _ = home.open(home.steward().answer(home.parcel(home.task({}, stage="consent"), {})))
     assert reply.status == "done"
+    assert set(reply.body) == {"consent", "summary"}
+    summary = read_summary(home.path / "cohorts" / "main")
+    assert reply.body["summary"] == summary.model_dump(mode="json")
+    assert summary.patients == 12
+
+
+def test_consent_without_a_summary_says_why(home: Home, study: str) -> None:
+    home.clock.now = datetime.now(UTC)
+    assert call("consent", study, "--home", str(home.path), "--yes").exit_code == 0
+    path = home.path / "cohorts" / "main" / "summary.json"
+    path.write_text(path.read_text().replace('"patients":12', '"patients":5'))
+    reply, _ = home.open(home.steward().answer(home.parcel(home.task({}, stage="consent"), {})))
+    assert reply.status == "failed"
+    assert "summary of the cohort cannot be used" in reply.reason
+    assert reply.body == {}
 
 
 def test_consent_with_a_roster_of_others_is_refused(home: Home, study: str) -> None:
@@ -155,7 +171,9 @@ def test_help_promises_no_command_that_is_missing() -> None:
     assert f"{DEFAULT_DAYS} days by default" in call("consent", "--help").output
     said = call("--help").output
     assert "say no" not in said
-    assert set(site.commands) == {"run", "consent", "journal"}
+    assert set(site.commands) == {
+        *("cache", "consent", "deidentify", "ingest", "journal", "run", "withdraw")
+    }
     assert "no command that withdraws" in " ".join(said.split())
 
 

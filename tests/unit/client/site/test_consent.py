@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.factories.cohort import write_cohort
 from vitrael.client.site.consent import count_cohort, find_agreement
+from vitrael.client.site.ingest.summary import summarize
+from vitrael.client.site.ingest.told import save_summary
 from vitrael.client.site.store import Store
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import ConsentError, EnvelopeError
@@ -46,7 +49,14 @@ def test_given_consent_covers_its_tasks(home: Home, store: Store) -> None:
 
 
 def test_counts_are_all_that_is_told_of_the_cohort(home: Home) -> None:
-    assert count_cohort(home.settings.scans) == {"patients": 3, "scans": 4}
+    assert count_cohort(home.settings.cohorts / "main") == {"patients": 12, "scans": 23}
+
+
+def test_few_patients_are_not_counted(home: Home) -> None:
+    folder = home.path / "cohorts" / "few"
+    manifest = write_cohort(folder, patients=10, visits=lambda _: 2)
+    save_summary(summarize(manifest), manifest, folder)
+    assert count_cohort(folder) == {"patients": None, "scans": None}
 
 
 def test_no_consent_is_refused(home: Home, store: Store) -> None:

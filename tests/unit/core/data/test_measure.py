@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vitrael.core.data.measure import measure_volumes
 from vitrael.core.data.nifti import read_nifti
-from vitrael.core.data.partition import find_scans
 from vitrael.core.data.phantoms.brain import draw_acquisition, draw_anatomy, render_brain
 from vitrael.core.data.preprocess import prepare_brain_t1, prepare_scan
 from vitrael.core.data.scan import Scan
@@ -102,12 +102,13 @@ def test_nan_and_another_shape_are_refused() -> None:
 
 
 def test_real_brains_have_plausible_volumes_at_both_voxel_sizes(
-    data: Data, real_scans: object
+    data: Data, real_scans: Path
 ) -> None:
-    found = find_scans(real_scans)  # type: ignore[arg-type]
+    found = sorted(real_scans.glob("*_T1w*.nii.gz"))
+    assert len(found) == 37
     pairs = []
-    for item in found[:37:4]:
-        scan = read_nifti(item.path)
+    for path in found[::4]:
+        scan = read_nifti(path)
         fine = measure(prepare_brain_t1(scan, (96, 112, 96), 2.0))
         coarse = measure(prepare_scan(scan, data))
         assert 900 < fine[1] < 1700

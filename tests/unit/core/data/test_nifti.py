@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nibabel import orientations
 
-from vitrael.core.data.nifti import read_nifti, write_nifti
+from vitrael.core.data.nifti import read_mask, read_nifti, write_nifti
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ScanError
 from vitrael.core.geometry import spacing_mm
@@ -235,3 +235,20 @@ def test_scan_of_two_channels_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ScanError, match="2 channels"):
         write_nifti(scan, tmp_path / "two.nii")
     assert not list(tmp_path.iterdir())
+
+
+def test_mask_that_marks_nothing_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    path = tmp_path / "mask.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.uint8), np.eye(4)), path)
+    assert read_mask(path) is None
+    with pytest.raises(ScanError, match="constant"):
+        read_nifti(path)
+    nib.save(nib.Nifti1Image(np.full((8, 8, 8), np.nan, np.float32), np.eye(4)), path)
+    with pytest.raises(ScanError, match="the mask cannot be used"):
+        read_mask(path)
+    marked = np.zeros((8, 8, 8), np.uint8)
+    marked[2, 3, 4] = 1
+    nib.save(nib.Nifti1Image(marked, np.eye(4)), path)
+    mask = read_mask(path)
+    assert mask is not None
+    assert mask.image_CDHW.sum() == 1

@@ -7,52 +7,21 @@ from collections.abc import Callable
 import nibabel as nib
 import numpy as np
 import pytest
-from scipy import ndimage
 
-from vitrael.core.data.preprocess import prepare_scan, resample_volume, scale_intensity
+from tests.factories.heads import phantom_head
+from vitrael.core.data.preprocess import (
+    place_lesions,
+    prepare_brain_t1,
+    prepare_contrasts,
+    prepare_scan,
+    scale_intensity,
+)
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ScanError
-from vitrael.core.geometry import centered_affine, spacing_mm
+from vitrael.core.geometry import spacing_mm
 from vitrael.core.study import Data
 
 MakeBrain = Callable[..., Scan]
-
-
-def centroid_mm(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    return np.asarray(affine @ [*ndimage.center_of_mass(volume), 1])[:3]
-
-
-def oblique(spacing: tuple[float, float, float], angle_rad: float) -> np.ndarray:
-    cos, sin = np.cos(angle_rad), np.sin(angle_rad)
-    affine = np.diag([*spacing, 1.0])
-    affine[:2, :2] = np.array([[cos, -sin], [sin, cos]]) @ affine[:2, :2]
-    affine[:3, 3] = [-70, -90, -80]
-    return affine
-
-
-def test_landmark_keeps_its_world_position_under_resampling() -> None:
-    source = oblique((1.5, 2.0, 2.5), 0.3)
-    volume = np.zeros((90, 90, 60), dtype=np.float32)
-    volume[40:46, 50:54, 30:34] = 1
-    target = centered_affine((40, 40, 40), spacing=4.0)
-    target[:3, 3] += centroid_mm(volume, source) + np.array([5, -3, 2])
-    moved = resample_volume(volume, source, target, shape=(40, 40, 40))
-    assert np.allclose(centroid_mm(moved, target), centroid_mm(volume, source), atol=0.5)
-    # Control: with an affine that is wrong by one voxel the landmark would be elsewhere.
-    target[0, 3] += 4
-    assert not np.allclose(centroid_mm(moved, target), centroid_mm(volume, source), atol=0.5)
-
-
-def test_total_intensity_survives_coarse_sampling() -> None:
-    rng = np.random.Generator(np.random.PCG64(1))
-    source = centered_affine((96, 96, 96), spacing=2.0)
-    volume = np.zeros((96, 96, 96), dtype=np.float32)
-    volume[20:76, 20:76, 20:76] = rng.uniform(0, 1, (56, 56, 56))
-    target = centered_affine((24, 24, 24), spacing=8.0)
-    coarse = resample_volume(volume, source, target, shape=(24, 24, 24))
-    assert coarse.sum() * 8**3 == pytest.approx(volume.sum() * 2**3, rel=0.02)
-    # Control: without the low-pass filter the noise of single voxels stays in the picture.
-    assert coarse[8:16, 8:16, 8:16].std() < 0.5 * volume[40:56, 40:56, 40:56].std()
 
 
 def test_prepared_scan_has_the_grid_of_the_study(data: Data, make_brain: MakeBrain) -> None:
@@ -114,3 +83,52 @@ def test_one_hot_voxel_does_not_set_the_scale(data: Data, make_brain: MakeBrain)
 def test_image_without_anything_bright_is_refused() -> None:
     with pytest.raises(ScanError, match="shows no brain"):
         scale_intensity(np.zeros((4, 4, 4), dtype=np.float32))
+
+
+def test_stripped_scan_is_prepared_as_if_no_face_were_looked_for(
+    data: Data, make_brain: MakeBrain
+) -> None:
+    for scan in (make_brain(noise=0.01), make_brain(shape=(64, 72, 64), spacing=3.0)):
+        ready = prepare_scan(scan, data)
+        plain = prepare_brain_t1(scan, data.grid_vox, data.spacing_mm)
+        assert np.array_equal(ready.image_CDHW, plain.image_CDHW)
+        assert np.array_equal(ready.affine, plain.affine)
+
+
+def test_head_is_prepared_without_its_face_or_refused(data: Data) -> None:
+    head = phantom_head(1)
+    ready = prepare_scan(head.scan, data)
+    bare = Scan(head.scan.image_CDHW * head.brain_DHW, head.scan.affine, "T1w")
+    wanted = prepare_scan(bare, data)
+    volume = (ready.image_CDHW > 0.2).sum() / (wanted.image_CDHW > 0.2).sum()
+    assert 0.85 < volume < 1.05
+    # Control: without the step there is much more than the brain.
+    whole = prepare_brain_t1(head.scan, data.grid_vox, data.spacing_mm)
+    assert (whole.image_CDHW > 0.2).sum() > 1.5 * (wanted.image_CDHW > 0.2).sum()
+    with pytest.raises(ScanError, match="the face cannot be removed"):
+        prepare_scan(phantom_head(1, spacing_mm=8.0).scan, data)
+
+
+def test_contrasts_of_other_grids_are_stacked_on_one(make_brain: MakeBrain) -> None:
+    first = make_brain(shape=(64, 72, 64), spacing=3.0)
+    flair = make_brain(shape=(48, 50, 40), spacing=4.5, gain=300)
+    flair = Scan(flair.image_CDHW, flair.affine, "FLAIR")
+    image_CDHW, affine, _ = prepare_contrasts([first, flair], (40, 48, 40), 5.0)
+    assert image_CDHW.shape == (2, 40, 48, 40)
+    assert np.abs(image_CDHW[0] - image_CDHW[1]).mean() < 0.03
+    assert np.array_equal(affine[:3, :3], np.diag([5.0] * 3))
+
+
+def test_lesion_counts_where_it_fills_half_a_voxel_of_the_brain() -> None:
+    affine = np.diag([1.0, 1, 1, 1])
+    lesion = np.zeros((1, 16, 16, 16), dtype=np.float32)
+    lesion[0, 4:8, 4:8, 4:8] = 255  # any level above 0 means lesion
+    lesion[0, 4, 12, 12] = 255
+    coarse = np.diag([4.0, 4, 4, 1])
+    coarse[:3, 3] = 1.5
+    brain = np.ones((4, 4, 4), dtype=bool)
+    placed = place_lesions(Scan(lesion, affine, "lesion"), coarse, brain_DHW=brain)
+    assert placed.dtype == np.uint8
+    assert np.argwhere(placed).tolist() == [[1, 1, 1]]
+    brain[1, 1, 1] = False
+    assert not place_lesions(Scan(lesion, affine, "lesion"), coarse, brain_DHW=brain).any()

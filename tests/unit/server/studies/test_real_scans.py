@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.factories.federation import SITES, STUDY, InProcess, consent_everywhere, open_sites
+from tests.factories.federation import SITES, STUDY, open_sites, prepare_in_process
 from vitrael.core.errors import EXIT_OK, EXIT_REFUSED
 from vitrael.server import demo
 from vitrael.server.studies.pipeline import run_study
@@ -27,8 +27,7 @@ def scans(root: Path) -> Path:
 def _run(folder: Path, scans: Path, monkeypatch: pytest.MonkeyPatch, *, policy: str) -> Path:
     study = folder / "asked.toml"
     study.write_text(AS_PLANNED)
-    monkeypatch.setattr(demo, "_consent", consent_everywhere)
-    monkeypatch.setattr(demo, "ProcessPoolExecutor", lambda *_, **__: InProcess())
+    prepare_in_process(monkeypatch)
     plan = demo.DemoPlan(home=folder / "home", study=study, scans=scans, policy=policy)
     demo.prepare_demo(plan, tell=lambda _: None)
     return plan.home

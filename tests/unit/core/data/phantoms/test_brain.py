@@ -21,6 +21,9 @@ from vitrael.core.data.scan import Scan
 from vitrael.core.rng import stream
 
 PEOPLE = 40
+EARLIER_VENTRICLE_ML = (40.5, 79.1, 22.2, 63.1, 14.6, 8.8, 37.4, 26.4, 11.2, 13.3, 10.5, 10.9)
+EARLIER_BRAIN_ML = (1075, 995, 1294, 1117, 1220, 1430, 1244, 1239, 1081, 1073, 1291, 1383)
+"""As measured on the same patients when a brain was two ellipsoids in a third."""
 
 
 def render(anatomy: Anatomy, acquisition: Acquisition, *, grid: int = 24) -> Scan:
@@ -56,6 +59,16 @@ def test_measured_ventricles_tell_the_truth() -> None:
     np.testing.assert_allclose(brain_ml, brains, rtol=0.25)
     # Control: it is the image that tells, not the order of the patients.
     assert abs(np.corrcoef(truth[::-1], ventricle_ml)[0, 1]) < 0.6
+
+
+def test_patients_of_earlier_studies_measure_as_they_did() -> None:
+    images = visits(0).reshape(PEOPLE, 1, 24, 24, 24)[:12]
+    ventricle_ml, brain_ml = measure_volumes(images, render(people()[0], still()).affine)
+    np.testing.assert_allclose(ventricle_ml, EARLIER_VENTRICLE_ML, rtol=0.05, atol=2)
+    np.testing.assert_allclose(brain_ml, EARLIER_BRAIN_ML, rtol=0.02)
+    assert np.corrcoef(ventricle_ml, EARLIER_VENTRICLE_ML)[0, 1] > 0.995
+    assert np.percentile(images[images > 0], 95) == pytest.approx(0.87, abs=0.02)
+    assert images[images > 0].mean() == pytest.approx(0.563, rel=0.06)
 
 
 def test_more_ventricle_in_the_same_brain_is_darker_in_its_middle() -> None:

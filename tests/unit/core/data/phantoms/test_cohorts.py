@@ -1,18 +1,15 @@
-"""A phantom hospital is a folder like any other: files, a manifest, patients with visits."""
+"""A phantom hospital is a folder like any other: files and tables in BIDS, nothing of ours."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vitrael.core.data.cohort import Cohort
-from vitrael.core.data.manifest import Manifest, read_manifest
 from vitrael.core.data.nifti import read_nifti
-from vitrael.core.data.phantoms.cohorts import draw_scan, write_phantom_scans
-from vitrael.core.data.splits import Split
-from vitrael.core.study import Protocol
+from vitrael.core.data.phantoms.cohorts import draw_scan, write_phantom_files
 
 PATIENTS, VISITS = 8, 2
 GRID = (24, 24, 24)
@@ -25,22 +22,32 @@ def draw(
     return scan.image_CDHW, age, sex
 
 
-def write(folder: Path, *, seed: int = 1, site: str = "north") -> Manifest:
-    return write_phantom_scans(
+def write(folder: Path, *, site: str = "north", patients: int = PATIENTS) -> int:
+    return write_phantom_files(
         folder,
-        seed=seed,
+        seed=1,
         site=site,
-        patients=PATIENTS,
+        patients=patients,
         visits=VISITS,
         grid_vox=GRID,
         spacing_mm=8.0,
     )
 
 
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms") / "scans"
-    write(folder)
+    assert write(folder) == PATIENTS * VISITS
     return folder
 
 
@@ -59,43 +66,50 @@ def test_visits_are_years_apart_and_of_the_same_person() -> None:
     assert own > max(strangers)
 
 
-def test_patient_does_not_depend_on_how_many_there_are(folder: Path, tmp_path: Path) -> None:
-    few = write_phantom_scans(
-        tmp_path, seed=1, site="north", patients=2, visits=1, grid_vox=GRID, spacing_mm=8.0
-    )
-    many = {item.path: item for item in read_manifest(folder / "manifest.json").items}
-    for item in few.items:
-        assert (item.age_years, item.sex) == (many[item.path].age_years, many[item.path].sex)
-        one, two = (read_nifti(place / item.path).image_CDHW for place in (tmp_path, folder))
-        assert np.array_equal(one, two)
-
-
-def test_writing_again_gives_the_same_files(folder: Path, tmp_path: Path) -> None:
-    write(tmp_path)
-    assert read_manifest(tmp_path / "manifest.json") == read_manifest(folder / "manifest.json")
-    other = write(tmp_path / "other", site="valley")
-    assert not {item.digest for item in other.items} & {
-        item.digest for item in read_manifest(folder / "manifest.json").items
+def test_folder_holds_scans_by_patient_and_visit_and_two_kinds_of_table(folder: Path) -> None:
+    names = set(contents(folder))
+    assert "sub-0001/ses-1/anat/sub-0001_ses-1_T1w.nii.gz" in names
+    assert "sub-0008/ses-2/anat/sub-0008_ses-2_T1w.nii.gz" in names
+    tables = {name for name in names if name.endswith(".tsv")}
+    assert tables == {
+        "participants.tsv",
+        *(f"sub-{n:04d}/sub-{n:04d}_sessions.tsv" for n in range(1, PATIENTS + 1)),
     }
+    assert len(names - tables) == PATIENTS * VISITS
+    assert all(name.endswith("_T1w.nii.gz") for name in names - tables)
 
 
-def test_files_and_manifest_open_as_a_cohort(folder: Path, protocol: Protocol) -> None:
-    cohort = Cohort.open(folder, protocol, key=bytes(32))
-    parts = [cohort.images(split) for split in Split]
-    assert sum(len(np.unique(part.patient_B)) for part in parts) == PATIENTS
-    assert sum(map(len, parts)) == PATIENTS * VISITS
-    condition_BK = np.concatenate([part.condition_BK for part in parts])
-    assert condition_BK.min() >= 0
-    assert condition_BK.max() <= 1
-    assert len(np.unique(condition_BK[:, 2])) > PATIENTS  # measured, visit by visit
+def test_tables_and_files_say_what_was_drawn(folder: Path) -> None:
+    people = read_table(folder / "participants.tsv")
+    assert [row["participant_id"] for row in people] == [f"sub-{n + 1:04d}" for n in range(8)]
+    assert {row["sex"] for row in people} == {"F", "M"}
+    for patient, row in enumerate(people):
+        subject = row["participant_id"]
+        visits = read_table(folder / subject / f"{subject}_sessions.tsv")
+        assert [visit["session_id"] for visit in visits] == ["ses-1", "ses-2"]
+        for number, visit in enumerate(visits):
+            image, age, sex = draw(patient=patient, visit=number)
+            assert float(visit["age"]) == pytest.approx(age, abs=0.0051)
+            assert row["sex"] == "FM"[int(sex)]
+            name = f"{subject}_{visit['session_id']}_T1w.nii.gz"
+            scan = read_nifti(folder / subject / visit["session_id"] / "anat" / name)
+            np.testing.assert_allclose(scan.image_CDHW, image, atol=1e-4)
 
 
-def test_manifest_says_what_was_drawn_and_leaves_volumes_to_the_measurer(folder: Path) -> None:
-    manifest = read_manifest(folder / "manifest.json")
-    assert {item.visit for item in manifest.items} == set(range(VISITS))
-    for item in manifest.items:
-        assert (item.ventricle_ml, item.brain_ml) == (None, None)
-        image, age, sex = draw(patient=int(item.subject.removeprefix("ph-")), visit=item.visit)
-        assert (item.age_years, item.sex) == (age, sex)
-        scan = read_nifti(folder / item.path)
-        np.testing.assert_allclose(scan.image_CDHW, image, atol=1e-4)
+def test_patient_does_not_depend_on_how_many_there_are(folder: Path, tmp_path: Path) -> None:
+    assert write(tmp_path, patients=2) == 4
+    many, few = contents(folder), contents(tmp_path)
+    few.pop("participants.tsv")
+    assert all(many[name] == data for name, data in few.items())
+
+
+def test_writing_again_gives_the_same_files_and_another_site_others(
+    folder: Path, tmp_path: Path
+) -> None:
+    write(tmp_path / "again", patients=2)
+    write(tmp_path / "other", site="valley", patients=2)
+    again, other = contents(tmp_path / "again"), contents(tmp_path / "other")
+    assert again.keys() == other.keys()
+    scans = [name for name in again if name.endswith(".nii.gz")]
+    assert all(again[name] == contents(folder)[name] for name in scans)
+    assert not {again[name] for name in scans} & {other[name] for name in scans}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Literal, TextIO
 
 _REDRAW_S = 0.1
 _TENTHS = 10
@@ -12,19 +12,21 @@ _MIB = 1 << 20
 
 
 class Progress:
-    """Counts bytes of one piece of work and shows how far it is; thread-safe it is not."""
+    """Counts one piece of work and shows how far it is; thread-safe it is not."""
 
     def __init__(
         self,
         label: str,
         *,
-        total_bytes: int,
+        total: int,
         stream: TextIO,
+        unit: Literal["MiB", "files"] = "MiB",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Show nothing yet. ``clock`` counts seconds."""
+        """Show nothing yet. ``total`` counts bytes, or files; ``clock`` counts seconds."""
         self._label = label
-        self._total = max(total_bytes, 1)
+        self._unit = unit
+        self._total = max(total, 1)
         self._stream = stream
         self._clock = clock
         self._live = stream.isatty()
@@ -32,9 +34,9 @@ class Progress:
         self._done = 0
         self._tenth = 0
 
-    def advance(self, count_bytes: int) -> None:
-        """Count bytes and show them when it is time."""
-        self._done += count_bytes
+    def advance(self, count: int) -> None:
+        """Count and show what is done when it is time."""
+        self._done += count
         now = self._clock()
         if self._live:
             if now - self._drawn >= _REDRAW_S or self._done >= self._total:
@@ -50,5 +52,9 @@ class Progress:
         share = min(self._done / self._total, 1.0)
         spent = now - self._started
         eta = f", {spent * (1 - share) / share:.0f} s left" if 0 < share < 1 else ""
-        amount = f"{self._done / _MIB:.1f} of {self._total / _MIB:.1f} MiB"
-        return f"{self._label}: {share:4.0%}, {amount}{eta}"
+        return f"{self._label}: {share:4.0%}, {self._amount()}{eta}"
+
+    def _amount(self) -> str:
+        if self._unit == "MiB":
+            return f"{self._done / _MIB:.1f} of {self._total / _MIB:.1f} MiB"
+        return f"{self._done} of {self._total} {self._unit}"

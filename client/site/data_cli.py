@@ -1,0 +1,334 @@
+"""``vitrael site ingest``, ``withdraw`` and ``cache``: what a site does with its own files."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import click
+
+from vitrael.client.progress import Progress
+from vitrael.client.site.options import AS_JSON, private_files, utc_now
+from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL, UsageError
+
+if TYPE_CHECKING:
+    from vitrael.core.data.recipes import RecipeName, RecipeSettings
+    from vitrael.core.study import Splits
+
+RECIPE_NAMES = ("brain-t1", "brain-lesion", "echo-apical", "xray-2d", "image-2d")
+"""The keys of ``core.data.recipes.RECIPES``, which would take half a second to load here."""
+
+HOME = click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("vitrael-site"),
+    show_default=True,
+    envvar="VITRAEL_SITE_HOME",
+    help="The site's home folder; a new one is made.",
+)
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--cohort", "name", default="main", show_default=True, help="Name of the cohort.")
+@click.option("--recipe", type=click.Choice(RECIPE_NAMES), help="What the images are brought to.")
+@click.option(
+    "--study",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Take recipe, grid and spacing from a study instead.",
+)
+@click.option("--grid", help="Another grid than the recipe's, such as 80x112x80; a plane is 64x64.")
+@click.option("--spacing-mm", type=float, help="Another spacing than the recipe's.")
+@HOME
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes; one a core by default.")
+@click.option(
+    "--pixel-mask",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A PNG of the size of the frames: what is black in it is blacked out in every image.",
+)
+@click.option(
+    "--converter",
+    type=click.Choice(["own", "dcm2niix"]),
+    default="own",
+    show_default=True,
+    help="What turns DICOM series into volumes.",
+)
+@click.option("--replace", is_flag=True, help="Let a cohort from another folder be replaced.")
+@click.option("--dry-run", is_flag=True, help="Say what would be taken in; write nothing.")
+@click.option("--paths", is_flag=True, help="Name the files that are left out, on this terminal.")
+@AS_JSON
+@private_files()
+def ingest(
+    path: Path,
+    *,
+    name: str,
+    recipe: str | None,
+    study: Path | None,
+    grid: str | None,
+    spacing_mm: float | None,
+    home: Path,
+    workers: int | None,
+    pixel_mask: Path | None,
+    converter: Literal["own", "dcm2niix"],
+    replace: bool,
+    dry_run: bool,
+    paths: bool,
+    as_json: bool,
+) -> int:
+    """Take the images below PATH into a cohort of this site.
+
+    DICOM (any names), NIfTI, BIDS, videos and pictures with their tables are found. Nothing in
+    PATH is changed. Run it again at any time: only what is new or changed is read. Exits with 7
+    when some files could not be used; each has its reason.
+
+    Example: vitrael site ingest /data/mri --cohort mri --recipe brain-t1 --dry-run
+    """
+    from vitrael.client.site.ingest.outcome import tell  # noqa: PLC0415
+    from vitrael.client.site.ingest.pipeline import (  # noqa: PLC0415
+        Choices,
+        foresee_folder,
+        ingest_folder,
+    )
+    from vitrael.client.site.ingest.places import Home, demand_name  # noqa: PLC0415
+
+    demand_name(name)
+    settings, splits = _choose_recipe(recipe, study, grid=grid, spacing_mm=spacing_mm)
+    choices = Choices(
+        settings=settings,
+        splits=splits,
+        workers=workers or len(os.sched_getaffinity(0)),
+        pixel_mask=pixel_mask,
+        converter=converter,
+    )
+    show = _Shown().show
+    if dry_run:
+        report = foresee_folder(path, name, choices=choices, tell=show)
+    else:
+        report = ingest_folder(
+            path, Home(home), name, choices=choices, tell=show, now=utc_now(), may_replace=replace
+        )
+    click.echo(json.dumps(report.document(paths=paths)) if as_json else tell(report, paths=paths))
+    return EXIT_PARTIAL if report.is_partial else EXIT_OK
+
+
+@click.command()
+@click.argument("subject")
+@HOME
+@click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+@AS_JSON
+@private_files()
+def withdraw(subject: str, home: Path, *, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Take the patient SUBJECT out of every cohort of this site, for good.
+
+    SUBJECT is the name that the site's own files give the patient: the Patient ID of DICOM, the
+    subject of a table, sub-01 of BIDS. With - it is read from standard input, so that it stands in
+    no history of commands. The files that the patient came from are yours: they are not touched.
+
+    Example: vitrael site withdraw - --home /srv/vitrael/north
+    """
+    from vitrael.client.site.ingest.places import Home  # noqa: PLC0415
+    from vitrael.client.site.ingest.withdraw import find_patient, remove_patient  # noqa: PLC0415
+
+    if subject == "-":
+        subject = sys.stdin.readline().rstrip("\r\n")
+    if not subject.strip():
+        raise UsageError("no patient is named", fix="give the name that the site's files use")
+    site = Home(home)
+    site.demand()
+    found = find_patient(site, subject)
+    words = _describe_patient(found.items, found.cohorts, known=found.known)
+    if not as_json:
+        click.echo(words)
+    files = size_bytes = 0
+    if not dry_run:
+        if not yes:
+            click.confirm("Withdraw this patient?", abort=True, err=True)
+        removed = remove_patient(site, found)
+        files, size_bytes = removed.files, removed.size_bytes
+        click.echo(f"withdrawn: {files} files removed. {_AFTERWARDS}", err=True)
+    if as_json:
+        document = {"items": found.items, "cohorts": list(found.cohorts), "known": found.known}
+        click.echo(json.dumps({**document, "files": files, "bytes": size_bytes}))
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@HOME
+@click.option(
+    "--pixel-mask",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A PNG of the size of the frames: what is black in it is blacked out in every image.",
+)
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes; one a core by default.")
+@click.option("--paths", is_flag=True, help="Name the files that are left out, on this terminal.")
+@AS_JSON
+@private_files()
+def deidentify(
+    path: Path,
+    out: Path,
+    *,
+    home: Path,
+    pixel_mask: Path | None,
+    workers: int | None,
+    paths: bool,
+    as_json: bool,
+) -> int:
+    """Write de-identified copies of the DICOM files below PATH into the new folder OUT.
+
+    The copies are pseudonymous, with the site's own key, and for the site's own use: they lie
+    outside its home, and what becomes of them is for the site to decide. Exits with 7 when some
+    files could not be copied; each has its reason.
+
+    Example: vitrael site deidentify /data/echo /data/echo-copies --pixel-mask cone.png
+    """
+    from vitrael.client.site.ingest.dicom_copies import copy_folder  # noqa: PLC0415
+    from vitrael.client.site.ingest.outcome import left_out_document, tell_left_out  # noqa: PLC0415
+    from vitrael.client.site.ingest.places import Home  # noqa: PLC0415
+
+    report = copy_folder(
+        path,
+        out,
+        key=Home(home).key(),
+        mask=pixel_mask,
+        workers=workers or len(os.sched_getaffinity(0)),
+        tell=_Shown().show,
+    )
+    left_out, removed = tuple(report.left_out), sum(report.removed.values())
+    if as_json:
+        counts = {"files": report.files, "copies": report.copies, "removed": dict(report.removed)}
+        groups = left_out_document(left_out, {}, paths=paths)
+        click.echo(json.dumps({**counts, "left_out": groups}))
+    else:
+        click.echo(f"{report.copies} copies of {report.files} files; {removed} elements left out")
+        click.echo("\n".join(tell_left_out(left_out, {}, paths=paths, others="not copied")))
+    return EXIT_PARTIAL if any(not left.expected for left in left_out) else EXIT_OK
+
+
+_AFTERWARDS = (
+    "A steward that runs still holds the images in its memory: end it and start it again. "
+    "What was sent before cannot be called back"
+)
+
+
+def _describe_patient(items: int, cohorts: tuple[str, ...], *, known: bool) -> str:
+    if items:
+        return f"{items} items in {', '.join(cohorts)}"
+    if known:
+        return "the patient was withdrawn before; no cohort holds an item"
+    return "no cohort holds this patient; a withdrawal keeps the patient out of later intakes"
+
+
+@click.group()
+def cache() -> None:
+    """See and clear what the site keeps of its cohorts: prepared images and latents.
+
+    Both count as patient data: they are for the site's user alone.
+    """
+
+
+@cache.command("ls")
+@HOME
+@AS_JSON
+def list_(home: Path, *, as_json: bool) -> None:
+    """List the cohorts with what they hold on this disk.
+
+    Example: vitrael site cache ls --home /srv/vitrael/north
+    """
+    from vitrael.client.site.ingest.keeping import describe_caches  # noqa: PLC0415
+    from vitrael.client.site.ingest.places import Home  # noqa: PLC0415
+
+    site = Home(home)
+    site.demand()
+    cohorts = describe_caches(site, now=utc_now())
+    if as_json:
+        click.echo(json.dumps({"cohorts": [cohort.document() for cohort in cohorts]}))
+        return
+    for cohort in cohorts:
+        click.echo(cohort.line())
+    if not cohorts:
+        click.echo("no cohort yet: vitrael site ingest PATH makes one")
+
+
+@cache.command("gc")
+@HOME
+@click.option(
+    "--older-than",
+    "days",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Keep what is younger than so many days.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
+@AS_JSON
+@private_files()
+def gc(home: Path, days: float, *, dry_run: bool, as_json: bool) -> None:
+    """Remove latents, and images that belong to no cohort any more.
+
+    Latents are made again when a study needs them. Images of a cohort's present version stay.
+
+    Example: vitrael site cache gc --older-than 30 --home /srv/vitrael/north
+    """
+    from vitrael.client.site.ingest.keeping import sweep_caches  # noqa: PLC0415
+    from vitrael.client.site.ingest.places import Home  # noqa: PLC0415
+
+    site = Home(home)
+    site.demand()
+    removed = sweep_caches(site, now=utc_now(), older_than_days=days, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps({"files": removed.files, "bytes": removed.size_bytes}))
+        return
+    verb = "would be removed" if dry_run else "removed"
+    click.echo(f"{removed.files} files, {removed.size_bytes >> 20} MiB {verb}")
+
+
+def _choose_recipe(
+    recipe: str | None, study: Path | None, *, grid: str | None, spacing_mm: float | None
+) -> tuple[RecipeSettings, Splits | None]:
+    """Return the settings of a recipe, or those of a study with its splits."""
+    from vitrael.core.data.recipes import recipe_of_study, settings_for  # noqa: PLC0415
+    from vitrael.core.study import load_study  # noqa: PLC0415
+
+    if (study is None) == (recipe is None) or (study is not None and (grid or spacing_mm)):
+        raise UsageError(
+            "it is not clear what the images are to be brought to",
+            why="either a study says so, or --recipe with --grid and --spacing-mm",
+            fix=f"give --study FILE alone, or --recipe {RECIPE_NAMES[0]}",
+        )
+    if study is not None:
+        data = load_study(study).protocol.data
+        return recipe_of_study(data), data.splits
+    grid_vox = None if grid is None else _read_grid(grid)
+    name = cast("RecipeName", recipe)
+    return settings_for(name, grid_vox=grid_vox, spacing_mm=spacing_mm), None
+
+
+def _read_grid(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise UsageError(
+            "the grid cannot be read", why="it is not written like 80x112x80", fix="correct --grid"
+        ) from None
+
+
+class _Shown:
+    """Shows one piece of work after the other on standard error."""
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._done = 0
+        self._progress: Progress | None = None
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """Show how much of ``what`` is done."""
+        if self._progress is None or what != self._what:
+            self._what, self._done = what, 0
+            self._progress = Progress(what, total=total, unit="files", stream=sys.stderr)
+        self._progress.advance(done - self._done)
+        self._done = done

@@ -1,0 +1,55 @@
+"""SQLite files of a site: one way to open them, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError, OperationalError
+
+from vitrael.core.digest import canonical_json
+from vitrael.core.errors import StorageError, storage_error
+
+
+def open_engine(path: Path) -> Engine:
+    """Return an engine on a file: write-ahead log, every commit on disk, one writer at a time."""
+    engine = create_engine(f"sqlite:///{path}", json_serializer=_to_json)
+    event.listen(engine, "connect", _prepare)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+@contextmanager
+def explain_storage(what: str) -> Iterator[None]:
+    """Turn what the disk and the database say into a StorageError with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(what, error) from error
+    except OperationalError as error:
+        raise StorageError(
+            f"{what} cannot be read or written",
+            why=str(error.orig),
+            fix="make room on the disk, end other programs that hold the file, and try again",
+        ) from error
+    except DatabaseError as error:
+        raise StorageError(
+            f"{what} is damaged", why=str(error.orig), fix="restore the file from a backup"
+        ) from error
+
+
+def _to_json(value: object) -> str:
+    return canonical_json(value).decode()
+
+
+def _prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's object
+    connection.isolation_level = None  # transactions begin in _begin, also those of a migration
+    for pragma in ("busy_timeout = 10000", "journal_mode = WAL", "synchronous = FULL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

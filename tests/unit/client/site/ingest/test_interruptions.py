@@ -1,0 +1,229 @@
+"""An intake that is killed, interrupted or without disk space ends, run again, as if it had not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from tests.factories.intake import (
+    PLANE,
+    leftovers,
+    make_home,
+    manifest_of,
+    shard_files,
+    take_in,
+    write_brain,
+    write_brains,
+    write_pictures,
+)
+from vitrael.client.site.ingest import pipeline
+from vitrael.client.site.ingest.index import Index
+from vitrael.client.site.ingest.places import Home
+from vitrael.core.errors import EXIT_INTERRUPTED, StorageError
+
+PICTURES = 100
+PATIENCE_S = 120.0
+"""Longest time for what takes seconds; nothing waits for it to pass."""
+GLANCE_S = 0.01
+
+COMMAND = (sys.executable, "-c", "from vitrael.core.cli import main; main()", "site", "ingest")
+_LIMIT = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000)); "
+LIMITED = (*COMMAND[:2], _LIMIT + COMMAND[2], *COMMAND[3:])
+
+
+@contextlib.contextmanager
+def started(root: Path, home: Home) -> Iterator[subprocess.Popen[str]]:
+    """Start the command in a session of its own, so that whatever it starts can be found."""
+    options = ("--recipe", "image-2d", "--grid", "16x16", "--workers", "1")
+    process = subprocess.Popen(
+        [*COMMAND, str(root), "--home", str(home.folder), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        for pid in members(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=PATIENCE_S)
+
+
+def members(session: int) -> list[int]:
+    """Return the processes of a session that live."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state not in "ZX":
+                found.append(int(path.parent.name))
+    return found
+
+
+def glances(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Yield again and again, until it took far too long."""
+    deadline = monotonic() + PATIENCE_S
+    while monotonic() < deadline:
+        yield
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=GLANCE_S)
+    pytest.fail(f"nothing happened within {PATIENCE_S:g} s")
+
+
+def count_outcomes(home: Home) -> int:
+    """Return how many sources count as done."""
+    place = home.cohort("main").index
+    with contextlib.suppress(sqlite3.OperationalError):
+        connection = sqlite3.connect(f"file:{place}?mode=ro", uri=True)
+        try:
+            (count,) = connection.execute("SELECT count(*) FROM outcomes").fetchone()
+            return int(count)
+        finally:
+            connection.close()
+    return 0
+
+
+def wait_until_some_are_done(process: subprocess.Popen[str], home: Home) -> None:
+    for _ in glances(process):
+        if count_outcomes(home):
+            break
+        assert process.poll() is None, process.communicate()[1]
+
+
+def wait_until_all_have_ended(process: subprocess.Popen[str]) -> None:
+    for _ in glances(process):
+        if not members(process.pid):
+            break
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    write_pictures(root, range(PICTURES))
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of the cohort that an intake makes which nobody interrupts."""
+    report = take_in(pictures, make_home(tmp_path_factory.mktemp("home") / "undisturbed"), PLANE)
+    assert (report.anew, report.items) == (PICTURES, PICTURES)
+    return report.digest
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return make_home(tmp_path / "home")
+
+
+def demand_same_end(root: Path, home: Home, undisturbed: str) -> None:
+    """Take in again: what was done is not done again, and the cohort is the undisturbed one."""
+    done = count_outcomes(home)
+    assert 0 < done < PICTURES
+    assert not home.cohort("main").manifest.exists()
+    report = take_in(root, home, PLANE)
+    assert (report.anew, report.digest) == (PICTURES - done, undisturbed)
+    assert leftovers(home) == set()
+
+
+def test_killed_intake_leaves_no_process_and_ends_the_same(
+    pictures: Path, home: Home, undisturbed: str
+) -> None:
+    with started(pictures, home) as process:
+        wait_until_some_are_done(process, home)
+        assert len(members(process.pid)) >= 3, "control: there are processes to be left behind"
+        process.kill()
+        wait_until_all_have_ended(process)
+        assert process.returncode == -signal.SIGKILL
+    demand_same_end(pictures, home, undisturbed)
+
+
+def test_interrupted_intake_says_so_and_ends_the_same(
+    pictures: Path, home: Home, undisturbed: str
+) -> None:
+    with started(pictures, home) as process:
+        wait_until_some_are_done(process, home)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all of them
+        wait_until_all_have_ended(process)
+        _, said = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == EXIT_INTERRUPTED
+    assert "Interrupted." in said
+    assert "Traceback" not in said
+    demand_same_end(pictures, home, undisturbed)
+
+
+def test_full_disk_ends_the_command_with_its_reason(pictures: Path, home: Home) -> None:
+    options = ("--recipe", "xray-2d", "--grid", "256x256", "--workers", "1", "--json")
+    done = subprocess.run(
+        [*LIMITED, str(pictures), "--home", str(home.folder), *options],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 1
+    assert "a prepared item cannot be written: there is no disk space left" in done.stderr
+    assert "what was finished is kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert '"kind": "StorageError"' in done.stdout
+    assert leftovers(home) == set()
+
+
+@contextlib.contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond a size: what the system then says is what a full disk says."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_full_disk_keeps_what_was_finished(pictures: Path, home: Home, undisturbed: str) -> None:
+    with largest_file(200_000), pytest.raises(StorageError):
+        take_in(pictures, home, PLANE)
+    demand_same_end(pictures, home, undisturbed)
+
+
+STEPS = ("write_manifest", "save_summary", "write_report", "sweep_orphans")
+
+
+@pytest.mark.parametrize("step", [*STEPS, "save_outcome", "forget_others"])
+def test_intake_that_ends_at_any_step_is_finished_by_the_next(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, home, other = tmp_path / "scans", make_home(tmp_path / "home"), tmp_path / "other"
+    write_brains(root)
+    take_in(root, home)
+    write_brain(root / "sub-01_T1w.nii.gz", 1, shift=300)
+    (root / "sub-02_T1w.nii.gz").unlink()
+    write_brain(root / "sub-07_T1w.nii.gz", 7)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline if step in STEPS else Index, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            take_in(root, home)
+    assert manifest_of(home).version == (1 if step in {"write_manifest", "save_outcome"} else 2)
+    report = take_in(root, home)
+    undisturbed = make_home(other)
+    assert report.digest == take_in(root, undisturbed).digest
+    assert (report.version, report.items) == (2, 3)
+    assert leftovers(home) == set()
+    assert shard_files(home) == shard_files(undisturbed)
+    assert home.cohort("main").report.is_file()
