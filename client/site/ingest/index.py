@@ -112,16 +112,14 @@ class Index:
         with self._transaction() as session:
             session.merge(RootRow(id=1, folder=folder))
 
-    def find_headers(self, files: Sequence[str]) -> dict[str, HeaderRow]:
-        """Return what is known of some files, by their codes."""
-        found: dict[str, HeaderRow] = {}
+    def find_headers(self, files: Sequence[str]) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
+        """Yield code, size, time and header of those files that are known, a few at a time."""
+        row = select(HeaderRow.file, HeaderRow.size, HeaderRow.mtime_ns, HeaderRow.header)
         with self._transaction() as session:
             for at in range(0, len(files), _CHUNK):
                 some = files[at : at + _CHUNK]
-                rows = session.scalars(select(HeaderRow).where(HeaderRow.file.in_(some)))
-                found.update({row.file: row for row in rows})
-            session.expunge_all()
-        return found
+                for found in session.execute(row.where(HeaderRow.file.in_(some))):
+                    yield found.file, found.size, found.mtime_ns, found.header
 
     def save_headers(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keep headers: ``file``, ``size``, ``mtime_ns`` and ``header`` of each."""

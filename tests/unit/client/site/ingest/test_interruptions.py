@@ -9,9 +9,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -20,15 +21,18 @@ from tests.factories.intake import (
     leftovers,
     make_home,
     manifest_of,
+    reason_of,
     shard_files,
     take_in,
     write_brain,
     write_brains,
     write_pictures,
+    write_slices,
 )
-from vitrael.client.site.ingest import pipeline
+from vitrael.client.site.ingest import dicom_folder, pipeline
 from vitrael.client.site.ingest.index import Index
 from vitrael.client.site.ingest.places import Home
+from vitrael.client.site.ingest.pool import Lost, Pool
 from vitrael.core.errors import EXIT_INTERRUPTED, StorageError
 
 PICTURES = 100
@@ -196,6 +200,53 @@ def test_full_disk_keeps_what_was_finished(pictures: Path, home: Home, undisturb
     with largest_file(200_000), pytest.raises(StorageError):
         take_in(pictures, home, PLANE)
     demand_same_end(pictures, home, undisturbed)
+
+
+def breaking(
+    path: Path, *, files: Callable[[Any], Iterable[Path]]
+) -> Callable[..., Pool[Any, Any]]:
+    """Return what makes a pool whose process ends whenever it reads one of the files."""
+
+    class Breaking(Pool[Any, Any]):
+        def run(self, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+            for job in jobs:
+                is_lost = path in files(job)
+                yield job, Lost("reading it ended the process") if is_lost else self._work(job)
+
+    return Breaking
+
+
+def test_header_that_ends_its_process_costs_its_own_file(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "scans"
+    write_brains(root, [1])
+    paths = write_slices(root / "pacs", 2)
+    alone = write_slices(root / "other", 3)[5]
+    with monkeypatch.context() as patch:
+        made = breaking(alone, files=lambda job: [path for _, path in job.files])
+        patch.setattr(dicom_folder, "Pool", made)
+        report = take_in(root, home)
+    assert report.items == 2
+    assert reason_of(report, alone) == "reading it ended the process"
+    assert {reason_of(report, path) for path in paths} == {""}
+    assert take_in(root, home).items == 3, "another try may end otherwise"
+
+
+def test_image_that_ends_its_process_costs_itself_and_is_tried_again(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "scans"
+    paths = write_brains(root)
+    with monkeypatch.context() as patch:
+        made = breaking(paths[1], files=lambda job: job.images["T1w"])
+        patch.setattr(pipeline, "Pool", made)
+        report = take_in(root, home)
+        assert (report.items, report.anew) == (2, 3)
+        assert take_in(root, home).anew == 1
+    assert reason_of(report, paths[1]) == "reading it ended the process"
+    later = take_in(root, home)
+    assert (later.items, later.anew) == (3, 1)
 
 
 STEPS = ("write_manifest", "save_summary", "write_report", "sweep_orphans")
