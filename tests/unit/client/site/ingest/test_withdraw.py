@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +27,7 @@ from tests.factories.intake import (
     write_brains,
     write_slices,
 )
+from vitrael.client.site import database
 from vitrael.client.site.ingest import pipeline, withdraw
 from vitrael.client.site.ingest.index import Index
 from vitrael.client.site.ingest.pipeline import WITHDRAWN
@@ -136,6 +140,38 @@ def test_headers_of_a_withdrawn_patient_are_not_kept_again(tmp_path: Path) -> No
     report = take_in(root, home)
     assert (report.items, set_aside(report)) == (1, {WITHDRAWN: 16})
     assert code not in index.read_bytes()
+
+
+def test_deleted_rows_leave_no_bytes_in_the_index(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some builds of SQLite overwrite what is deleted, others only mark it."""
+    prepare = database._prepare
+
+    def only_mark(connection: Any, record: object) -> None:
+        prepare(connection, record)
+        connection.execute("PRAGMA secure_delete = OFF")
+
+    monkeypatch.setattr(database, "_prepare", only_mark)
+    home = make_home(tmp_path / "other")
+    take_in(scans, home)
+    index = home.cohort("main").index
+    with closing(Index(index)) as opened:
+        (thumbnail,) = (
+            stored.thumbnail
+            for stored in opened.find_outcomes(outcome_codes(index)).values()
+            if stored.subject == PSEUDONYM
+        )
+    middle = thumbnail[len(thumbnail) // 2 :][:64]
+    assert middle in index.read_bytes()
+    withdraw_patient(home)
+    assert middle not in index.read_bytes()
+    assert PSEUDONYM.encode() not in index.read_bytes()
+
+
+def outcome_codes(index: Path) -> list[str]:
+    with closing(sqlite3.connect(index)) as connection:
+        return [code for (code,) in connection.execute("SELECT source FROM outcomes")]
 
 
 def test_withdrawing_again_changes_nothing(home: Home) -> None:
