@@ -58,7 +58,8 @@ def run_child(command: Sequence[str | Path], folder: Path, *, codes: Sequence[in
         watch.ended.set()
         watch.join()
     child.returncode = os.waitstatus_to_exitcode(status)
-    assert child.returncode in codes, err.read_text(errors="replace")[-2000:]
+    told = err.read_text(errors="replace")[-2000:]
+    assert child.returncode in codes, f"it ended with {child.returncode}: {told}"
     workers = {pid: peak for pid, peak in watch.peak_kib.items() if pid != child.pid}
     return Run(
         wall_s=wall_s,

@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ from vitrael.core.data.resample import resample_volume
 from vitrael.core.data.scan import Scan
 from vitrael.core.rng import stream
 
-SERIES, DRAWN, ROUNDS = 16, 2, 3
+SERIES, DRAWN, ROUNDS = 32, 2, 3
 GRID = (176, 256, 256)
 STYLE = {"brains": "sharp", "heads": "whole-head"}
 GRIDS = {"ours, 1 mm": (160, 224, 160, 1.0), "ours, 4 mm": (48, 56, 48, 4.0)}
@@ -77,7 +77,7 @@ def write_scans(root: Path, kind: str) -> None:
             name=f"Amendoeira^Iris {number}",
             birth_date=date(1957, 4, 9),
             sex="F",
-            study_date=date(2021, 11, 1 + number),
+            study_date=date(2021, 10, 1) + timedelta(days=number),
         )
         write_dicom_series(
             Scan(np.rint(image), scan.affine, "T1w"),
@@ -95,8 +95,9 @@ def commands(root: Path, out: Path) -> dict[str, list[str | Path]]:
 
     lines: dict[str, list[str | Path]] = {}
     for name, (x, y, z, spacing) in GRIDS.items():
-        line = [VITRAEL, "site", "ingest", root, "--recipe", "brain-t1", "--workers", "2", "--json"]
-        lines[name] = [*line, "--grid", f"{x}x{y}x{z}", "--spacing-mm", str(spacing), "--home", out]
+        grid = ["--grid", f"{x}x{y}x{z}", "--spacing-mm", str(spacing)]
+        how = ["--recipe", "brain-t1", "--home", str(out), "--workers", "2", "--json"]
+        lines[name] = [VITRAEL, "site", "ingest", root, *grid, *how]
     for level in ("y", "n"):
         lines[f"dcm2niix -z {level}"] = [dcm2niix, "-z", level, "-o", out, root]
     lines["dicom2nifti"] = [sys.executable, "-W", "ignore", "-c", CONVERT, root, out]

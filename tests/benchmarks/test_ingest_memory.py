@@ -84,9 +84,9 @@ def write_others(root: Path, count: int) -> None:
 
 def take_in(root: Path, folder: Path) -> tuple[Run, dict[str, object]]:
     """Take a folder in with two workers, and return what that used and what it told."""
-    command = [VITRAEL, "site", "ingest", root, "--recipe", "brain-t1", "--grid", "24x24x24"]
-    command += ["--spacing-mm", "8", "--home", folder / "home", "--workers", "2", "--json"]
-    run = run_child(command, folder, codes=(0, 7))
+    what = ["--recipe", "brain-t1", "--grid", "24x24x24", "--spacing-mm", "8"]
+    how = ["--home", str(folder / "home"), "--workers", "2", "--json"]
+    run = run_child([VITRAEL, "site", "ingest", root, *what, *how], folder, codes=(0, 7))
     return run, json.loads(run.text)
 
 
