@@ -32,8 +32,10 @@ from vitrael.client.site.ingest.facts import measure_facts
 from vitrael.client.site.ingest.montage import thumbnail
 from vitrael.core.data.brain_mask import bare_brain
 from vitrael.core.data.cache import decode, open_shard, write_shard
-from vitrael.core.data.dicom import from_record, group_series, read_volume
-from vitrael.core.data.dicom_write import DicomIdentity, write_dicom_series
+from vitrael.core.data.dicom.instance import from_record
+from vitrael.core.data.dicom.read import read_volume
+from vitrael.core.data.dicom.series import group_series
+from vitrael.core.data.dicom.write import DicomIdentity, write_dicom_series
 from vitrael.core.data.manifest import Manifest, read_manifest
 from vitrael.core.data.measure import measure_volumes
 from vitrael.core.data.nifti import read_nifti

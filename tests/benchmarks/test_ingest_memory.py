@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks.children import Run, run_child
-from vitrael.core.data.dicom_write import DicomIdentity, made_uid, write_dicom_series
+from vitrael.core.data.dicom.write import DicomIdentity, made_uid, write_dicom_series
 from vitrael.core.data.phantoms.brain import draw_acquisition, draw_anatomy, render_brain
 from vitrael.core.data.scan import Scan
 from vitrael.core.rng import stream

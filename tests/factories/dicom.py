@@ -17,8 +17,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.sequence import Sequence as DicomItems
 
-from vitrael.core.data.dicom import Instance, read_instance
-from vitrael.core.data.dicom_write import DicomIdentity, made_uid, write_dicom_series
+from vitrael.core.data.dicom.instance import Instance, read_instance
+from vitrael.core.data.dicom.write import DicomIdentity, made_uid, write_dicom_series
 from vitrael.core.data.planar import Clip
 from vitrael.core.data.scan import Scan
 

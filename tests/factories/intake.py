@@ -17,7 +17,7 @@ from vitrael.client.site.ingest.outcome import IngestReport
 from vitrael.client.site.ingest.pipeline import Choices, ingest_folder
 from vitrael.client.site.ingest.places import Home
 from vitrael.core.data.cache import write_private
-from vitrael.core.data.dicom_write import DicomIdentity, write_dicom_clip, write_dicom_series
+from vitrael.core.data.dicom.write import DicomIdentity, write_dicom_clip, write_dicom_series
 from vitrael.core.data.manifest import Manifest, read_manifest
 from vitrael.core.data.nifti import write_nifti
 from vitrael.core.data.planar import Clip

@@ -16,7 +16,7 @@ from vitrael.client.site.ingest.dicom_folder import EMPTY, UNREADABLE
 from vitrael.client.site.ingest.pool import Lost, Pool
 from vitrael.client.site.ingest.reasons import clause
 from vitrael.core.data.cache import write_private
-from vitrael.core.data.dicom import is_dicom
+from vitrael.core.data.dicom.instance import is_dicom
 from vitrael.core.data.manifest import pseudonym_of
 from vitrael.core.data.sources import LeftOut
 from vitrael.core.data.walk import HIDDEN, SPECIAL, walk_files

@@ -16,16 +16,15 @@ from vitrael.client.site.ingest.index import Index
 from vitrael.client.site.ingest.places import code_of
 from vitrael.client.site.ingest.pool import Lost, Pool
 from vitrael.client.site.ingest.reasons import clause
-from vitrael.core.data.dicom import (
+from vitrael.core.data.dicom.instance import (
     Instance,
-    SeriesPlan,
-    digest_pixels,
     from_record,
-    group_series,
     is_dicom,
     read_instance,
     to_record,
 )
+from vitrael.core.data.dicom.pixels import digest_pixels
+from vitrael.core.data.dicom.series import SeriesPlan, group_series
 from vitrael.core.data.manifest import pseudonym_of
 from vitrael.core.data.recipes import Recipe
 from vitrael.core.data.sources import LeftOut, Source

@@ -13,7 +13,8 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset as DicomHeader
 
-from vitrael.core.data.dicom import SeriesPlan, read_clip, read_picture, read_volume
+from vitrael.core.data.dicom.read import read_clip, read_picture, read_volume
+from vitrael.core.data.dicom.series import SeriesPlan
 from vitrael.core.data.nifti import read_nifti
 from vitrael.core.data.planar import Clip, Picture
 from vitrael.core.data.scan import Scan

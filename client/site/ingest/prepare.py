@@ -24,7 +24,7 @@ from vitrael.client.site.ingest.findings import COVARIATE_WORDS
 from vitrael.client.site.ingest.montage import thumbnail
 from vitrael.client.site.ingest.reasons import clause
 from vitrael.core.data.cache import write_shard
-from vitrael.core.data.dicom import SeriesPlan
+from vitrael.core.data.dicom.series import SeriesPlan
 from vitrael.core.data.manifest import COVARIATE_BOUNDS
 from vitrael.core.data.nifti import read_mask, read_nifti
 from vitrael.core.data.pictures import read_picture_file

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from pydicom import dcmread
 
-from vitrael.core.data.dicom_write import Plane, SeriesCompression, write_dicom_series
+from vitrael.core.data.dicom.write import Plane, SeriesCompression, write_dicom_series
 from vitrael.core.data.nifti import write_nifti
 from vitrael.core.data.phantoms.acquisition import STYLES, Acquisition, draw_acquisition
 from vitrael.core.data.phantoms.anatomy import Anatomy, age_anatomy, draw_anatomy, with_disease

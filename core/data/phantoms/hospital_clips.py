@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from vitrael.core.data.dicom_write import ClipCompression, Colors, write_dicom_clip
+from vitrael.core.data.dicom.write import ClipCompression, Colors, write_dicom_clip
 from vitrael.core.data.phantoms.archive import Archive, Naming
 from vitrael.core.data.phantoms.echo import EchoTruth, draw_exam, render_echo
 from vitrael.core.data.phantoms.echo_styles import STYLES, draw_view

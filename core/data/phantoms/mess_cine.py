@@ -7,7 +7,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset as DicomHeader
 from pydicom.uid import ExplicitVRLittleEndian
 
-from vitrael.core.data.dicom_write import made_uid
+from vitrael.core.data.dicom.write import made_uid
 from vitrael.core.data.phantoms.mess_ground import Ground
 
 _UNEVEN_MS = (20, 45)

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydicom import dcmread
 
-from vitrael.core.data.dicom_instance import is_dicom
+from vitrael.core.data.dicom.instance import is_dicom
 from vitrael.core.data.phantoms.orders import Kind
 from vitrael.core.data.phantoms.paperwork import read_rows, write_rows
 from vitrael.core.errors import DataError

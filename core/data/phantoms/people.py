@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from vitrael.core.data.dicom_write import DicomIdentity
+from vitrael.core.data.dicom.write import DicomIdentity
 from vitrael.core.data.phantoms.orders import Hospital, Kind
 from vitrael.core.rng import stream
 

@@ -35,7 +35,7 @@ from tests.factories.intake import (
 from vitrael.client.site.ingest import dicom_folder
 from vitrael.client.site.ingest.assemble import ONE_A_VISIT, SAME_IMAGE
 from vitrael.client.site.ingest.dicom_folder import COPY, EMPTY, LOCALIZER, NOT_DICOM, UNREADABLE
-from vitrael.core.data.dicom_write import made_uid, write_dicom_series
+from vitrael.core.data.dicom.write import made_uid, write_dicom_series
 from vitrael.core.data.manifest import pseudonym_of
 from vitrael.core.data.walk import BROKEN_LINK, CIRCLE, CLOSED_FILE, CLOSED_FOLDER, LINKED_FOLDER
 

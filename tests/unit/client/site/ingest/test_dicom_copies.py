@@ -32,7 +32,7 @@ from vitrael.client.site.ingest.dicom_copies import (
     copy_folder,
 )
 from vitrael.client.site.ingest.dicom_folder import EMPTY
-from vitrael.core.data.dicom import read_volume
+from vitrael.core.data.dicom.read import read_volume
 from vitrael.core.data.manifest import pseudonym_of
 from vitrael.core.data.walk import BROKEN_LINK
 from vitrael.core.errors import CohortError, DataError, StorageError, UsageError

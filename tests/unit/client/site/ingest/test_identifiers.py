@@ -33,7 +33,7 @@ from tests.factories.intake import (
 from tests.factories.planted_dicom import PLANTS, careless, encode, made_up_header, spellings
 from vitrael.client.site.ingest.outcome import IngestReport, tell
 from vitrael.client.site.ingest.places import Home
-from vitrael.core.data.dicom_write import write_dicom_series
+from vitrael.core.data.dicom.write import write_dicom_series
 from vitrael.core.rng import stream
 
 _LEAST_LETTERS = 5

@@ -10,7 +10,9 @@ from PIL import Image
 from pydicom import dcmread
 
 from tests.factories.folders import find, partial
-from vitrael.core.data.dicom import SeriesPlan, group_series, read_instance, read_volume
+from vitrael.core.data.dicom.instance import read_instance
+from vitrael.core.data.dicom.read import read_volume
+from vitrael.core.data.dicom.series import SeriesPlan, group_series
 from vitrael.core.data.nifti import read_nifti
 from vitrael.core.data.phantoms.acquisition import STYLES
 from vitrael.core.data.phantoms.hospital import Written, write_hospital

@@ -9,7 +9,8 @@ import pytest
 from pydicom import dcmread
 
 from tests.factories.folders import find, partial
-from vitrael.core.data.dicom import read_clip, read_instance
+from vitrael.core.data.dicom.instance import read_instance
+from vitrael.core.data.dicom.read import read_clip
 from vitrael.core.data.phantoms.echo_styles import STYLES
 from vitrael.core.data.phantoms.hospital import Written, write_hospital
 from vitrael.core.data.phantoms.hospital_clips import BAND_PX, FILE_LIST, show_on_screen

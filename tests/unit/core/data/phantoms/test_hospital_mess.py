@@ -9,7 +9,9 @@ import pytest
 from pydicom import dcmread
 
 from tests.factories.folders import essence, find, partial
-from vitrael.core.data.dicom import group_series, is_dicom, read_clip, read_instance, read_volume
+from vitrael.core.data.dicom.instance import is_dicom, read_instance
+from vitrael.core.data.dicom.read import read_clip, read_volume
+from vitrael.core.data.dicom.series import group_series
 from vitrael.core.data.layouts.facts import IMPOSSIBLE_EF, NO_PATIENT
 from vitrael.core.data.nifti import read_nifti
 from vitrael.core.data.phantoms.hospital import write_hospital

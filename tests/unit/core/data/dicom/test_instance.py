@@ -23,7 +23,7 @@ from tests.factories.dicom import (
     write_plane,
     write_series,
 )
-from vitrael.core.data.dicom import from_record, is_dicom, read_instance, to_record
+from vitrael.core.data.dicom.instance import from_record, is_dicom, read_instance, to_record
 from vitrael.core.errors import ScanError
 
 

@@ -11,8 +11,10 @@ import pytest
 from pydicom import dcmread
 
 from tests.factories.dicom import IDENTITY, code, facts_of, small_clip, small_scan
-from vitrael.core.data.dicom import group_series, read_clip, read_instance
-from vitrael.core.data.dicom_write import (
+from vitrael.core.data.dicom.instance import read_instance
+from vitrael.core.data.dicom.read import read_clip
+from vitrael.core.data.dicom.series import group_series
+from vitrael.core.data.dicom.write import (
     DicomIdentity,
     Plane,
     made_uid,

@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from vitrael.core.data.dicom_elements import Elements
-from vitrael.core.data.dicom_tags import TAG
+from vitrael.core.data.dicom.elements import Elements
+from vitrael.core.data.dicom.tags import TAG
 from vitrael.core.data.planar import SPACING_RANGE_MM
 from vitrael.core.errors import ScanError
 

@@ -21,12 +21,10 @@ from tests.factories.dicom import (
     write_enhanced,
     write_series,
 )
-from vitrael.core.data.dicom import (
-    digest_pixels,
-    group_series,
-    read_instance,
-    read_volume,
-)
+from vitrael.core.data.dicom.instance import read_instance
+from vitrael.core.data.dicom.pixels import digest_pixels
+from vitrael.core.data.dicom.read import read_volume
+from vitrael.core.data.dicom.series import group_series
 from vitrael.core.data.nifti import read_nifti
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ScanError

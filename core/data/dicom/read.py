@@ -17,52 +17,32 @@ from pathlib import Path
 import numpy as np
 from nibabel import orientations
 
-from vitrael.core.data.dicom_elements import read_header
-from vitrael.core.data.dicom_frames import Place
-from vitrael.core.data.dicom_gray import (
+from vitrael.core.data.dicom.elements import read_header
+from vitrael.core.data.dicom.frames import Place
+from vitrael.core.data.dicom.gray import (
     luma,
     modality_table,
     palette_of,
     to_8_bits,
     with_bright_dense,
 )
-from vitrael.core.data.dicom_instance import (
+from vitrael.core.data.dicom.instance import (
     VOLUME_KINDS,
-    Identity,
     Instance,
-    from_record,
-    is_dicom,
     read_instance,
-    to_record,
 )
-from vitrael.core.data.dicom_pixels import (
+from vitrael.core.data.dicom.pixels import (
     digest_pixels,
     dtype_of,
     read_color_frames,
     read_gray_frames,
 )
-from vitrael.core.data.dicom_series import SeriesPlan, Use, group_series
-from vitrael.core.data.dicom_stored import PALETTE
+from vitrael.core.data.dicom.series import SeriesPlan, group_series
+from vitrael.core.data.dicom.stored import PALETTE
 from vitrael.core.data.planar import Clip, Picture
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ScanError
 from vitrael.core.geometry import Affine
-
-__all__ = [
-    "Identity",
-    "Instance",
-    "SeriesPlan",
-    "Use",
-    "digest_pixels",
-    "from_record",
-    "group_series",
-    "is_dicom",
-    "read_clip",
-    "read_instance",
-    "read_picture",
-    "read_volume",
-    "to_record",
-]
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

@@ -20,8 +20,10 @@ from tests.factories.dicom import (
     write_plane,
     write_series,
 )
-from vitrael.core.data.dicom import Instance, SeriesPlan, digest_pixels, group_series, read_volume
-from vitrael.core.data.dicom_series import TILT_FRAC, UNEVEN_FRAC
+from vitrael.core.data.dicom.instance import Instance
+from vitrael.core.data.dicom.pixels import digest_pixels
+from vitrael.core.data.dicom.read import read_volume
+from vitrael.core.data.dicom.series import TILT_FRAC, UNEVEN_FRAC, SeriesPlan, group_series
 
 
 def shift(along: Callable[[int], tuple[float, float, float]]) -> IndexedEdit:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from vitrael.core.data.dicom_elements import Elements
+from vitrael.core.data.dicom.elements import Elements
 
 Contrast = Literal["T1w", "T2w", "FLAIR"]
 

@@ -21,8 +21,8 @@ import numpy as np
 from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 
-from vitrael.core.data.dicom_elements import EXPLICIT_BIG
-from vitrael.core.data.dicom_stored import COMPRESSIONS, Stored
+from vitrael.core.data.dicom.elements import EXPLICIT_BIG
+from vitrael.core.data.dicom.stored import COMPRESSIONS, Stored
 from vitrael.core.errors import ScanError
 
 _LIBRARIES: Final = {

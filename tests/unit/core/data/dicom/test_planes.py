@@ -22,8 +22,9 @@ from tests.factories.dicom import (
     write_plane,
     write_series,
 )
-from vitrael.core.data.dicom import read_clip, read_instance, read_picture
-from vitrael.core.data.dicom_write import write_dicom_clip
+from vitrael.core.data.dicom.instance import read_instance
+from vitrael.core.data.dicom.read import read_clip, read_picture
+from vitrael.core.data.dicom.write import write_dicom_clip
 from vitrael.core.errors import ScanError
 
 MULTI = uid.UltrasoundMultiFrameImageStorage

@@ -14,8 +14,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from vitrael.core.data.dicom_contrast import Contrast, guess_contrast
-from vitrael.core.data.dicom_elements import (
+from vitrael.core.data.dicom.contrast import Contrast, guess_contrast
+from vitrael.core.data.dicom.elements import (
     STANDARD_UIDS,
     Elements,
     Header,
@@ -23,14 +23,14 @@ from vitrael.core.data.dicom_elements import (
     parse_header,
     read_header,
 )
-from vitrael.core.data.dicom_frames import (
+from vitrael.core.data.dicom.frames import (
     Place,
     frame_time_s,
     places_of,
     region_spacing_mm,
     spacing_of,
 )
-from vitrael.core.data.dicom_stored import Stored, stored_of
+from vitrael.core.data.dicom.stored import Stored, stored_of
 from vitrael.core.errors import ScanError
 
 Kind = Literal["MR", "CT", "PT", "US", "CR", "DX", "MG", "IO", "XA", "RF", "SC"]

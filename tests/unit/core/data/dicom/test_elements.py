@@ -14,8 +14,8 @@ from pydicom.dataset import Dataset as DicomHeader
 from pydicom.sequence import Sequence as DicomItems
 
 from tests.factories.dicom import edit_file, write_series
-from vitrael.core.data.dicom_elements import _SEQUENCES, UNDEFINED, parse_header, read_header
-from vitrael.core.data.dicom_tags import TAG
+from vitrael.core.data.dicom.elements import _SEQUENCES, UNDEFINED, parse_header, read_header
+from vitrael.core.data.dicom.tags import TAG
 from vitrael.core.errors import ScanError
 
 SHIPPED = sorted((Path(pydicom.__file__).parent / "data/test_files").rglob("*.dcm"))

@@ -15,7 +15,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final
 
-from vitrael.core.data.dicom_tags import TAG
+from vitrael.core.data.dicom.tags import TAG
 from vitrael.core.errors import ScanError
 
 UNDEFINED: Final = 0xFFFFFFFF

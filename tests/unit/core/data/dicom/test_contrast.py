@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vitrael.core.data.dicom_contrast import guess_contrast
-from vitrael.core.data.dicom_elements import Elements
-from vitrael.core.data.dicom_tags import TAG
+from vitrael.core.data.dicom.contrast import guess_contrast
+from vitrael.core.data.dicom.elements import Elements
+from vitrael.core.data.dicom.tags import TAG
 
 
 def header(name: str = "", sequence: str = "", **numbers: float) -> Elements:

@@ -12,9 +12,9 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
-from vitrael.core.data.dicom_frames import Place
-from vitrael.core.data.dicom_instance import VOLUME_KINDS, Instance
-from vitrael.core.data.dicom_stored import GRAY
+from vitrael.core.data.dicom.frames import Place
+from vitrael.core.data.dicom.instance import VOLUME_KINDS, Instance
+from vitrael.core.data.dicom.stored import GRAY
 from vitrael.core.data.scan import MAX_VOXELS
 from vitrael.core.errors import ScanError
 

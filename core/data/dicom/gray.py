@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from vitrael.core.data.dicom_elements import Elements
-from vitrael.core.data.dicom_stored import PALETTE, Stored
+from vitrael.core.data.dicom.elements import Elements
+from vitrael.core.data.dicom.stored import PALETTE, Stored
 from vitrael.core.errors import ScanError
 
 _LUMA: Final = (0.299, 0.587, 0.114)
@@ -57,7 +57,7 @@ def modality_table(elements: Elements, stored: Stored) -> Table | None:
 
 
 def luma(frame: np.ndarray, colors: str) -> np.ndarray:
-    """Return the gray ``[H, W]`` of a frame; ``colors`` as ``dicom_pixels`` tells them.
+    """Return the gray ``[H, W]`` of a frame; ``colors`` as ``pixels`` tells them.
 
     One of 8 bits stays so. The Y of a YBR image is its luma; that of a partial range is spread.
     """

@@ -22,16 +22,9 @@ from tests.factories.dicom import (
     small_scan,
     write_series,
 )
-from vitrael.core.data.dicom import (
-    from_record,
-    is_dicom,
-    read_clip,
-    read_instance,
-    read_picture,
-    read_volume,
-    to_record,
-)
-from vitrael.core.data.dicom_write import write_dicom_clip
+from vitrael.core.data.dicom.instance import from_record, is_dicom, read_instance, to_record
+from vitrael.core.data.dicom.read import read_clip, read_picture, read_volume
+from vitrael.core.data.dicom.write import write_dicom_clip
 from vitrael.core.errors import ScanError
 
 SHIPPED = Path(pydicom.__file__).parent / "data/test_files"

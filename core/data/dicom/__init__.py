@@ -1,0 +1,1 @@
+"""DICOM in and out: headers, series, pixels, and files written from scans."""
