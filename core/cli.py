@@ -5,7 +5,7 @@ behind a name is found by the entry points (group ``vitrael.commands``) of this 
 another installed package can add no command.
 
 A command returns its exit code, or None for 0. What goes wrong is told in one sentence on stderr;
-with ``--json`` also as ``{"error": {...}}`` on stdout.
+with ``--json`` also as ``{"error": {...}}`` on stdout, without the parts that have nothing to say.
 """
 
 from __future__ import annotations
@@ -69,6 +69,12 @@ EXTRAS = {
     "tomli_w": "server",
 }
 """Top-level module -> the extra of this distribution that installs it."""
+
+INSTALL = (
+    "run pip install -c deploy/constraints.txt '.[{extra}]' in the checkout that vitrael was "
+    "installed from, or pip install 'FILE.whl[{extra}]' with the wheel"
+)
+"""How an extra is installed; no public index is asked for the name vitrael."""
 
 
 @dataclass(slots=True)
@@ -151,8 +157,10 @@ def run(arguments: Sequence[str]) -> int:
     except click.Abort as abort:
         # At a prompt click raises Abort "from None": then the context alone tells Ctrl-C from "no".
         interrupted = isinstance(abort.__cause__ or abort.__context__, KeyboardInterrupt)
-        click.echo("Interrupted." if interrupted else "Nothing was done.", err=True)
-        return EXIT_INTERRUPTED if interrupted else VitraelError.exit_code
+        told = VitraelError("Interrupted" if interrupted else "Nothing was done")
+        click.echo(told.sentence(), err=True)
+        code = EXIT_INTERRUPTED if interrupted else VitraelError.exit_code
+        return _as_json(told, arguments, exit_code=code)
     except click.ClickException as error:
         error.show()
         usage = UsageError(error.format_message())
@@ -181,7 +189,7 @@ def explain(error: Exception) -> VitraelError:
         return ConfigError(
             f"{module} is not installed",
             why=f"this command needs the extra '{extra}'",
-            fix=f"pip install 'vitrael[{extra}]'",
+            fix=INSTALL.format(extra=extra),
         )
     if isinstance(error, OSError) and error.strerror:
         return StorageError(
@@ -198,6 +206,8 @@ def explain(error: Exception) -> VitraelError:
 
 def _as_json(error: VitraelError, arguments: Sequence[str], *, exit_code: int) -> int:
     if "--json" in arguments:
-        fields = {"kind": type(error).__name__, "what": error.what, "why": error.why}
-        click.echo(json.dumps({"error": {**fields, "fix": error.fix, "exit_code": exit_code}}))
+        parts = {"what": error.what, "why": error.why, "fix": error.fix}
+        said = {name: part for name, part in parts.items() if part}
+        fields = {"kind": type(error).__name__, **said, "exit_code": exit_code}
+        click.echo(json.dumps({"error": fields}))
     return exit_code

@@ -34,6 +34,9 @@ EXIT_INTERRUPTED = 130
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a system says when a file cannot grow: no space, no quota, no larger file."""
 
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What a system says when somebody may not write: no right, no right ever, a disk to be read."""
+
 
 class VitraelError(Exception):
     """A broken promise, told in one sentence: what happened, why, and what to do."""
@@ -118,10 +121,19 @@ def storage_error(
     what: str,
     error: OSError,
     *,
-    fix: str = "make room on the disk and run the study again; what was finished is kept",
+    fix: str = "",
 ) -> StorageError:
-    """Return the StorageError for what the disk said of ``what``; no path stands in it."""
+    """Return the StorageError for what the disk said of ``what``; no path stands in it.
+
+    ``fix`` is the remedy where it is not a missing right; without one it fits what was said.
+    """
     full = error.errno in DISK_FULL
+    if error.errno in CLOSED:
+        fix = "let this user read and write there, on a disk that is mounted for writing; then run "
+        fix += "the command again"
+    elif not fix:
+        first = "make room on the disk" if full else "check the disk"
+        fix = f"{first} and run the command again; what was finished is kept"
     return StorageError(
         f"{what} cannot be written" if full else f"{what} cannot be read or written",
         why="there is no disk space left" if full else error.strerror or type(error).__name__,

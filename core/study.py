@@ -265,33 +265,80 @@ def parse_study(data: bytes, *, label: str) -> Study:
 
 
 def explain_fault(error: ValidationError) -> tuple[str, str, str]:
-    """Return which key of a document is wrong, why, and what to do; never a value of it."""
+    """Return which key of a document is wrong, why, and what to do; never a value of it.
+
+    What stands in a list is told by its number, counted from 1.
+    """
     errors = error.errors(include_url=False, include_input=False)
     # A key that is misspelled is unknown, and often the right one is then missing: tell the cause.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     key = _key(first) or "the document"
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    kind = first["type"]
-    if kind == "extra_forbidden":
-        why, fix = "the key is unknown", f"remove {key} or correct its spelling"
-    elif kind == "missing":
-        why, fix = "the key is missing", f"add {key}"
-    elif kind.startswith("union_tag"):
-        why = "the key is missing" if kind == "union_tag_not_found" else "the kind is unknown"
-        fix = f"set {key} to one of {', '.join(_KINDS)}"
-    else:
-        why, fix = re.sub(r"^Value error, ", "", first["msg"]).rstrip("."), f"correct {key}"
+    others = {_key(fault) for fault in errors} - {_key(first)}
+    more = f" (and {len(others)} more)" if others else ""
+    why, fix = _explain(first, key=key)
     return f"{key}{more}", why, fix
+
+
+def _explain(fault: Mapping[str, Any], *, key: str) -> tuple[str, str]:
+    """Return why and remedy in words for who writes studies; pydantic's are for programmers."""
+    kind, context = fault["type"], fault.get("ctx", {})
+    choices = str(context.get("expected", "")).replace("'", '"')
+    if fault["loc"][-1:] == ("[key]",):
+        return "the key is unknown", f"remove {key} or spell it {choices}"
+    if kind == "missing" and isinstance(fault["loc"][-1], int):
+        kind = "too_few"
+    if kind in _NOUNS:
+        return f"it is not {_NOUNS[kind]}", f"set {key} to {_NOUNS[kind]}"
+    if kind in _REMEDIES:
+        why, fix = _REMEDIES[kind]
+        return why, fix.format(**{**context, "key": key, "choices": choices})
+    return re.sub(r"^Value error, ", "", fault["msg"]).rstrip("."), f"correct {key}"
+
+
+_NOUNS: Final = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    "finite_number": "a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "a text in quotes",
+    "tuple_type": "a list",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a table"),
+}
+"""Pydantic's name of an error -> what the value should have been."""
+
+_REMEDIES: Final = {
+    "extra_forbidden": ("the key is unknown", "remove {key} or correct its spelling"),
+    "union_tag_not_found": ("the key is missing", f"set {{key}} to one of {', '.join(_KINDS)}"),
+    "union_tag_invalid": ("the kind is unknown", f"set {{key}} to one of {', '.join(_KINDS)}"),
+    "literal_error": ("that choice does not exist", "set {key} to {choices}"),
+    "missing": ("the key is missing", "add {key}"),
+    "greater_than": ("the number is too small", "set {key} to more than {gt:g}"),
+    "greater_than_equal": ("the number is too small", "set {key} to {ge:g} or more"),
+    "less_than": ("the number is too large", "set {key} to less than {lt:g}"),
+    "less_than_equal": ("the number is too large", "set {key} to {le:g} or less"),
+    "too_short": ("too little stands in the list", "give {key} at least {min_length}"),
+    "too_few": ("numbers are missing", "give {key} three numbers"),  # of a grid, the only such list
+    "too_long": ("too much stands in the list", "give {key} {max_length} and no more"),
+    "string_too_short": ("the text is empty", "write something for {key}"),
+    "string_pattern_mismatch": (
+        "it is no name as studies have them",
+        "write {key} in lower-case letters, digits and hyphens, a letter first, at most 48 of them",
+    ),
+}
+"""Pydantic's name of an error -> why, and what to do with its key and limits."""
 
 
 def _key(fault: Mapping[str, Any]) -> str:  # as pydantic tells an error
     """Return the key as the document spells it: pydantic puts a system's kind into its path."""
-    path = fault["loc"]
-    parts = [
-        str(part)
-        for index, part in enumerate(path)
-        if not (part in _KINDS and index and isinstance(path[index - 1], int))
-    ]
+    path = [part for part in fault["loc"] if part != "[key]"]
+    if fault["type"] == "missing" and path and isinstance(path[-1], int):
+        path.pop()  # a list that is too short is at fault, not what it lacks
+    parts: list[str] = []
+    for index, part in enumerate(path):
+        if isinstance(part, int) and parts:
+            parts[-1] += f" (number {part + 1})"
+        elif not (part in _KINDS and index and isinstance(path[index - 1], int)):
+            parts.append(str(part))
     cause = fault.get("ctx", {}).get("error")
     if isinstance(cause, _DisagreementError):
         parts.append(cause.key)

@@ -26,10 +26,17 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import BaseTag
-from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, ExplicitVRLittleEndian
+from pydicom.uid import (
+    PYDICOM_IMPLEMENTATION_UID,
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 from pydicom.values import convert_SQ
 
 from vitrael.core.data.manifest import pseudonym_of
+from vitrael.core.data.planar import MOST_PIXELS
 from vitrael.core.errors import ScanError
 from vitrael.privacy.dicom_profile import FILE_META, HEADER, Rule
 from vitrael.privacy.dicom_values import (
@@ -290,9 +297,9 @@ def _decode(source: DicomHeader, header: DicomHeader) -> tuple[np.ndarray, str, 
     """
     pixels = DicomHeader(dict(header.items()))
     try:
-        pixels.file_meta = header.file_meta
+        _demand_possible_size(header)
         pixels.add(source[_PIXEL_DATA])
-        decoder = get_decoder(header.file_meta.TransferSyntaxUID)
+        decoder = get_decoder(_syntax_of(source, header))
         frames, facts = decoder.as_array(
             pixels,
             raw=False,
@@ -300,14 +307,13 @@ def _decode(source: DicomHeader, header: DicomHeader) -> tuple[np.ndarray, str, 
         )
         stored, high = int(header.BitsStored), int(header.HighBit)
         meaning = str(facts["photometric_interpretation"])
+        width = 8 * frames.itemsize
+        if not 0 < stored <= high + 1 <= width:
+            raise ValueError(stored)
+        frames = (frames << (width - 1 - high)) >> (width - stored)
         if meaning == "PALETTE COLOR":
             frames, meaning = apply_color_lut(frames, source)[..., :3], "RGB"
             stored = 8 * frames.itemsize
-        else:
-            width = 8 * frames.itemsize
-            if not 0 < stored <= high + 1 <= width:
-                raise ValueError(stored)
-            frames = (frames << (width - 1 - high)) >> (width - stored)
         color = (3,) if meaning == "RGB" else ()
         return frames.reshape(-1, header.Rows, header.Columns, *color), meaning, stored
     except _DAMAGE:
@@ -318,11 +324,28 @@ def _decode(source: DicomHeader, header: DicomHeader) -> tuple[np.ndarray, str, 
         ) from None
 
 
+def _demand_possible_size(header: DicomHeader) -> None:
+    """Raise ScanError for an image that no memory holds; decoders ask for it all at once."""
+    samples = int(header.Rows) * int(header.Columns) * int(header.SamplesPerPixel)
+    if samples * int(header.get("NumberOfFrames") or 1) > MOST_PIXELS:
+        raise ScanError("the header gives an absurd image size", fix="export it again")
+
+
+def _syntax_of(source: DicomHeader, header: DicomHeader) -> UID:
+    """Return the transfer syntax; of a file without a preface the one that it was read with."""
+    if "TransferSyntaxUID" in source.file_meta:
+        return UID(header.file_meta.TransferSyntaxUID)
+    is_implicit, is_little = source.original_encoding
+    if not is_little:
+        return ExplicitVRBigEndian
+    return ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
+
+
 def _wrap(header: DicomHeader) -> DicomObject:
     """Return an object with the preface of an uncompressed file; the preamble is zero."""
     meta = header.file_meta
-    if "SOPClassUID" not in header or "SOPInstanceUID" not in header:
-        raise ScanError("the object is of a class that the standard does not know")
+    if not header.get("SOPClassUID") or not header.get("SOPInstanceUID"):
+        raise ScanError("the object names no class of the standard, or no identifier of its own")
     meta.MediaStorageSOPClassUID = header.SOPClassUID
     meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian

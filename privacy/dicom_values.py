@@ -142,15 +142,16 @@ def _clean_text(element: Element, rule: Rule, patient: Patient, vr: str) -> Valu
 
 
 def read_words(header: DicomHeader, keyword: str) -> tuple[str, ...]:
-    """Return the parts of an element of text; none when it is missing, empty or not ASCII.
+    """Return the parts of an element of text in capitals; none when it is missing or empty.
 
+    A byte beyond ASCII is a letter of Latin-1: such a part is not lost, and none that is known.
     pydicom would tell a wrong value in a warning, and a warning is no place for a patient's data.
     """
     tag = Tag(keyword)
     if tag not in header:
         return ()
     element = header.get_item(tag, keep_deferred=True)
-    return () if _is_empty(element) else tuple(_texts(element) or ())
+    return () if _is_empty(element) else tuple(part.upper() for part in _parts(element))
 
 
 def _accepted_vr(element: Element, rule: Rule, *, is_signed: bool) -> str | None:
@@ -170,15 +171,19 @@ def _is_empty(element: Element) -> bool:
 
 def _texts(element: Element) -> list[str] | None:
     """Return the parts of a text without padding; None when it is not ASCII or was not read."""
+    if element.value is None:
+        return None
+    texts = _parts(element)
+    return texts if all(text.isascii() for text in texts) else None
+
+
+def _parts(element: Element) -> list[str]:
     value = element.value
-    if isinstance(element, RawDataElement):
-        if value is None or not value.isascii():
-            return None
-        parts = value.decode("ascii").split("\\")
+    if isinstance(value, bytes):
+        parts = value.decode("latin-1").split("\\")
     else:
         parts = [str(part) for part in (value if isinstance(value, MultiValue) else [value])]
-    texts = [part.strip(" \0") for part in parts]
-    return texts if all(text.isascii() for text in texts) else None
+    return [part.strip(" \0") for part in parts]
 
 
 def _judge_number(texts: list[str], rule: Rule, _patient: Patient) -> list[str] | None:

@@ -23,9 +23,20 @@ from vitrael.privacy.dicom_values import read_words
 
 CLEAN_MODALITIES: Final = frozenset({"CR", "CT", "DX", "MG", "MR", "NM", "PT"})
 """Whose devices seldom write into the pixels; every other one, or none, needs a mask."""
-SCREEN_CLASSES: Final = "1.2.840.10008.5.1.4.1.1.7"
+_STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
+CLEAN_CLASSES: Final = frozenset(
+    _STORAGE + number
+    for number in (
+        *("1", "1.1", "1.1.1", "1.2", "1.2.1", "13.1.3", "13.1.4", "13.1.5"),  # CR, DX, MG
+        *("2", "2.1", "2.2", "4", "4.1", "4.4", "20", "128", "128.1", "130"),  # CT, MR, NM, PT
+    )
+)
+"""SOP classes of their images (PS3.4, B.5): an object of another one is not believed."""
+ULTRASOUND_CLASSES: Final = frozenset(_STORAGE + number for number in ("3", "3.1", "6", "6.1"))
+SCREEN_CLASSES: Final = _STORAGE + "7"
 """Secondary capture, with its multi-frame kinds below it: a picture of a screen."""
-SCREEN_TYPES: Final = frozenset({"SCREEN SAVE", "SCREENSAVE", "SCREEN CAPTURE", "SCREENSHOT"})
+SCREEN_WORDS: Final = ("SCREEN", "SAVE", "CAPTURE", "SNAPSHOT", "DOSE", "REPORT")
+"""In a word of the image type: devices store pictures of a screen as images of their own class."""
 PICTURE_FORMATS: Final = frozenset({1})
 """Region Spatial Format (0018,6012): 2D. M-mode, spectra, traces and graphics are not."""
 PICTURE_DATA: Final = frozenset({1, 2})
@@ -48,8 +59,9 @@ def region_mask(header: DicomHeader) -> np.ndarray:
     (a trace, a spectrum, a color bar) covers is hidden even there. A region may end one pixel
     beyond the image and is cut to it. One that covers the image is taken at its word: the mask is
     then True everywhere and hides nothing. Raises ScanError when no such region is listed, when
-    one is empty or when it lies outside the image: the picture was then resized or cut after its
-    regions were written, and they say nothing of it.
+    any region is empty or begins left of the image or above it, and when one of these lies outside
+    the image: the picture was then resized or cut after its regions were written, and they say
+    nothing of it.
     """
     try:
         shape = int(header.Rows), int(header.Columns)
@@ -64,8 +76,6 @@ def region_mask(header: DicomHeader) -> np.ndarray:
         raise _refuse("the header lists no region of tissue or flow")
     mask_HW = np.zeros(shape, dtype=bool)
     for top, left, bottom, right in pictures:
-        if top > bottom or left > right:
-            raise _refuse("a region of the header is empty")
         if bottom > shape[0] or right > shape[1]:
             raise _refuse(
                 "the header's regions lie outside the image, which was resized or cut after them"
@@ -83,28 +93,31 @@ def demand_clean_pixels(
 ) -> np.ndarray | None:
     """Return the mask [H, W] that makes an object's pixels clean; None where none is needed.
 
-    The site's mask counts where there is one. Otherwise an ultrasound needs regions; every other
-    modality outside ``CLEAN_MODALITIES``, a picture of a screen, and an object without modality
-    have nothing to show for themselves. An ultrasound needs a mask even when its header says that
-    nothing is burned in: devices say so of images with a name on them. Raises ScanError where text
-    cannot be ruled out, where the header says that text is burned in and no pixel would be hidden,
-    and where the site's mask has another size than the image.
+    The site's mask counts where there is one. Otherwise a picture of a screen, every modality
+    outside ``CLEAN_MODALITIES``, none, and an object of another class have nothing to show for
+    themselves, except that an ultrasound has regions. It needs a mask even when its header says
+    that nothing is burned in: devices say so of images with a name on them. Raises ScanError where
+    text cannot be ruled out, where the header says that text is burned in, or anything but NO, and
+    no pixel would be hidden, and where the site's mask has another size than the image.
     """
     try:
         shape = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
     except _DAMAGE:
         raise ScanError("the header is damaged", fix="export it again") from None
-    modality = "".join(read_words(header, "Modality"))
-    screen = _is_screen(header)
+    modality = "\\".join(read_words(header, "Modality"))
+    sop_class = _class_of(header)
     mask_HW = site_mask
     if mask_HW is not None:
         _check_mask(mask_HW, shape)
-    elif modality == "US":
+    elif _is_screen(header, sop_class):
+        raise _refuse("it is a picture of a screen")
+    elif modality == "US" and sop_class in ULTRASOUND_CLASSES:
         mask_HW = region_mask(header)
-    elif modality not in CLEAN_MODALITIES or screen:
-        kind = "it is a picture of a screen" if screen else "its modality often has text in it"
-        raise _refuse(kind)
-    says_burned_in = "YES" in read_words(header, "BurnedInAnnotation")
+    elif modality not in CLEAN_MODALITIES:
+        raise _refuse("its modality often has text in it")
+    elif sop_class not in CLEAN_CLASSES:
+        raise _refuse("its class often has text in it")
+    says_burned_in = not {"NO", ""}.issuperset(read_words(header, "BurnedInAnnotation"))
     if says_burned_in and (mask_HW is None or mask_HW.all()):
         raise ScanError(
             "the image has text burned in",
@@ -167,17 +180,25 @@ def _region(item: DicomHeader) -> tuple[bool, tuple[int, int, int, int]]:
     )
     left, top = int(item.RegionLocationMinX0), int(item.RegionLocationMinY0)
     right, bottom = int(item.RegionLocationMaxX1), int(item.RegionLocationMaxY1)
+    if top > bottom or left > right:
+        raise _refuse("a region of the header is empty")
+    if min(top, left) < 0:  # to NumPy it would begin at the other end
+        raise _refuse("a region of the header begins outside the image")
     return is_picture, (top, left, bottom, right)
 
 
-def _is_screen(header: DicomHeader) -> bool:
-    sop_class = "".join(read_words(header, "SOPClassUID"))
-    words = {word.upper().replace("_", " ") for word in read_words(header, "ImageType")}
+def _class_of(header: DicomHeader) -> str:
+    meta = getattr(header, "file_meta", None) or DicomHeader()
+    words = read_words(header, "SOPClassUID") or read_words(meta, "MediaStorageSOPClassUID")
+    return "\\".join(words)
+
+
+def _is_screen(header: DicomHeader, sop_class: str) -> bool:
     return (
         sop_class == SCREEN_CLASSES
         or sop_class.startswith(SCREEN_CLASSES + ".")
         or any(read_words(header, "ConversionType"))
-        or not SCREEN_TYPES.isdisjoint(words)
+        or any(part in word for word in read_words(header, "ImageType") for part in SCREEN_WORDS)
     )
 
 

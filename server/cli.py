@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from vitrael.core.errors import EXIT_INTERRUPTED
-
 if TYPE_CHECKING:
     from vitrael.core.study import Study
 
@@ -81,8 +79,8 @@ def demo(
         outcome, code = run_demo(place, study, port=port, began=began)
     except KeyboardInterrupt:
         again = [program(), "demo", "--resume", "--home", str(place)]
-        click.echo(f"\nInterrupted. To go on where it stopped: {shlex.join(again)}", err=True)
-        return EXIT_INTERRUPTED
+        click.echo(f"\nTo go on where it stopped: {shlex.join(again)}", err=True)
+        raise
     click.echo(json.dumps(outcome.document) if as_json else outcome.text)
     return code
 

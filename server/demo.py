@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -107,9 +108,9 @@ def prepare_demo(plan: DemoPlan, *, tell: Callable[[str], None]) -> Study:
         write_atomically(plan.home / "study.toml", document)
         study = load_study(plan.home / "study.toml")
         _enroll(plan.home, study, phantoms=plan.scans is None)
-        counts = _take_in(plan, study, tell=tell)
+        taken = _take_in(plan, study, tell=tell)
         _consent(plan.home, study)
-        note = {"scans": counts, "asked": _asked_scans(plan)}
+        note = {**taken, "asked": _asked_scans(plan)}
         write_atomically(plan.home / PREPARED, json.dumps(note).encode())
     return study
 
@@ -221,16 +222,18 @@ def _split_key(study: Study, site: str, *, phantoms: bool) -> bytes:
     return hashlib.sha256(f"phantom split {study.protocol.seed} {site}".encode()).digest()
 
 
-def _take_in(
-    plan: DemoPlan, study: Study, *, tell: Callable[[str], None]
-) -> Mapping[str, dict[str, Any]]:
-    """Give every site a folder of files, and let the site's own command take it in."""
+def _take_in(plan: DemoPlan, study: Study, *, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Give every site a folder of files, and let the site's own command take it in.
+
+    Returned are ``scans``, the counts of each site, and ``unparted``: how many images are at none.
+    """
     folders = {site: plan.home / HOSPITALS / site for site in study.roster.sites}
+    unparted = 0
     if plan.scans is None:
         _draw_phantoms(plan, study, folders, tell=tell)
     else:
-        _part_scans(plan.scans, study, folders)
-    return _ingest(plan.home, folders, tell=tell)
+        unparted = _part_scans(plan.scans, study, folders, tell=tell)
+    return {"scans": _ingest(plan.home, folders, tell=tell), "unparted": unparted}
 
 
 def _draw_phantoms(
@@ -257,7 +260,10 @@ def _draw_phantoms(
             future.result()
 
 
-def _part_scans(scans: Path, study: Study, folders: Mapping[str, Path]) -> None:
+def _part_scans(
+    scans: Path, study: Study, folders: Mapping[str, Path], *, tell: Callable[[str], None]
+) -> int:
+    """Part a folder's files among the sites; return how many images go to none, and tell why."""
     recipe = RECIPES[study.protocol.data.recipe]
     found = find_sources(scans, walk_files(scans), recipe=recipe)
     if not found.sources:
@@ -270,6 +276,12 @@ def _part_scans(scans: Path, study: Study, folders: Mapping[str, Path]) -> None:
     parted = partition_by_subject(found.sources, study.roster.sites, key=key)
     for site, folder in folders.items():
         write_site_folder(parted[site], folder)
+    reasons = Counter(left.reason for left in found.left_out if not left.expected)
+    for reason, count in sorted(reasons.items()):
+        tell(f"no site: {count} left out: {reason}")
+    if found.rest:  # a site's intake opens them; who parts a folder goes by names and tables alone
+        tell(f"no site: {len(found.rest)} left out: it may be DICOM, which a demo does not part")
+    return reasons.total()
 
 
 def _ingest(
@@ -344,4 +356,5 @@ def _hear(process: subprocess.Popen[str], *, timeout_s: float) -> tuple[int, str
         process.kill()
         process.communicate()
         return EXIT_INTERRUPTED, "", f"it did not answer within {timeout_s:g} s"
-    return process.returncode, answer, said.strip() or f"exit code {process.returncode}"
+    *_, last = said.strip().splitlines() or [f"exit code {process.returncode}"]
+    return process.returncode, answer, last.removeprefix("Error: ")  # progress stands above it

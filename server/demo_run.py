@@ -87,9 +87,10 @@ def program() -> str:
 
 
 def _unreadable(home: Path) -> int:
-    """Return how many scans were left out at the intake because they could not be used."""
-    counts = json.loads((home / PREPARED).read_bytes())["scans"]
-    return sum(int(site["unreadable"]) for site in counts.values())
+    """Return how many scans were left out, at the parting or the intake: nobody could use them."""
+    note = json.loads((home / PREPARED).read_bytes())
+    own = (int(site["unreadable"]) for site in note["scans"].values())
+    return int(note.get("unparted", 0)) + sum(own)
 
 
 def _is_recalled(home: Path, release: str) -> bool:

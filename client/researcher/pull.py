@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from vitrael.client.researcher.sources import Source
-from vitrael.core.digest import digest_file, write_atomically
+from vitrael.core.digest import digest_file
 from vitrael.core.errors import NetworkError, StorageError, UsageError, VerificationError
 from vitrael.privacy.release.catalogue import (
     CATALOGUE,
@@ -116,9 +116,11 @@ def pull_release(
     for path, entry in missing.items():
         _fetch(source, f"{_place(manifest.reference)}/{path}", partial / path, entry=entry)
         advance(entry.size_bytes)
-    for site, signature in offer.signatures.items():
-        write_atomically(partial / signature_path(site), signature)
-    write_atomically(partial / MANIFEST, manifest.to_bytes())
+    statements = {signature_path(site): data for site, data in offer.signatures.items()}
+    for path, data in {**statements, MANIFEST: manifest.to_bytes()}.items():
+        # Plainly, with the mode that the umask gives: a release is for everybody to verify.
+        (partial / path).parent.mkdir(exist_ok=True)
+        (partial / path).write_bytes(data)
     verified = verify_release(
         partial,
         trust,

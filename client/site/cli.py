@@ -1,4 +1,4 @@
-"""``vitrael site``: run the steward, consent to a study, read what left."""
+"""``vitrael site``: take scans in, consent to a study, run the steward, read what left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from vitrael.client.site.data_cli import cache, deidentify, ingest, withdraw
-from vitrael.client.site.options import AS_JSON, private_files, utc_now
+from vitrael.client.site.options import AS_JSON, HOME, private_files, refuse_nan, utc_now
 
 if TYPE_CHECKING:
     from vitrael.client.site.journal import Kept, Line
@@ -19,12 +19,6 @@ if TYPE_CHECKING:
     from vitrael.core.messages import Consent
     from vitrael.core.study import Study
 
-_HOME = click.option(
-    "--home",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="The site's home folder, the one with site.toml.",
-)
 MOST_DAYS = 3650
 """Ten years: longer than any study, and far from the end of the calendar."""
 MOST_ROUNDS = 100_000
@@ -32,16 +26,12 @@ LOG_BYTES = 4 << 20
 """Of ``steward.log`` and of the one older log beside it: what is refused must not fill the disk."""
 
 
-def _refuse_nan(_ctx: click.Context, _param: click.Parameter, days: float | None) -> float | None:
-    """Return the number; a range lets NaN pass, which is neither below nor above anything."""
-    if days is not None and days != days:  # noqa: PLR0124 - NaN alone differs from itself
-        raise click.BadParameter("nan is no number of days.")
-    return days
-
-
 @click.group()
 def site() -> None:
-    """Consent to studies, run the steward, see all that leaves.
+    """Take scans in, consent to studies, run the steward, see all that leaves.
+
+    Begin with 'vitrael site ingest PATH --dry-run'; it needs a recipe or a study, and no
+    enrollment. All that a site keeps lies in its home: --home, else VITRAEL_SITE_HOME.
 
     Without a consent every task of a study is refused. There is no command that withdraws a
     consent yet: it ends when it expires, and nothing is answered while no steward runs.
@@ -49,7 +39,7 @@ def site() -> None:
 
 
 @site.command()
-@_HOME
+@HOME
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Overrules site.toml.")
 @click.option("--threads", type=click.IntRange(min=1), help="Overrules site.toml.")
 @private_files()
@@ -83,11 +73,11 @@ def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) 
 
 @site.command()
 @click.argument("study", type=click.Path(path_type=Path, dir_okay=False))
-@_HOME
+@HOME
 @click.option(
     "--days",
     type=click.FloatRange(min=0, max=MOST_DAYS, min_open=True),
-    callback=_refuse_nan,
+    callback=refuse_nan,
     help="How long it holds; 90 days by default.",
 )
 @click.option(
@@ -147,9 +137,12 @@ def consent(
     )
     coordinator = fingerprint(load_public_keys(settings.coordinator).signing)
     words = _describe(draft, document, coordinator=coordinator)
-    click.echo(json.dumps(draft.model_dump(mode="json")) if as_json else words)
+    document_json = json.dumps(draft.model_dump(mode="json"))
     if dry_run:
+        click.echo(document_json if as_json else words)
         return
+    if not as_json or not yes:
+        click.echo(words, err=as_json)
     if not yes:
         click.confirm("Sign this consent?", abort=True, err=True)
     store = Store(settings.store, updates=settings.updates)
@@ -159,11 +152,13 @@ def consent(
         keep_consent(draft, document, store, keys=keys, journal=journal)
     finally:
         store.close()
+    if as_json:  # only now: where signing fails, the error is the one document
+        click.echo(document_json)
     click.echo(f"site {settings.name} has consented until {draft.expires_utc}", err=True)
 
 
 @site.command()
-@_HOME
+@HOME
 @click.option("--verify", is_flag=True, help="Say in words that the chain of hashes is whole.")
 @AS_JSON
 @click.pass_context
@@ -174,7 +169,11 @@ def journal(ctx: click.Context, home: Path, *, verify: bool, as_json: bool) -> N
 
     Example: vitrael site journal --home /srv/vitrael/north --verify
     """
-    from vitrael.client.site.journal import read_journal, verify_journal  # noqa: PLC0415
+    from vitrael.client.site.journal import (  # noqa: PLC0415
+        read_journal,
+        tell_faults,
+        verify_journal,
+    )
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
 
     settings = load_settings(home)
@@ -187,10 +186,11 @@ def journal(ctx: click.Context, home: Path, *, verify: bool, as_json: bool) -> N
             "bytes": total,
             "faults": [{"line": fault.line, "what": fault.what} for fault in faults],
         }
+        if faults:
+            document["fix"] = tell_faults(faults).fix
         click.echo(json.dumps(document))
     elif faults:
-        for fault in faults:
-            click.echo(f"line {fault.line}: {fault.what}", err=True)
+        raise tell_faults(faults)
     else:
         for line in lines:
             click.echo(_show(line))
@@ -261,11 +261,11 @@ def _describe(consent: Consent, study: Study, *, coordinator: str) -> str:
         "also leaves": "weights of codec and teacher in the clear to the coordinator, sums over "
         "patients, counts of the audit, the counts below",
         "others see": "every site sees the common teacher and its unscreened candidates",
-        "summary": "counts of the cohort, none from 1 to 10: its summary.json leaves with this",
+        "summary": "counts of the cohort, none from 1 to 10, as its report.html shows them",
         "made public": "if released: your name and signature, the time of this consent, loss "
         "curves, how many candidates you kept",
         "cohort": ", ".join(
-            f"{'fewer than 11' if count is None else count} {name}"
+            f"{name} not told" if count is None else f"{count} {name}"
             for name, count in consent.cohort.items()
         ),
         "rounds": rounds,

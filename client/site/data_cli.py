@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Literal, cast
 import click
 
 from vitrael.client.progress import Progress
-from vitrael.client.site.options import AS_JSON, private_files, utc_now
-from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL, UsageError
+from vitrael.client.site.options import (
+    AS_JSON,
+    HOME,
+    SCANS,
+    ended_in_order,
+    private_files,
+    refuse_nan,
+    utc_now,
+)
+from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL, CohortError, UsageError
 
 if TYPE_CHECKING:
     from vitrael.core.data.recipes import RecipeName, RecipeSettings
@@ -21,18 +29,9 @@ if TYPE_CHECKING:
 RECIPE_NAMES = ("brain-t1", "brain-lesion", "echo-apical", "xray-2d", "image-2d")
 """The keys of ``core.data.recipes.RECIPES``, which would take half a second to load here."""
 
-HOME = click.option(
-    "--home",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("vitrael-site"),
-    show_default=True,
-    envvar="VITRAEL_SITE_HOME",
-    help="The site's home folder; a new one is made.",
-)
-
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path, file_okay=False))
+@SCANS
 @click.option("--cohort", "name", default="main", show_default=True, help="Name of the cohort.")
 @click.option("--recipe", type=click.Choice(RECIPE_NAMES), help="What the images are brought to.")
 @click.option(
@@ -40,7 +39,10 @@ HOME = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     help="Take recipe, grid and spacing from a study instead.",
 )
-@click.option("--grid", help="Another grid than the recipe's, such as 80x112x80; a plane is 64x64.")
+@click.option(
+    "--grid",
+    help="Another grid than the recipe's, such as 80x112x80 for brains at 2 mm; a plane is 64x64.",
+)
 @click.option("--spacing-mm", type=float, help="Another spacing than the recipe's.")
 @HOME
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes; one a core by default.")
@@ -56,10 +58,19 @@ HOME = click.option(
     show_default=True,
     help="What turns DICOM series into volumes.",
 )
-@click.option("--replace", is_flag=True, help="Let a cohort from another folder be replaced.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Let a cohort be replaced by another folder, or lose what cannot be read now.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be taken in; write nothing.")
-@click.option("--paths", is_flag=True, help="Name the files that are left out, on this terminal.")
+@click.option(
+    "--paths",
+    is_flag=True,
+    help="Name the files that are left out or that a finding is about, on this terminal.",
+)
 @AS_JSON
+@ended_in_order()
 @private_files()
 def ingest(
     path: Path,
@@ -82,10 +93,13 @@ def ingest(
 
     DICOM (any names), NIfTI, BIDS, videos and pictures with their tables are found. Nothing in
     PATH is changed. Run it again at any time: only what is new or changed is read. Exits with 7
-    when some files could not be used; each has its reason.
+    when some files could not be used, each with its reason, and with 1 when nothing could be.
 
     Example: vitrael site ingest /data/mri --cohort mri --recipe brain-t1 --dry-run
     """
+    from vitrael.client.site.ingest.pool import begin_early  # noqa: PLC0415 - help stays light
+
+    begin_early()
     from vitrael.client.site.ingest.outcome import tell  # noqa: PLC0415
     from vitrael.client.site.ingest.pipeline import (  # noqa: PLC0415
         Choices,
@@ -104,13 +118,16 @@ def ingest(
         converter=converter,
     )
     show = _Shown().show
+    site = Home(home)
     if dry_run:
-        report = foresee_folder(path, name, choices=choices, tell=show)
+        report = foresee_folder(path, site, name, choices=choices, tell=show, may_replace=replace)
     else:
         report = ingest_folder(
-            path, Home(home), name, choices=choices, tell=show, now=utc_now(), may_replace=replace
+            path, site, name, choices=choices, tell=show, now=utc_now(), may_replace=replace
         )
     click.echo(json.dumps(report.document(paths=paths)) if as_json else tell(report, paths=paths))
+    if report.is_vain:
+        return _tell_vain("taken in")
     return EXIT_PARTIAL if report.is_partial else EXIT_OK
 
 
@@ -130,33 +147,35 @@ def withdraw(subject: str, home: Path, *, dry_run: bool, yes: bool, as_json: boo
 
     Example: vitrael site withdraw - --home /srv/vitrael/north
     """
+    from vitrael.client.site.ingest.findings import number_of  # noqa: PLC0415
     from vitrael.client.site.ingest.places import Home  # noqa: PLC0415
     from vitrael.client.site.ingest.withdraw import find_patient, remove_patient  # noqa: PLC0415
 
     if subject == "-":
-        subject = sys.stdin.readline().rstrip("\r\n")
+        subject = os.fsdecode(sys.stdin.buffer.readline()).rstrip("\r\n")
     if not subject.strip():
         raise UsageError("no patient is named", fix="give the name that the site's files use")
     site = Home(home)
     site.demand()
     found = find_patient(site, subject)
     words = _describe_patient(found.items, found.cohorts, known=found.known)
-    if not as_json:
-        click.echo(words)
+    if not as_json or not (dry_run or yes):  # nobody is asked about what was not told
+        click.echo(words, err=as_json)
     files = size_bytes = 0
     if not dry_run:
         if not yes:
             click.confirm("Withdraw this patient?", abort=True, err=True)
         removed = remove_patient(site, found)
         files, size_bytes = removed.files, removed.size_bytes
-        click.echo(f"withdrawn: {files} files removed. {_AFTERWARDS}", err=True)
+        said = "What was sent before cannot be called back"
+        click.echo(f"withdrawn: {number_of(files, 'file')} removed. {said}", err=True)
     if as_json:
         document = {"items": found.items, "cohorts": list(found.cohorts), "known": found.known}
         click.echo(json.dumps({**document, "files": files, "bytes": size_bytes}))
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path, file_okay=False))
+@SCANS
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @HOME
 @click.option(
@@ -167,6 +186,7 @@ def withdraw(subject: str, home: Path, *, dry_run: bool, yes: bool, as_json: boo
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes; one a core by default.")
 @click.option("--paths", is_flag=True, help="Name the files that are left out, on this terminal.")
 @AS_JSON
+@ended_in_order()
 @private_files()
 def deidentify(
     path: Path,
@@ -182,14 +202,22 @@ def deidentify(
 
     The copies are pseudonymous, with the site's own key, and for the site's own use: they lie
     outside its home, and what becomes of them is for the site to decide. Exits with 7 when some
-    files could not be copied; each has its reason.
+    files could not be copied, each with its reason, and with 1 when none could be.
 
     Example: vitrael site deidentify /data/echo /data/echo-copies --pixel-mask cone.png
     """
     from vitrael.client.site.ingest.dicom_copies import copy_folder  # noqa: PLC0415
+    from vitrael.client.site.ingest.findings import number_of  # noqa: PLC0415
     from vitrael.client.site.ingest.outcome import left_out_document, tell_left_out  # noqa: PLC0415
-    from vitrael.client.site.ingest.places import Home  # noqa: PLC0415
+    from vitrael.client.site.ingest.places import (  # noqa: PLC0415
+        Home,
+        demand_apart,
+        demand_outside,
+    )
 
+    demand_apart(path, home, "the site's home")
+    demand_apart(path, out, "the folder of the copies")
+    demand_outside(home, out)
     report = copy_folder(
         path,
         out,
@@ -204,20 +232,25 @@ def deidentify(
         groups = left_out_document(left_out, {}, paths=paths)
         click.echo(json.dumps({**counts, "left_out": groups}))
     else:
-        click.echo(f"{report.copies} copies of {report.files} files; {removed} elements left out")
+        files = number_of(report.files, "file")
+        click.echo(f"copied: {report.copies:,} of {files}; {removed:,} elements left out")
         click.echo("\n".join(tell_left_out(left_out, {}, paths=paths, others="not copied")))
+    if not report.copies:
+        return _tell_vain("copied")
     return EXIT_PARTIAL if any(not left.expected for left in left_out) else EXIT_OK
 
 
-_AFTERWARDS = (
-    "A steward that runs still holds the images in its memory: end it and start it again. "
-    "What was sent before cannot be called back"
-)
+def _tell_vain(what: str) -> int:
+    """Say that a command ends with nothing done, and return its code."""
+    click.echo(f"Error: nothing in the folder could be {what}; see the reasons.", err=True)
+    return CohortError.exit_code
 
 
 def _describe_patient(items: int, cohorts: tuple[str, ...], *, known: bool) -> str:
     if items:
-        return f"{items} items in {', '.join(cohorts)}"
+        from vitrael.client.site.ingest.findings import number_of  # noqa: PLC0415 - help stays light
+
+        return f"{number_of(items, 'item')} in {', '.join(cohorts)}"
     if known:
         return "the patient was withdrawn before; no cohort holds an item"
     return "no cohort holds this patient; a withdrawal keeps the patient out of later intakes"
@@ -260,6 +293,7 @@ def list_(home: Path, *, as_json: bool) -> None:
     "--older-than",
     "days",
     type=click.FloatRange(min=0),
+    callback=refuse_nan,
     default=0.0,
     show_default=True,
     help="Keep what is younger than so many days.",
@@ -274,6 +308,7 @@ def gc(home: Path, days: float, *, dry_run: bool, as_json: bool) -> None:
 
     Example: vitrael site cache gc --older-than 30 --home /srv/vitrael/north
     """
+    from vitrael.client.site.ingest.findings import number_of  # noqa: PLC0415
     from vitrael.client.site.ingest.keeping import sweep_caches  # noqa: PLC0415
     from vitrael.client.site.ingest.places import Home  # noqa: PLC0415
 
@@ -284,7 +319,8 @@ def gc(home: Path, days: float, *, dry_run: bool, as_json: bool) -> None:
         click.echo(json.dumps({"files": removed.files, "bytes": removed.size_bytes}))
         return
     verb = "would be removed" if dry_run else "removed"
-    click.echo(f"{removed.files} files, {removed.size_bytes >> 20} MiB {verb}")
+    files = number_of(removed.files, "file")
+    click.echo(f"{files}, {removed.size_bytes / (1 << 20):.1f} MiB {verb}")
 
 
 def _choose_recipe(

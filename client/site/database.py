@@ -23,8 +23,11 @@ def open_engine(path: Path) -> Engine:
 
 
 @contextmanager
-def explain_storage(what: str) -> Iterator[None]:
-    """Turn what the disk and the database say into a StorageError with a remedy."""
+def explain_storage(what: str, *, mend: str = "restore the file from a backup") -> Iterator[None]:
+    """Turn what the disk and the database say into a StorageError with a remedy.
+
+    ``mend`` is what to do about a file that is damaged.
+    """
     try:
         yield
     except OSError as error:
@@ -33,12 +36,10 @@ def explain_storage(what: str) -> Iterator[None]:
         raise StorageError(
             f"{what} cannot be read or written",
             why=str(error.orig),
-            fix="make room on the disk, end other programs that hold the file, and try again",
+            fix="see that it may be written, that the disk has room and no other program holds it",
         ) from error
     except DatabaseError as error:
-        raise StorageError(
-            f"{what} is damaged", why=str(error.orig), fix="restore the file from a backup"
-        ) from error
+        raise StorageError(f"{what} is damaged", why=str(error.orig), fix=mend) from error
 
 
 def _to_json(value: object) -> str:
@@ -47,7 +48,8 @@ def _to_json(value: object) -> str:
 
 def _prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's object
     connection.isolation_level = None  # transactions begin in _begin, also those of a migration
-    for pragma in ("busy_timeout = 10000", "journal_mode = WAL", "synchronous = FULL"):
+    wanted = ("busy_timeout = 10000", "journal_mode = WAL", "synchronous = FULL")
+    for pragma in (*wanted, "secure_delete = ON"):  # what is deleted is overwritten as well
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -136,27 +136,28 @@ class Journal:
         """
         try:
             with _locked(self._path) as file:
-                self._check_witness(self._recover(file))
-                faults = _verify_chain(self._path)
+                self._recover(file)
+                faults = _find_faults(self._path, kept=self._remembered())
         except OSError as error:
             raise storage_error(
                 "the journal", error, fix="make room and make it readable; nothing leaves before"
             ) from error
         if faults:
-            raise _not_whole(f"line {faults[0].line}: {faults[0].what}")
+            raise tell_faults(faults)
 
     def _check_witness(self, head: _Head) -> None:
         """Raise StorageError when the journal ends before the line that is remembered.
 
         It may end after it: a process was killed between the line and the memory of it.
         """
-        kept = None if self._witness is None else self._witness.read_head()
+        kept = self._remembered()
         if kept is None or head.lines > kept.lines:
             return
-        if head.lines < kept.lines:
-            raise _not_whole("it was removed, or lines at its end are missing")
-        if head.hash != kept.hash:
-            raise _not_whole("its last line is another than the store remembers")
+        if (head.lines, head.hash) != (kept.lines, kept.hash):
+            raise tell_faults(_find_faults(self._path, kept=kept))
+
+    def _remembered(self) -> Kept | None:
+        return None if self._witness is None else self._witness.read_head()
 
     def _write(self, file: BinaryIO, head: _Head, entry: Entry) -> Line:
         line = Line(
@@ -185,11 +186,11 @@ class Journal:
         size = file.tell()
         if head is None:
             if size:
-                raise _not_whole("journal.head.json is missing")
+                raise tell_faults(_verify_chain(self._path))
             head = _Head(lines=0, bytes=0, hash=BEGINNING)
             _save_head(self._path, head)
         if size < head.bytes:
-            raise _not_whole("lines at its end are missing")
+            raise tell_faults(_verify_chain(self._path))
         if size == head.bytes:
             return head
         file.seek(head.bytes)
@@ -200,7 +201,7 @@ class Journal:
             _save_head(self._path, head)
             return head
         if b"\n" in tail:
-            raise _not_whole("lines at its end do not belong to it")
+            raise tell_faults(_verify_chain(self._path))
         file.truncate(head.bytes)  # a line that was cut while it was written: nothing left for it
         repaired = Entry(event="repaired", reason=f"{len(tail)} bytes of an unfinished line")
         line = self._write(file, head, repaired)
@@ -208,31 +209,40 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[Line]:
-    """Yield the lines of a journal; raise StorageError at one that is no line."""
+    """Yield the lines of a journal; raise StorageError at one that is no line.
+
+    A last one that was cut while it was written is left out: nothing left for it.
+    """
     if not path.exists():
         return
     with path.open("rb") as file:
         for number, data in enumerate(file, start=1):
             line = _parse(data)
-            if line is None:
-                raise _not_whole(f"line {number} is no line of it")
-            yield line
+            if line is not None:
+                yield line
+            elif data.endswith(b"\n"):
+                raise tell_faults([Fault(number, "the line was changed")])
 
 
 def verify_journal(path: Path, *, kept: Kept | None = None) -> list[Fault]:
     """Return what is wrong with a journal; an empty list says that it is whole.
 
     ``kept`` is what a witness remembers; without it a journal that was removed together with its
-    head passes for one that has not begun.
+    head passes for one that has not begun. A last line that was cut while it was written is no
+    fault: nothing left for it, and the next line settles it.
     """
-    return _verify_chain(path) or find_loss(path, kept=kept)
+    if not path.exists():
+        return _find_faults(path, kept=kept)
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # no line comes between head and lines
+        return _find_faults(path, kept=kept)
 
 
 def find_loss(path: Path, *, kept: Kept | None) -> list[Fault]:
     """Return whether the journal lacks the line that a witness remembers; the chain is not read."""
     if kept is None:
         return []
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:
         return [Fault(1, f"the journal was removed: {kept.lines} lines stood in it")]
     number = 0
     with path.open("rb") as file:
@@ -244,17 +254,23 @@ def find_loss(path: Path, *, kept: Kept | None) -> list[Fault]:
     return [Fault(number + 1, f"{kept.lines - number} lines at the end are missing")]
 
 
+def _find_faults(path: Path, *, kept: Kept | None) -> list[Fault]:
+    return _verify_chain(path) or find_loss(path, kept=kept)
+
+
 def _verify_chain(path: Path) -> list[Fault]:
     head = _load_head(path)
     if head is None:
         return [Fault(0, "journal.head.json is missing")] if path.exists() else []
     faults: list[Fault] = []
-    previous, number, passed_head = BEGINNING, 0, head.lines == 0
+    previous, number, size_bytes = BEGINNING, 0, 0
+    as_counted = head == _Head(lines=0, bytes=0, hash=BEGINNING)
     data = path.read_bytes() if path.exists() else b""
     for number, raw in enumerate(data.splitlines(keepends=True), start=1):
-        line = _parse(raw)
+        line, cut = _parse(raw), not raw.endswith(b"\n")
+        if cut and number == head.lines + 1:
+            break  # while it was written: the next line settles it
         if line is None:
-            cut = not raw.endswith(b"\n")
             faults.append(Fault(number, "the line is cut" if cut else "the line was changed"))
             break
         if line.chained() != line.hash:
@@ -262,11 +278,11 @@ def _verify_chain(path: Path) -> list[Fault]:
         if line.previous != previous or line.line != number:
             faults.append(Fault(number, "a line before this one was dropped, moved or changed"))
             break
-        previous = line.hash
-        passed_head = passed_head or (number == head.lines and line.hash == head.hash)
+        previous, size_bytes = line.hash, size_bytes + len(raw)
+        as_counted |= head == _Head(lines=number, bytes=size_bytes, hash=line.hash)
     if not faults and number < head.lines:
         faults.append(Fault(number + 1, f"{head.lines - number} lines at the end are missing"))
-    elif not faults and not passed_head:
+    elif not faults and (not as_counted or number > head.lines + 1):
         faults.append(Fault(head.lines, "the lines are not those that journal.head.json counts"))
     return faults
 
@@ -306,6 +322,13 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
     with os.fdopen(handle, "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
+
+
+def tell_faults(faults: Sequence[Fault]) -> StorageError:
+    """Return the error that names the first of some faults, and how the journal is mended."""
+    first = faults[0]
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return _not_whole(f"line {first.line}: {first.what}{more}" if first.line else first.what)
 
 
 def _not_whole(why: str) -> StorageError:

@@ -25,7 +25,7 @@ from pathlib import Path
 from vitrael.client.site.courier.spool import CONNECT_S, write_parcel
 from vitrael.client.site.database import explain_storage
 from vitrael.client.site.inbox import open_parcel
-from vitrael.client.site.settings import SiteSettings
+from vitrael.client.site.settings import STEWARD_LOCK, SiteSettings
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import ProcessError, UsageError, VitraelError, storage_error
 from vitrael.core.messages import Parcel
@@ -143,22 +143,38 @@ def read_request(connection: socket.socket, *, clock: Callable[[], float] = time
 
 @contextmanager
 def _only_one(settings: SiteSettings) -> Iterator[None]:
-    """Hold the home's lock, so that two stewards never share a store and a device."""
+    """Hold the home's lock, so that two stewards never share a store and a device.
+
+    Nor does a cohort change under the steward that holds it: see ``ingest.places``.
+    """
     with explain_storage("the home folder"):
-        handle = os.open(settings.home / "steward.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(settings.home / STEWARD_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ProcessError(
-                f"another steward runs for site {settings.name}",
-                why="it holds steward.lock in the home folder",
-                fix="end it first",
-            ) from error
+            raise _explain_lock(handle, settings) from error
         os.utime(handle)
         yield
     finally:
         os.close(handle)
+
+
+def _explain_lock(handle: int, settings: SiteSettings) -> ProcessError:
+    """Return who holds the lock: another steward alone, or commands that share it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return ProcessError(
+            f"another steward runs for site {settings.name}",
+            why=f"it holds {STEWARD_LOCK} in the home folder",
+            fix="end it first",
+        )
+    return ProcessError(
+        f"a cohort of site {settings.name} is being changed by another command",
+        why="a steward must not see it change",
+        fix="wait until it has ended",
+    )
 
 
 def _clear_spool(settings: SiteSettings) -> None:
@@ -169,7 +185,7 @@ def _clear_spool(settings: SiteSettings) -> None:
     """
     for left_over in settings.outbox.iterdir():
         shutil.rmtree(left_over, ignore_errors=True)  # the store has them
-    now_s = (settings.home / "steward.lock").stat().st_mtime
+    now_s = (settings.home / STEWARD_LOCK).stat().st_mtime
     for left_over in settings.inbox.iterdir():
         with contextlib.suppress(FileNotFoundError):  # its courier may remove it at this moment
             if now_s - left_over.lstat().st_mtime > _ABANDONED_S:

@@ -5,15 +5,16 @@ the study's alone. Layout of the home folder::
 
     site.toml  coordinator.json  roster.json  keys/        fixed at enrolment
     cohorts/   records/          updates/                  private, kept, finished
-    withdrawn.json                                         who must not come back
+    withdrawn.json  home.lock                              who must not come back
     store.sqlite  journal.jsonl  journal.head.json         what was done and what left
     spool/                                                 in transit
     progress.jsonl  steward.json  steward.log              for the operator
 
 ``keys`` holds ``signing.pem``, ``sealing.pem`` and ``split.key``. ``records`` holds what one stage
 leaves for a later one and cannot be made again, since a stage is answered once: the filter's
-operating point and the digests of the audited images. Nothing that could be computed again is on
-disk: it stays in the steward's memory. Only ``spool`` and the operator's files may be cleared.
+operating point and the digests of the audited images. Of what can be computed again, latents and
+the index of each cohort are on disk, below ``cohorts``, and count as patient data; all else stays
+in the steward's memory. Only ``spool`` and the operator's files may be cleared by hand.
 """
 
 from __future__ import annotations
@@ -27,9 +28,16 @@ from pydantic import Field, ValidationError
 
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest
-from vitrael.core.errors import ConfigError
+from vitrael.core.errors import AuthError, ConfigError, UsageError
 from vitrael.core.study import Name, Performance, explain_fault
 from vitrael.privacy.keys import read_private
+
+STEWARD_LOCK = "steward.lock"
+"""In the home folder: held alone by the steward that runs, shared by what changes cohorts."""
+
+
+SPLIT_KEY_BYTES = 32
+"""What a site draws; a file of another length was cut or changed."""
 
 
 class Limits(Section):
@@ -69,12 +77,9 @@ class SiteSettings:
     def read_split_key(self) -> bytes:
         """Return the secret that parts this site's patients into splits (``keys/split.key``).
 
-        Raises AuthError when it cannot be read or is open to other users.
+        Raises AuthError when it cannot be read, is damaged, or is open to other users.
         """
-        return read_private(
-            self.keys / "split.key",
-            fix="restore keys/split.key; with another key patients would change their splits",
-        )
+        return read_split_key(self.keys)
 
     @property
     def coordinator(self) -> Path:
@@ -142,6 +147,26 @@ class SiteSettings:
         return self.home / "steward.json"
 
 
+def read_split_key(keys: Path) -> bytes:
+    """Return the site's secret for pseudonyms, codes and splits from its folder of keys.
+
+    Raises AuthError when it cannot be read, is open to other users, or is not whole: with an empty
+    one everything would work, under names that withdrawn patients do not have.
+    """
+    fix = (
+        "restore keys/split.key from a backup; with another key patients would change their names "
+        "and splits, and withdrawn ones would come back"
+    )
+    key = read_private(keys / "split.key", fix=fix)
+    if len(key) != SPLIT_KEY_BYTES:
+        raise AuthError(
+            "key keys/split.key is damaged",
+            why=f"it holds {len(key)} bytes and not {SPLIT_KEY_BYTES}",
+            fix=fix,
+        )
+    return key
+
+
 def load_settings(
     home: Path,
     *,
@@ -150,16 +175,19 @@ def load_settings(
 ) -> SiteSettings:
     """Return the settings of a home folder; ``device`` and ``threads`` overrule ``site.toml``.
 
-    Raises ConfigError that names file, key and remedy.
+    Raises UsageError for a folder without ``site.toml``, and ConfigError that names file, key and
+    remedy.
     """
     path = home / "site.toml"
     try:
         document = SiteDocument.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise _explain_missing(home) from None
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read",
             why=error.strerror or "",
-            fix="name the site's home folder with --home",
+            fix="let this user read it, or name another home with --home",
         ) from error
     except ValidationError as error:
         key, why, fix = explain_fault(error)
@@ -175,3 +203,16 @@ def load_settings(
         update = {"performance": Performance.model_validate(performance)}
         document = document.model_copy(update=update)
     return SiteSettings(home.absolute(), document)
+
+
+def _explain_missing(home: Path) -> UsageError:
+    """Return the error for a folder without ``site.toml``, which an intake may have made a home."""
+    why = "it holds no site.toml"
+    if (home / "keys" / "split.key").exists():
+        return UsageError(
+            f"the home {home} is not enrolled yet",
+            why=why,
+            fix="put site.toml, coordinator.json, roster.json and the signing keys there first; "
+            "scans can be taken in without them",
+        )
+    return UsageError(f"{home} is no home of a site", why=why, fix="name the home with --home")

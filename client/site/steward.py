@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from vitrael.client.site.consent import Agreement, find_agreement
+from vitrael.client.site.ingest.places import Home
 from vitrael.client.site.journal import Clock, Journal
 from vitrael.client.site.outbox import Outbox
 from vitrael.client.site.progress import ProgressFile
@@ -26,6 +27,7 @@ from vitrael.client.site.tasks import TASKS, SiteContext, TaskRunner
 from vitrael.core.data.cohort import Cohort, find_cohort
 from vitrael.core.errors import (
     AuthError,
+    CohortError,
     ConsentError,
     EnvelopeError,
     VitraelError,
@@ -46,10 +48,22 @@ _IN_ROUNDS: Final[frozenset[StageName]] = frozenset({"codec", "teacher"})
 
 
 def open_cohort(settings: SiteSettings, study: Study) -> Cohort:
-    """Return the site's scans under a study, parted with the site's own key."""
+    """Return the site's scans under a study, parted with the site's own key.
+
+    Raises CohortError when there are none that fit, and when one is of a patient who has withdrawn:
+    a withdrawal was not finished, or a backup has undone it.
+    """
     protocol = study.protocol
     folder = find_cohort(settings.cohorts, protocol.data, name=settings.document.cohort)
-    return Cohort.open(folder, protocol, key=settings.read_split_key())
+    cohort = Cohort.open(folder, protocol, key=settings.read_split_key())
+    if cohort.subjects & Home(settings.home).read_withdrawn():
+        # A site sends the sentence: it does not say that somebody has withdrawn.
+        raise CohortError(
+            "the cohort is not ready",
+            why="a command that changes it was not finished, or it is older than the site's home",
+            fix="take its folder in again: vitrael site ingest",
+        )
+    return cohort
 
 
 class Steward:

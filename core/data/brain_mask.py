@@ -44,6 +44,7 @@ from vitrael.core.data.morphology import (
     erode_steps,
     largest_piece,
     open_mask,
+    what_is_marked,
 )
 from vitrael.core.data.resample import background_level, percentile_of, resample_mask, support_of
 from vitrael.core.data.scan import Scan
@@ -116,7 +117,7 @@ def place_mask(mask: Scan, scan: Scan) -> np.ndarray:
 
     Raises ScanError when it has not the volume of a brain or lies beside the scan.
     """
-    inside = mask.image_CDHW[0] > 0.5 * float(mask.image_CDHW[0].max())
+    inside = what_is_marked(mask.image_CDHW[0])
     mask_ml = float(inside.sum()) * voxel_volume_ml(mask.affine)
     shape = _volume_shape(scan)
     placed = resample_mask(inside, mask.affine, scan.affine, shape=shape)

@@ -38,12 +38,17 @@ Store = Literal["int16", "bfloat16", "float32"]
 FULL_SCALE: Final = 32767
 """What 1.0 is stored as in int16."""
 
+DAMAGE_FIX = "remove the cohort's folder shards and take the scans in again"
+"""An intake makes what is missing anew; it does not read again what is there."""
+
 _STEP: Final = np.float32(1 / FULL_SCALE)
 _WHITE: Final = np.float32(255)
 _ALIGNMENT = 64
 _MOST_HEADER_BYTES = 1 << 16
 _MOST_AXES = 8
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CALLED: Final = {".safetensors": "a prepared item", ".dcm": "a de-identified copy"}
+"""Files whose names stand for patients; of all others the name says what they are."""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _NOTES = "__metadata__"
 _DTYPES: Final[Mapping[str, np.dtype[np.generic]]] = {
@@ -53,7 +58,6 @@ _DTYPES: Final[Mapping[str, np.dtype[np.generic]]] = {
     "U8": np.dtype("u1"),
 }
 _STORED: Final[Mapping[Store, str]] = {"int16": "I16", "bfloat16": "BF16", "float32": "F32"}
-_FIX = "restore the file or take the scans in again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,15 +197,15 @@ def make_private_folder(folder: Path) -> None:
 def write_private(path: Path, data: bytes) -> None:
     """Write a file of the cache (0600) in a folder of its own (0700), unless it holds just that.
 
-    Raises StorageError when the disk refuses.
+    Raises StorageError when the disk refuses: it says what was to be written, and no path.
     """
     try:
         make_private_folder(path.parent)
         if not _holds(path, data):
             write_atomically(path, data)
     except OSError as error:
-        fix = "make room on the disk and run the command again; what was finished is kept"
-        raise storage_error("a prepared item", error, fix=fix) from None
+        what = _CALLED.get(path.suffix, path.name)
+        raise storage_error(what, error) from None
 
 
 def open_private(path: Path) -> int:
@@ -212,10 +216,10 @@ def open_private(path: Path) -> int:
     try:
         handle = os.open(path, _READ)
     except OSError:
-        raise CohortError("a prepared item cannot be opened", fix=_FIX) from None
+        raise CohortError("a prepared item cannot be opened", fix=DAMAGE_FIX) from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise CohortError("a prepared item cannot be opened", why="it is no file", fix=_FIX)
+        raise CohortError("a prepared item cannot be opened", why="it is no file", fix=DAMAGE_FIX)
     return handle
 
 
@@ -231,7 +235,7 @@ def verify_handle(handle: int, digest: Digest) -> None:
         raise CohortError(
             "a prepared item is not what was taken in",
             why="its digest differs from the manifest",
-            fix=_FIX,
+            fix=DAMAGE_FIX,
         )
 
 
@@ -319,7 +323,7 @@ def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _damaged(why: str) -> CohortError:
-    return CohortError("a prepared item cannot be read", why=why, fix=_FIX)
+    return CohortError("a prepared item cannot be read", why=why, fix=DAMAGE_FIX)
 
 
 def _holds(path: Path, data: bytes) -> bool:

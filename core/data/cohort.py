@@ -86,6 +86,11 @@ class Cohort:
         return self._manifest.digest
 
     @property
+    def subjects(self) -> frozenset[str]:
+        """Pseudonyms of all patients."""
+        return frozenset(self._places)
+
+    @property
     def latents(self) -> LatentCache:
         """Where latents of these scans are kept, by codec."""
         return LatentCache(self._folder / LATENTS_NAME)

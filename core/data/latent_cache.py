@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -27,7 +27,7 @@ from vitrael.core.data.cache import (
     read_header,
     write_private,
 )
-from vitrael.core.data.retention import Removed, latent_name, purge_latents
+from vitrael.core.data.retention import latent_name
 from vitrael.core.digest import Digest
 from vitrael.core.errors import CohortError
 
@@ -93,10 +93,6 @@ class LatentCache:
         packed = pack_arrays({_ARRAY: latent_CDHW}, store=self._store, notes=notes)
         write_private(self._folder / latent_name(codec, item, view=view), packed)
         return decode(np.frombuffer(data, _DTYPES[self._store]).reshape(latent_CDHW.shape))
-
-    def purge(self, items: Iterable[Digest]) -> Removed:
-        """Remove the latents of these items, under every codec; say how much that was."""
-        return purge_latents(self._folder, items)
 
 
 def encode_cached(

@@ -208,8 +208,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
         make_private_folder(path.parent)
         write_atomically(path, canonical_json(manifest.model_dump(mode="json")))
     except OSError as error:
-        fix = "make room on the disk and run the command again; what was finished is kept"
-        raise storage_error("the manifest of the scans", error, fix=fix) from None
+        raise storage_error("the manifest of the scans", error) from None
 
 
 def _explain(error: ValidationError) -> CohortError:

@@ -47,6 +47,7 @@ def measure_lesions(image_BCDHW: np.ndarray, affine: Affine) -> np.ndarray:
 
 
 def _measure(image_DHW: np.ndarray, affine: Affine) -> float:
+    image_DHW = image_DHW.astype(np.float32)  # filters of whole numbers would round
     spacing = np.array(spacing_mm(affine))
     shown = image_DHW > 0
     if not shown.any():

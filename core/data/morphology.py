@@ -15,8 +15,25 @@ from scipy import ndimage
 Box = tuple[slice, ...]
 """A part of an image along each axis."""
 
+_MOST_LABEL, _MOST_LABELS = 4096, 16
 _WORD_BITS = 64
 _ONE, _LAST = np.uint64(1), np.uint64(_WORD_BITS - 1)
+
+
+def what_is_marked(values_DHW: np.ndarray) -> np.ndarray:
+    """Return, as bool, what a drawn mask marks.
+
+    A few different whole numbers are labels, and each but 0 counts: of tumors parts are often drawn
+    as 1, 2 and 4, of brains tissues as 1, 2 and 3. All else are shares, as resampling leaves them:
+    what is above half of the largest counts.
+    """
+    most = float(values_DHW.max())
+    if most <= _MOST_LABEL and values_DHW.min() >= 0:
+        whole = values_DHW.astype(np.uint16)
+        labels = np.count_nonzero(np.bincount(whole.ravel())) - 1
+        if labels <= _MOST_LABELS and np.array_equal(values_DHW, whole):
+            return np.asarray(whole > 0)
+    return np.asarray(values_DHW > 0.5 * most)
 
 
 def box_of(mask_DHW: np.ndarray, margin_vox: int = 0) -> Box:

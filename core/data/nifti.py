@@ -2,38 +2,53 @@
 
 A caller names the file by a ``label`` that is free of patient data ("scan 3 of 37"); no message
 holds a path, a header text or a voxel value. The header is judged before a voxel is allocated.
+Whether a file is compressed is told by its content, not by its name.
 """
 
 from __future__ import annotations
 
 import gzip
-import tempfile
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, Literal
 
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
+from nibabel.imageglobals import logger
+from nibabel.spatialimages import HeaderDataError, HeaderTypeError
+from nibabel.wrapstruct import WrapStructError
 
+from vitrael.core.data.files import open_file
 from vitrael.core.data.scan import MAX_VOXELS, Scan
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import ScanError
 from vitrael.core.geometry import Affine, check_affine, spacing_mm
 
 Dtype = Literal["float32", "int16"]
+Header = Any
+"""Of NIfTI-1 or NIfTI-2; nibabel does not annotate what it can do."""
 
 SPACING_RANGE_MM = (0.05, 50.0)
 
+_GZIP = b"\x1f\x8b"
 _GZIP_MAX_RATIO = 1100  # DEFLATE cannot shrink bytes by more than about 1032 to 1
+_NIFTI2_BYTES = 540
+"""Size of its header, which stands first."""
+_BLOCK_BYTES = 1 << 20
+_MOST_BLOCKS_AFTER = 16
+"""Of a compressed file, behind its voxels."""
 _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 _DAMAGE = (
     ImageFileError,
     HeaderDataError,
+    HeaderTypeError,
+    WrapStructError,
     OSError,  # gzip.BadGzipFile and short reads among them
     EOFError,
     zlib.error,
@@ -46,12 +61,13 @@ _DAMAGE = (
 def read_nifti(path: Path, *, label: str = "the scan", modality: str = "T1w") -> Scan:
     """Return the scan of a ``.nii`` or ``.nii.gz`` file in RAS+ order, scaled as its header says.
 
-    Raises ScanError, named by ``label``, when the file is missing, empty, cut short or no NIfTI;
-    when it has no affine (both form codes 0), a singular one or an absurd voxel or image size;
-    when it is not one volume of real numbers; and when the image is constant or not finite.
+    Raises ScanError, named by ``label``, when the file is empty, cut short, damaged or no NIfTI;
+    when it has no affine (both form codes 0), a singular one, two that disagree about left and
+    right, or an absurd voxel or image size; when it is not one volume of real numbers; and when
+    the image is constant or not finite. Raises OSError when the system cannot read the file.
     """
-    with _named(label):
-        volume, affine = _read(path)
+    with _named(label), open_file(path) as (file, size_bytes):
+        volume, affine = _decode(file, size_bytes=size_bytes)
         return Scan(image_CDHW=volume[None], affine=affine, modality=modality)
 
 
@@ -60,11 +76,21 @@ def read_mask(path: Path, *, label: str = "the mask") -> Scan | None:
 
     Refuses what ``read_nifti`` refuses, but for an image that is 0 everywhere.
     """
-    with _named(label):
-        volume, affine = _read(path)
+    with _named(label), open_file(path) as (file, size_bytes):
+        volume, affine = _decode(file, size_bytes=size_bytes)
         if not volume.any():
             return None
         return Scan(image_CDHW=volume[None], affine=affine, modality="mask")
+
+
+def read_orientation(path: Path, *, label: str = "the scan") -> str:
+    """Return where the index axes of a file point to, such as ``LPS``; ``read_nifti`` turns to RAS.
+
+    Reads the header alone; raises ScanError and OSError as ``read_nifti`` does for one.
+    """
+    with _named(label), open_file(path) as (file, _):
+        _, header = _open(file)
+        return "".join(map(str, nib.aff2axcodes(_affine(header))))
 
 
 @contextmanager
@@ -78,11 +104,10 @@ def _named(label: str) -> Iterator[None]:
 
 
 def decode_nifti(data: bytes, *, label: str = "the scan", modality: str = "T1w") -> Scan:
-    """Return the scan of a compressed file's bytes; refuses what ``read_nifti`` refuses."""
-    with tempfile.NamedTemporaryFile(suffix=".nii.gz") as file:
-        file.write(data)
-        file.flush()
-        return read_nifti(Path(file.name), label=label, modality=modality)
+    """Return the scan of a file's bytes; refuses what ``read_nifti`` refuses."""
+    with _named(label):
+        volume, affine = _decode(io.BytesIO(data), size_bytes=len(data))
+        return Scan(image_CDHW=volume[None], affine=affine, modality=modality)
 
 
 def write_nifti(scan: Scan, path: Path, *, dtype: Dtype = "float32") -> None:
@@ -109,21 +134,18 @@ def encode_nifti(scan: Scan, *, dtype: Dtype, compressed: bool) -> bytes:
     return gzip.compress(data, compresslevel=6, mtime=0) if compressed else data
 
 
-def _read(path: Path) -> tuple[np.ndarray, Affine]:
+def _decode(file: BinaryIO, *, size_bytes: int) -> tuple[np.ndarray, Affine]:
     """Return a volume ``[D, H, W]`` in RAS+ order with its affine; its values are not judged."""
-    size_bytes = _file_size(path)
-    try:
-        image = nib.load(path)
-    except _DAMAGE:
-        raise ScanError("the file is not a whole NIfTI file", fix="export it again") from None
-    if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
-        raise ScanError("the file is not a NIfTI file", fix="convert it to .nii.gz")
-    shape = _volume_shape(image, size_bytes=size_bytes, compressed=path.suffix == ".gz")
-    affine = _affine(image)
+    stream, header = _open(file)
+    compressed = stream is not file
+    shape = _volume_shape(header, size_bytes=size_bytes, compressed=compressed)
+    affine = _affine(header)
     try:
         with np.errstate(all="ignore"):  # what overflows becomes infinite and is refused below
-            data = image.get_fdata(dtype=np.float32, caching="unchanged")
-        voxels = np.asarray(data).reshape(shape)
+            data = np.asarray(ArrayProxy(stream, header, mmap=False), dtype=np.float32)
+        voxels = data.reshape(shape)
+        if compressed:
+            _check_sum(stream)
     except _DAMAGE:
         raise ScanError("the file is cut short or damaged", fix="copy it again") from None
     to_ras = orientations.io_orientation(affine)
@@ -132,28 +154,58 @@ def _read(path: Path) -> tuple[np.ndarray, Affine]:
     return np.ascontiguousarray(volume, dtype=np.float32), affine
 
 
-def _file_size(path: Path) -> int:
+def _open(file: BinaryIO) -> tuple[BinaryIO | gzip.GzipFile, Header]:
+    """Return a file, decompressed where it must be, and the header at its beginning."""
+    compressed = file.read(len(_GZIP)) == _GZIP
+    file.seek(0)
+    stream = gzip.GzipFile(fileobj=file) if compressed else file
     try:
-        size_bytes = path.stat().st_size
-    except OSError:
-        raise ScanError("the file cannot be opened", fix="check that it is there") from None
-    if size_bytes == 0:
-        raise ScanError("the file is empty", fix="copy it again")
-    return size_bytes
+        return stream, _read_header(stream)
+    except _DAMAGE:
+        raise ScanError("the file is not a whole NIfTI file", fix="export it again") from None
 
 
-def _volume_shape(
-    image: nib.Nifti1Image, *, size_bytes: int, compressed: bool
-) -> tuple[int, int, int]:
+def _read_header(stream: BinaryIO | gzip.GzipFile) -> Header:
+    """Return the header at the beginning of a stream; what is attached to it is stepped over."""
+    first = stream.read(4)
+    is_second = _NIFTI2_BYTES in {int.from_bytes(first, "little"), int.from_bytes(first, "big")}
+    kind: Any = nib.Nifti2Header if is_second else nib.Nifti1Header
+    with _quiet():
+        return kind(first + stream.read(kind.template_dtype.itemsize - len(first)))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep nibabel from printing what stands in a header when it mends that."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _check_sum(stream: BinaryIO | gzip.GzipFile) -> None:
+    """Raise ValueError or what gzip raises unless all that was compressed has its check sum.
+
+    It stands behind the voxels: whoever ends with them takes damaged ones for whole.
+    """
+    for _ in range(_MOST_BLOCKS_AFTER):
+        if not stream.read(_BLOCK_BYTES):
+            return
+    msg = "far more than the header tells"
+    raise ValueError(msg)
+
+
+def _volume_shape(header: Header, *, size_bytes: int, compressed: bool) -> tuple[int, int, int]:
     """Return the three sizes; trailing axes of length 1 are no axes."""
-    sizes = [int(size) for size in image.header.get_data_shape()]
+    sizes = [int(size) for size in header.get_data_shape()]
     while len(sizes) > 3 and sizes[-1] == 1:  # noqa: PLR2004 - three axes of space
         sizes.pop()
     if len(sizes) != 3:  # noqa: PLR2004
         raise ScanError(f"the image has {len(sizes)} axes", why="one volume of three is expected")
     if min(sizes) < 1:
         raise ScanError("the header gives an axis without a voxel", fix="export the scan again")
-    stored = image.get_data_dtype()
+    stored = header.get_data_dtype()
     if stored.kind not in "iuf":
         raise ScanError("the voxels are not real numbers", fix="export one gray value per voxel")
     voxels = sizes[0] * sizes[1] * sizes[2]
@@ -169,9 +221,8 @@ def _volume_shape(
     return sizes[0], sizes[1], sizes[2]
 
 
-def _affine(image: nib.Nifti1Image) -> Affine:
+def _affine(header: Header) -> Affine:
     """Return the voxel-to-world map in millimetres; sform goes before qform."""
-    header = image.header
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
         raise ScanError(
             "the file has no affine",
@@ -182,13 +233,38 @@ def _affine(image: nib.Nifti1Image) -> Affine:
         unit = header.get_xyzt_units()[0]
     except KeyError:
         unit = "unknown"
-    affine = np.array(image.affine, dtype=np.float64)
-    with np.errstate(all="ignore"):  # what overflows becomes infinite and is refused below
-        affine[:3] *= _MM_PER_UNIT.get(unit, 1.0)
-    check_affine(affine)
+    try:
+        with np.errstate(all="ignore"):
+            affine = np.array(header.get_best_affine(), dtype=np.float64)
+    except (HeaderDataError, ValueError):
+        raise ScanError("the header gives no rotation", fix="export the scan again") from None
     low, high = SPACING_RANGE_MM
-    if not all(low <= size <= high for size in spacing_mm(affine)):
+    with np.errstate(all="ignore"):  # what overflows becomes infinite and is refused
+        affine[:3] *= _MM_PER_UNIT.get(unit, 1.0)
+        check_affine(affine)
+        sizes = spacing_mm(affine)
+    _demand_one_handedness(header)
+    if not all(low <= size <= high for size in sizes):
         raise ScanError(
             "the header gives an absurd voxel size", why=f"{low:g} to {high:g} mm are read"
         )
     return affine
+
+
+def _demand_one_handedness(header: Header) -> None:
+    """Raise ScanError where both forms are given and one is a mirror image of the other."""
+    if int(header["sform_code"]) == 0 or int(header["qform_code"]) == 0:
+        return
+    try:
+        with np.errstate(all="ignore"):
+            forms = (header.get_sform(), header.get_qform())
+    except (HeaderDataError, ValueError):  # a damaged one that is not used
+        return
+    with np.errstate(all="ignore"):
+        one, other = (np.linalg.det(form[:3, :3]) for form in forms)
+    if one * other < 0:
+        raise ScanError(
+            "left and right are not clear",
+            why="its qform and its sform are mirror images of each other",
+            fix="export the scan again, or set both forms with the tool that changed one",
+        )

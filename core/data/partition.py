@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
+from vitrael.core.data.cache import make_private_folder
 from vitrael.core.data.layouts.facts import LABEL_COLUMNS
 from vitrael.core.data.layouts.kinds import image_ending
 from vitrael.core.data.layouts.rows import INDEX
@@ -58,21 +59,23 @@ def write_site_folder(sources: Sequence[Source], folder: Path) -> None:
     """Write the files of sources and their ``index.csv``: a folder that is found as they were.
 
     A source of one file is ``0001.nii.gz``, one of several is a folder ``0001``. Files are hard
-    links where the disk allows, else copies; none is opened. A DICOM series has no row: its
-    headers tell. Raises CohortError when the folder is not empty, StorageError when it cannot be
-    written.
+    links where the disk allows, else copies; none is opened. Folders and copies are the owner's
+    alone. A DICOM series has no row: its headers tell. A folder that was begun is finished.
+    Raises CohortError when the folder holds something else, StorageError when it cannot be written.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise CohortError("the folder of a site is not empty", fix="choose a new one")
     digits = max(4, len(str(len(sources))))
-    rows: list[dict[str, str]] = []
+    copies = [
+        (source, copy)
+        for number, source in enumerate(sources, start=1)
+        for copy in _name_copies(source, f"{number:0{digits}}")
+    ]
+    rows = [_row(source, copy) for source, copy in copies if source.kind != "dicom"]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, source in enumerate(sources, start=1):
-            for copy in _name_copies(source, f"{number:0{digits}}"):
-                _bring(copy.path, folder / copy.name)
-                if source.kind != "dicom":
-                    rows.append(_row(source, copy))
+        if not _list_files(folder) <= {INDEX, *(copy.name for _, copy in copies)}:
+            raise CohortError("the folder of a site is not empty", fix="choose a new one")
+        make_private_folder(folder)
+        for _, copy in copies:
+            _bring(copy.path, folder / copy.name)
         if rows:
             write_atomically(folder / INDEX, _encode(rows))
     except OSError as error:
@@ -102,13 +105,24 @@ def _name_copies(source: Source, number: str) -> Iterator[_Copy]:
         yield _Copy(path, name, modality)
 
 
+def _list_files(folder: Path) -> set[str]:
+    """Return what an intake would find in a folder: hidden files are none of it."""
+    files = (path for path in folder.rglob("*") if not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in files if path.name[0] != "."}
+
+
 def _bring(path: Path, target: Path) -> None:
-    target.parent.mkdir(exist_ok=True)
+    make_private_folder(target.parent)
     real = path.resolve()
+    begun = target.with_name(f".partial-{target.name}")
+    begun.unlink(missing_ok=True)
     try:
-        os.link(real, target)
+        os.link(real, begun)
     except OSError:  # another disk, or a disk without links
-        shutil.copyfile(real, target)
+        begun.touch(mode=0o600)
+        shutil.copyfile(real, begun)
+    begun.replace(target)
+    begun.unlink(missing_ok=True)  # of two links to one file, none is replaced
 
 
 def _row(source: Source, copy: _Copy) -> dict[str, str]:

@@ -12,11 +12,12 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import Final, Literal
+from typing import BinaryIO, Final, Literal, NamedTuple, Self
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
+from vitrael.core.data.files import open_file
 from vitrael.core.data.planar import Picture
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import ScanError
@@ -26,6 +27,10 @@ MOST_BYTES = 1 << 30
 
 _DEEP_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _LARGEST = {8: 255, 16: 65535}
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+"""Tags of TIFF."""
+_WHITE_IS_ZERO = 0
+_SIGNED = 2
 _DAMAGE = (
     OSError,
     EOFError,
@@ -48,18 +53,13 @@ def read_picture_file(path: Path, *, modality: str = "OT") -> Picture:
     """Return the one picture of a file in gray, float32 in the file's own units, no spacing.
 
     Gray of 8, 16 or 32 bits and of float is kept as it is; color becomes luma (ITU-R 601) of 8
-    bits; what is transparent is laid over black. Raises ScanError when the file is missing, none
-    of the four formats, damaged or cut short; when it holds more than one picture; and when its
-    header tells more pixels than pillow's limit against decompression bombs, before any is decoded.
+    bits; what is transparent is laid over black; where white is stored as 0, black becomes 0.
+    Raises ScanError when the file is empty, none of the four formats, damaged or cut short; when
+    it holds more than one picture; and when its header tells more pixels than pillow's limit
+    against decompression bombs, before any is decoded. Raises OSError when the system cannot read
+    the file.
     """
-    try:
-        size_bytes = path.stat().st_size
-        file = path.open("rb")
-    except OSError:
-        raise ScanError("the file cannot be opened", fix="check that it is there") from None
-    with file:
-        if size_bytes == 0:
-            raise ScanError("the file is empty", fix="copy it again")
+    with open_file(path) as (file, size_bytes):
         if size_bytes > MOST_BYTES:
             raise ScanError("the picture is far too large", fix="export it smaller")
         try:
@@ -109,15 +109,52 @@ def write_picture(
     write_atomically(path, file.getvalue())
 
 
-def _read(file: io.BufferedReader) -> np.ndarray:
+def _read(file: BinaryIO) -> np.ndarray:
     with Image.open(file, formats=FORMATS) as image:
         if getattr(image, "n_frames", 1) > 1:
             raise ScanError(
                 "the file holds several pictures", fix="give one picture a file, or a video"
             )
         image.load()
+        stored = _Stored.of(image)
         upright = ImageOps.exif_transpose(image)
-        return np.array(_gray(upright), dtype=np.float32)
+        return _values(np.array(_gray(upright)), stored)
+
+
+class _Stored(NamedTuple):
+    """What a TIFF says of its numbers; pillow obeys it for few kinds of gray."""
+
+    signed: bool
+    inverted: bool
+    """Whether white is 0, and pillow has not turned it."""
+    bits: int
+
+    @classmethod
+    def of(cls, image: Image.Image) -> Self:
+        """Return what holds of an image of any format."""
+        tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+        bits = int(tags.get(_BITS, (8,))[0])
+        return cls(
+            signed=tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED,
+            inverted=tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and image.mode in _DEEP_MODES,
+            bits=bits,
+        )
+
+
+def _values(image_HW: np.ndarray, stored: _Stored) -> np.ndarray:
+    """Return float32 as the file means it; refuse what cannot be told."""
+    if stored.signed and image_HW.dtype == np.uint8:
+        raise ScanError("the picture holds signed bytes", fix="export it again as PNG")
+    if image_HW.dtype == np.int32 and stored.bits == 32 and not stored.signed:  # noqa: PLR2004
+        image_HW = image_HW.view(np.uint32)
+    if not stored.inverted:
+        return image_HW.astype(np.float32)
+    if image_HW.dtype != np.uint16:
+        raise ScanError(
+            "the picture is stored inverted", why="how is not clear for its kind of numbers",
+            fix="export it again as PNG",
+        )  # fmt: skip
+    return (np.float32((1 << stored.bits) - 1) - image_HW).astype(np.float32)
 
 
 def _gray(image: Image.Image) -> Image.Image:

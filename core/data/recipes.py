@@ -20,7 +20,7 @@ from vitrael.core.data.brain_mask import bare_brain
 from vitrael.core.data.measure import measure_volumes
 from vitrael.core.data.planar import Clip, Picture
 from vitrael.core.data.planar_recipes import prepare_clip, prepare_picture
-from vitrael.core.data.preprocess import place_lesions, prepare_brain_t1, prepare_contrasts
+from vitrael.core.data.preprocess import center_brain, place_lesions, prepare_contrasts
 from vitrael.core.data.scan import MAX_VOXELS, Scan
 from vitrael.core.digest import Digest, digest_json
 from vitrael.core.errors import ConfigError, ScanError
@@ -76,6 +76,8 @@ class Prepared:
     """Covariates that the recipe measures, such as ``ventricle_ml``."""
     notes: tuple[str, ...] = ()
     """What was done beside the usual, in words without a value, such as ``masked by the site``."""
+    cut_frac: float = 0.0
+    """Share of a brain's volume that lies outside the grid, and is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ def _scan_of(given: RecipeInput, name: str, *, alone: bool = True) -> Scan:
 def _prepare_t1(given: RecipeInput, settings: RecipeSettings) -> Prepared:
     bare, note = bare_brain(_scan_of(given, "T1w"), given.masks.get("brain"))
     grid, spacing = _volume_grid(settings)
-    ready = prepare_brain_t1(bare, grid, spacing)
+    ready, cut_frac = center_brain(bare, grid, spacing)
     ventricle_ml_B, brain_ml_B = measure_volumes(ready.image_CDHW[None], ready.affine)
     return Prepared(
         arrays={"image": ready.image_CDHW},
@@ -218,6 +220,7 @@ def _prepare_t1(given: RecipeInput, settings: RecipeSettings) -> Prepared:
         unit="mm",
         measured={"ventricle_ml": float(ventricle_ml_B[0]), "brain_ml": float(brain_ml_B[0])},
         notes=(note,),
+        cut_frac=cut_frac,
     )
 
 
@@ -231,7 +234,7 @@ def _prepare_lesion(given: RecipeInput, settings: RecipeSettings) -> Prepared:
         )
     scans = [_scan_of(given, name, alone=False) for name in _CONTRASTS]
     grid, spacing = _volume_grid(settings)
-    image_CDHW, affine, note = prepare_contrasts(
+    image_CDHW, affine, note, cut_frac = prepare_contrasts(
         scans, grid, spacing, brain=given.masks.get("brain")
     )
     arrays, measured = {"image": image_CDHW}, {}
@@ -242,7 +245,14 @@ def _prepare_lesion(given: RecipeInput, settings: RecipeSettings) -> Prepared:
             lesion_DHW = place_lesions(given.masks["lesion"], affine, brain_DHW=brain_DHW)
         arrays["lesion"] = lesion_DHW[None]
         measured["lesion_ml"] = float(lesion_DHW.sum()) * voxel_volume_ml(affine)
-    return Prepared(arrays=arrays, affine=affine, unit="mm", measured=measured, notes=(note,))
+    return Prepared(
+        arrays=arrays,
+        affine=affine,
+        unit="mm",
+        measured=measured,
+        notes=(note,),
+        cut_frac=cut_frac,
+    )
 
 
 def _prepare_echo(given: RecipeInput, settings: RecipeSettings) -> Prepared:
@@ -296,7 +306,7 @@ RECIPES: Mapping[RecipeName, Recipe] = MappingProxyType(
             takes="volume",
             images=_CONTRASTS,
             masks=("brain", "lesion"),
-            covariates=("age_years", "sex"),
+            covariates=("age_years", "sex", "lesion_ml"),
             prepare=_prepare_lesion,
         ),
         "echo-apical": Recipe(

@@ -122,12 +122,7 @@ def purge_items(folder: Path, items: Iterable[Digest]) -> Removed:
     """
     digests = tuple(items)
     shards = _purge(folder.resolve() / SHARDS_NAME, _SHARD, digests)
-    return shards + purge_latents(folder.resolve() / LATENTS_NAME, digests)
-
-
-def purge_latents(latents: Path, items: Iterable[Digest]) -> Removed:
-    """Remove the latents of these items from a cohort's folder of latents, under every codec."""
-    return _purge(latents, _LATENT, items)
+    return shards + _purge(folder.resolve() / LATENTS_NAME, _LATENT, digests)
 
 
 def _purge(base: Path, pattern: re.Pattern[str], items: Iterable[Digest]) -> Removed:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from vitrael.core.data.cache import (
+    DAMAGE_FIX,
     Place,
     decode_into,
     open_private,
@@ -173,7 +174,7 @@ def _demand_shape(shape: tuple[int, ...], values: np.ndarray, row: int) -> None:
     if shape != values.shape:
         raise CohortError(
             f"item {row} of the cohort has another size than expected",
-            fix="take the scans in again",
+            fix=DAMAGE_FIX,
         )
 
 
@@ -185,9 +186,7 @@ def _read_blocks(
     for first in range(0, place.size_bytes, len(block)):
         part = view[: min(len(block), place.size_bytes - first)]
         if read_at(handle, part, place.offset + first) < len(part):
-            raise CohortError(
-                f"item {row} of the cohort was cut off", fix="take the scans in again"
-            )
+            raise CohortError(f"item {row} of the cohort was cut off", fix=DAMAGE_FIX)
         stored = np.frombuffer(part, place.dtype)
         _decode_blocks(stored, values[first // size :][: len(stored)])
 

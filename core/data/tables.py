@@ -14,10 +14,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from vitrael.core.errors import CohortError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MOST_BYTES = 64 << 20
 FORMULA = "a cell of its row in the table holds a formula"
@@ -110,7 +112,8 @@ def peek_columns(path: Path) -> tuple[str, ...]:
         with path.open("rb") as file:
             text = _decode(file.read(_SAMPLE_CHARACTERS), is_whole=False)
         separator, text = _find_separator(text)
-        first = next(csv.reader(io.StringIO(text), delimiter=separator), [])
+        rows = csv.reader(io.StringIO(text), delimiter=separator)
+        first = next((row for row in rows if len(row) > 1 or "".join(row).strip()), [])
     except (OSError, csv.Error, CohortError):
         return ()
     return tuple(column_name(name) for name in first)
@@ -179,6 +182,8 @@ def _widths(text: str, separator: str) -> list[int]:
 
 def _parse(text: str, separator: str) -> pd.DataFrame:
     """Return all lines as text, the header first; a cell that is missing in its row is NaN."""
+    import pandas as pd  # noqa: PLC0415 - half a second that a folder without a table need not wait
+
     try:
         return pd.read_csv(
             io.StringIO(text),

@@ -16,7 +16,9 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
+from av.sidedata.sidedata import Type
 
+from vitrael.core.data.files import open_file
 from vitrael.core.data.planar import MOST_PIXELS, Clip
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import ScanError
@@ -37,7 +39,8 @@ _COVERED_FRAC = 0.9
 _TIME_UNIT = 65_535
 """Largest denominator of a frame time that every codec used here can write."""
 _H264 = ("libx264", "libopenh264")
-_QUALITY = {"crf": "16", "preset": "medium"}
+_QUALITY = {"crf": "16", "preset": "medium", "x264-params": "mbtree=0"}
+"""With its macroblock tree x264 gives other bytes for equal frames now and then."""
 _EXACT = {"flags": "+bitexact"}
 _NO_REMARKS = "filter_units=remove_types=6"
 """x264 writes its version and settings as supplementary information (NAL type 6)."""
@@ -62,24 +65,20 @@ def read_video(path: Path, *, modality: str = "US") -> Clip:
     pixels that are not square are made so along the rows. The frame time is the mean over the
     file, from its time stamps; a video of one frame has none.
 
-    Raises ScanError when the file is missing, no video, damaged or cut short; when it has no
+    Raises ScanError when the file is empty, no video, damaged or cut short; when it has no
     video stream or no frame; when a time stamp is missing or a frame time differs from the median
     by more than 10 % and one tick of the clock; when frames differ in size or are stored turned;
     and for more than 2000 frames, 2^24 pixels a frame or half a gigabyte in all, as far as the
-    header tells before anything is decoded.
+    header tells before anything is decoded. Raises OSError when the system cannot read the file,
+    and MemoryError, which a few damaged headers bring about too.
     """
-    try:
-        size_bytes = path.stat().st_size
-        file = path.open("rb")
-    except OSError:
-        raise ScanError("the file cannot be opened", fix="check that it is there") from None
-    with file:
-        if size_bytes == 0:
-            raise ScanError("the file is empty", fix="copy it again")
+    with open_file(path) as (file, size_bytes):
         if size_bytes > MOST_BYTES:
             raise ScanError("the video is far too large", fix="export one short clip a file")
         try:
             return _read(file, modality=modality)
+        except MemoryError:  # one of the library's errors: perhaps no fault of the file
+            raise
         except _DAMAGE:
             raise ScanError(
                 "the file is not a whole video", why="it is damaged or of another kind",
@@ -198,9 +197,19 @@ def _decode(
     for frame in container.decode(stream):
         if frame.is_corrupt:
             raise ScanError("the video is damaged or cut short", fix="copy it again")
-        if frame.rotation % 360:
+        if _is_turned(frame):
             raise ScanError("the video is stored turned", fix="export it upright")
         yield frame
+
+
+def _is_turned(frame: av.VideoFrame) -> bool:
+    """Return whether a frame is to be shown turned or mirrored."""
+    beside: Any = frame.side_data  # its annotations differ from what it does
+    stored = beside.get(Type.DISPLAYMATRIX)
+    if stored is None:
+        return False
+    a, b, _, c, d = np.frombuffer(bytes(stored), np.int32)[:5]
+    return not (a > 0 and d > 0 and b == c == 0)
 
 
 def _gray(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:

@@ -24,6 +24,8 @@ CIRCLE = "a link that leads in a circle"
 SPECIAL = "neither a file nor a folder"
 CLOSED_FOLDER = "a folder that may not be read"
 CLOSED_FILE = "a file that may not be read"
+UNSEEN = frozenset({CLOSED_FOLDER, CLOSED_FILE})
+"""The refusals of what may hold scans: nobody could look."""
 
 _OWN_RIGHTS = os.access in os.supports_effective_ids
 

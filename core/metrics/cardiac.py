@@ -15,11 +15,11 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from vitrael.core.errors import DataError
+from vitrael.core.metrics.piece import measured_piece
 
 DISKS = 20
 """Of the biplane rule, as the guideline has it."""
-_LEAST_PX = 12
+_ORGAN = "ventricle"
 _FINER = 2.0
 
 
@@ -49,8 +49,7 @@ def biplane_ejection_fraction(
 def disk_volume_ml(mask_HW: np.ndarray, *, spacing_mm: tuple[float, float]) -> float:
     """Return the volume of the body whose cuts across the long axis are disks.
 
-    Raises DataError for a mask that is not a plane of booleans and for one whose largest piece has
-    fewer than 12 pixels: what is not there has no volume.
+    Raises DataError as ``measured_piece``.
     """
     width_N_mm, height_mm = _widths(mask_HW, spacing_mm)
     return float(math.pi / 4 * (width_N_mm**2).sum() * height_mm / 1000)
@@ -63,12 +62,15 @@ def biplane_volume_ml(
 ) -> float:
     """Return the volume of 20 elliptic disks whose two diameters come from two planes.
 
-    The height is that of the longer of the two axes. Raises DataError as ``disk_volume_ml``.
+    The height is that of the longer of the two axes; the second one is taken the way round in which
+    its disks match those of the first. Of two equal planes it is ``disk_volume_ml``. Raises
+    DataError as ``disk_volume_ml``.
     """
     profiles = [_widths(mask, s) for mask, s in zip(masks, spacings_mm, strict=True)]
     length_mm = max(len(width) * height for width, height in profiles)
     first, second = (_disks(width) for width, _ in profiles)
-    return float(math.pi / 4 * (first * second).sum() * length_mm / DISKS / 1000)
+    across_mm2 = max((first * second).sum(), (first * second[::-1]).sum())
+    return float(math.pi / 4 * across_mm2 * length_mm / DISKS / 1000)
 
 
 def volume_curve_ml(mask_THW: np.ndarray, *, spacing_mm: tuple[float, float]) -> np.ndarray:
@@ -87,7 +89,8 @@ def long_axis(
     The sign of the direction is the one that points down the picture. Raises DataError as
     ``disk_volume_ml``.
     """
-    place_N2_mm = np.argwhere(_largest_piece(mask_HW)) * np.array(spacing_mm)
+    piece = measured_piece(mask_HW, spacing_mm=spacing_mm, organ=_ORGAN)
+    place_N2_mm = np.argwhere(piece) * np.array(spacing_mm)
     centre = place_N2_mm.mean(axis=0)
     _, vectors = np.linalg.eigh(np.cov((place_N2_mm - centre).T))
     axis = vectors[:, -1]
@@ -96,7 +99,7 @@ def long_axis(
 
 def _widths(mask_HW: np.ndarray, spacing_mm: tuple[float, float]) -> tuple[np.ndarray, float]:
     """Return the widths across the long axis, from end to end of it, and their distance, mm."""
-    piece = _largest_piece(mask_HW)
+    piece = measured_piece(mask_HW, spacing_mm=spacing_mm, organ=_ORGAN)
     centre, axis = long_axis(piece, spacing_mm=spacing_mm)
     size = np.array(spacing_mm)
     step = float(size.min()) / _FINER
@@ -113,17 +116,11 @@ def _widths(mask_HW: np.ndarray, spacing_mm: tuple[float, float]) -> tuple[np.nd
 
 
 def _disks(width_N: np.ndarray) -> np.ndarray:
-    """Return the widths at the middles of 20 equal parts."""
-    middle = (np.arange(DISKS) + 0.5) / DISKS * len(width_N) - 0.5
-    return np.asarray(np.interp(middle, np.arange(len(width_N)), width_N))
+    """Return the diameters of 20 disks that hold as much as the slices do that each replaces.
 
-
-def _largest_piece(mask_HW: np.ndarray) -> np.ndarray:
-    if mask_HW.ndim != 2 or mask_HW.dtype != np.bool_:  # noqa: PLR2004 - H, W
-        raise DataError("the mask to measure is not a plane of booleans")
-    pieces, count = ndimage.label(mask_HW)
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    if sizes.max(initial=0) < _LEAST_PX:
-        raise DataError("the mask to measure shows no ventricle", why="it is empty or a few pixels")
-    return np.asarray(pieces == sizes.argmax())
+    One slice in five would be at the mercy of single pixels.
+    """
+    whole_N = np.concatenate([[0.0], np.cumsum(width_N**2)])
+    edges = np.linspace(0, len(width_N), DISKS + 1)
+    held = np.diff(np.interp(edges, np.arange(len(whole_N)), whole_N))
+    return np.asarray(np.sqrt(held * DISKS / len(width_N)))

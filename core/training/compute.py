@@ -26,9 +26,10 @@ def prepare_compute(*, device: str, threads: int, bf16: str) -> Compute:
     if device == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError(
-                'performance.device is "cuda"',
+                'the device "cuda" cannot be used',
                 why="torch finds no CUDA device here",
-                fix='set performance.device = "cpu" or install a CUDA build of torch',
+                fix='set performance.device = "cpu", or give --device cpu to a command that has '
+                "this option, or install a CUDA build of torch",
             )
         return Compute("cuda", bf16=bf16 == "auto" and torch.cuda.is_bf16_supported())
     features = torch.cpu.get_capabilities()

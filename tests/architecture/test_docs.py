@@ -1,4 +1,4 @@
-"""The pages for sites say what the code does: what leaves, what settings hold."""
+"""The pages say what the code does: what leaves, what settings hold, what lies in a home."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from vitrael.core.messages import StageName
 
 PAGE = "docs/privacy/what-leaves-a-site.md"
 SITES = "docs/tutorial/sites.md"
+COORDINATORS = "docs/tutorial/coordinator.md"
+OF_A_STEWARD = {"steward.json", "steward.sock"}
 
 
 def sections(text: str) -> dict[str, str]:
@@ -84,3 +86,18 @@ def test_key_that_a_site_may_write_stands_on_the_page(key: str, root: Path) -> N
     rows = re.findall(r"^\| (`.*?) \|", (root / SITES).read_text(encoding="utf-8"), re.MULTILINE)
     assert any(f"`{key}`" in row for row in rows)
     assert not any("`surname`" in row for row in rows)
+
+
+def unlisted(sources: str, page: str) -> set[str]:
+    """Return what a program keeps in the coordinator's home that no listing of a page names."""
+    kept = set(re.findall(r'\bhome / "([\w.-]+)"', sources)) - OF_A_STEWARD
+    listings = "".join(re.findall(r"^```$(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    return kept - {name.rstrip("/") for name in listings.split()}
+
+
+def test_all_that_lies_in_a_coordinators_home_stands_on_the_page(root: Path) -> None:
+    paths = sorted((root / "server").rglob("*.py"))
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    page = (root / COORDINATORS).read_text(encoding="utf-8")
+    assert unlisted(sources, page) == set()
+    assert unlisted(sources, page.replace("flower/ sites.json", "")) == {"flower", "sites.json"}

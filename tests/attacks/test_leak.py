@@ -34,6 +34,8 @@ from vitrael.privacy.audit.pooling import audit_measurements, screening_measurem
 from vitrael.privacy.evidence import PLANT_CLASSES, Measurement
 from vitrael.privacy.leakage import SMALLEST_COUNT
 
+pytestmark = pytest.mark.xdist_group("leak")  # one worker makes what they share
+
 _SIZES = {"T": 40, "F": 8, "C": 10, "A": 16, "U": 4}
 _RELEASED = 32
 _NO_TASK = cast("Task", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
@@ -106,8 +107,11 @@ def head_entry(
 ) -> Entry:
     """Return the entry of a volume; without an image, of the patient's own."""
     image = draw_head(patient) if image_DHW is None else image_DHW
-    given = RecipeInput({"T1w": scan or volume(image)})
-    return Entry(described or item(patient), measure_facts(given, prepare_volume(image)))
+    source = scan or volume(image)
+    axes = "".join(map(str, nib.aff2axcodes(source.affine)))
+    given = RecipeInput({"T1w": source})
+    facts = measure_facts(given, prepare_volume(image), orientation=axes)
+    return Entry(described or item(patient), facts)
 
 
 def picture_entry(patient: int, image_HW: np.ndarray | None = None) -> Entry:

@@ -166,12 +166,12 @@ def ingest_everywhere(
     answers = {}
     for site, (name, folder, option, study, *_) in commands.items():
         assert (name, option) == ("ingest", "--study")
-        settings = recipe_of_study(load_study(Path(study)).protocol.data)
+        data = load_study(Path(study)).protocol.data
         report = ingest_folder(
             Path(folder),
             Home(demo.site_home(home, site)),
             demo.COHORT,
-            choices=Choices(settings=settings, workers=0),
+            choices=Choices(settings=recipe_of_study(data), splits=data.splits, workers=0),
             tell=lambda *_: None,
             now=utc_now(),
         )

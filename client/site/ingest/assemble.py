@@ -44,8 +44,8 @@ class Assembled:
     chosen: tuple[Candidate, ...]
     """In the order of the items."""
     dropped: tuple[tuple[Candidate, str], ...]
-    shared: int
-    """How many of the dropped show the image of another patient."""
+    shared: tuple[int, ...]
+    """Places of the items whose very image another patient has as well, once for each dropped."""
 
 
 def assemble(candidates: Sequence[Candidate], *, one_a_visit: bool) -> Assembled:
@@ -63,24 +63,25 @@ def assemble(candidates: Sequence[Candidate], *, one_a_visit: bool) -> Assembled
     items: list[Item] = []
     chosen: list[Candidate] = []
     dropped: list[tuple[Candidate, str]] = []
-    owners: dict[str, str] = {}
+    owners: dict[str, int] = {}
     parts: dict[tuple[str, int], int] = {}
-    shared = 0
+    shared: list[int] = []
     for candidate in ordered:
         visit, days = ranks[candidate.subject, candidate.session]
         place = (candidate.subject, visit)
         digest = str(candidate.outcome["digest"])
         if digest in owners:
             dropped.append((candidate, SAME_IMAGE))
-            shared += owners[digest] != candidate.subject
+            if items[owners[digest]].subject != candidate.subject:
+                shared.append(owners[digest])
         elif one_a_visit and place in parts:
             dropped.append((candidate, ONE_A_VISIT))
         else:
             parts[place] = parts.get(place, -1) + 1
-            owners[digest] = candidate.subject
+            owners[digest] = len(items)
             items.append(_item(candidate, visit=visit, days=days, part=parts[place]))
             chosen.append(candidate)
-    return Assembled(tuple(items), tuple(chosen), tuple(dropped), shared)
+    return Assembled(tuple(items), tuple(chosen), tuple(dropped), tuple(shared))
 
 
 def _item(candidate: Candidate, *, visit: int, days: int | None, part: int) -> Item:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,17 +11,20 @@ from pathlib import Path
 import numpy as np
 from pydicom import dcmread
 
-from vitrael.client.site.ingest.dicom_folder import EMPTY, UNREADABLE
+from vitrael.client.site.ingest.dicom_folder import EMPTY, NO_IMAGE, NO_PATIENT, UNREADABLE
 from vitrael.client.site.ingest.pool import Lost, Pool
 from vitrael.client.site.ingest.reasons import clause
 from vitrael.core.data.cache import write_private
-from vitrael.core.data.dicom.instance import is_dicom
+from vitrael.core.data.dicom.elements import Header, read_header
+from vitrael.core.data.dicom.instance import is_dicom, subject_of
+from vitrael.core.data.dicom.quiet import quiet
 from vitrael.core.data.manifest import pseudonym_of
 from vitrael.core.data.sources import LeftOut
 from vitrael.core.data.walk import HIDDEN, SPECIAL, walk_files
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import CohortError, ScanError, UsageError
 from vitrael.privacy.deidentify import count_removed, deidentified_copy
+from vitrael.privacy.dicom_values import check_key
 from vitrael.privacy.pixels import read_site_mask
 
 NOT_DICOM = "it is no DICOM file"
@@ -76,10 +78,11 @@ def copy_folder(
     """Write a de-identified copy of every DICOM file below ``root`` into a new folder.
 
     A copy lies in the folder of its pseudonym, named by its new identifier; of two files with one
-    identifier one is copied, and the other told. Raises UsageError for a folder that is not empty,
-    CohortError without a DICOM file, ScanError for a mask that cannot be used, StorageError for a
-    full disk.
+    identifier one is copied, and the other told. Raises ConfigError for a key under 16 bytes,
+    UsageError for a folder that is not empty, CohortError without a DICOM image, ScanError for a
+    mask that cannot be used, StorageError for a full disk.
     """
+    check_key(key)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not empty", fix="name a new folder for the copies")
     if mask is not None:
@@ -109,7 +112,7 @@ def copy_folder(
             report.removed.update(copied.removed)
         tell("copying", done, len(jobs))
     if not report.copies and all(left.expected for left in report.left_out):
-        raise CohortError("the folder holds no DICOM file", fix="check the path")
+        raise CohortError("the folder holds no DICOM image", fix="check the path")
     return report
 
 
@@ -120,9 +123,10 @@ def copy_file(job: CopyJob) -> Copied:
             is_empty = not file.read(1)
         if is_empty or not is_dicom(job.path):
             return Copied(EMPTY) if is_empty else Copied(NOT_DICOM, expected=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings quote values
-            data, name, removed = _copy(job)
+        header = read_header(job.path)
+        if header.pixels is None and not header.cut and not header.elements.size("Rows"):
+            return Copied(NO_IMAGE, expected=True)
+        data, name, removed = _copy(job, header)
     except ScanError as error:
         return Copied(clause(error))
     except (OSError, MemoryError):
@@ -134,14 +138,18 @@ def copy_file(job: CopyJob) -> Copied:
     return Copied(name=name, digest=digest_bytes(data), removed=removed)
 
 
-def _copy(job: CopyJob) -> tuple[bytes, str, dict[str, int]]:
-    source = dcmread(job.path, force=True)
-    subject = str(source.get("PatientID") or "").strip()
+def _copy(job: CopyJob, header: Header) -> tuple[bytes, str, dict[str, int]]:
+    if header.cut:
+        raise ScanError("its header is cut short", fix="copy the file again")
+    subject = subject_of(header.elements)  # as an intake reads it: both give one pseudonym
     if not subject:
-        raise ScanError("the header names no patient", fix="give the file a Patient ID")
+        raise ScanError(NO_PATIENT, fix="give the file a Patient ID")
     mask_HW: np.ndarray | None = None if job.mask is None else read_site_mask(job.mask)
-    copy = deidentified_copy(source, key=job.key, subject=subject, mask_HW=mask_HW)
     target = io.BytesIO()
-    copy.save_as(target, enforce_file_format=True)
+    with quiet():
+        source = dcmread(job.path, force=True)
+        copy = deidentified_copy(source, key=job.key, subject=subject, mask_HW=mask_HW)
+        copy.save_as(target, enforce_file_format=True)
+        removed = dict(count_removed(source))
     name = f"{pseudonym_of(subject, key=job.key)}/{copy.SOPInstanceUID}.dcm"
-    return target.getvalue(), name, dict(count_removed(source))
+    return target.getvalue(), name, removed

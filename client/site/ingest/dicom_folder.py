@@ -6,6 +6,7 @@ of identifiers, and dates that are shifted for each patient.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -24,12 +25,14 @@ from vitrael.core.data.dicom.instance import (
     to_record,
 )
 from vitrael.core.data.dicom.pixels import digest_pixels
-from vitrael.core.data.dicom.series import SeriesPlan, group_series
+from vitrael.core.data.dicom.read import volume_grid
+from vitrael.core.data.dicom.series import ONE_SLICE, SeriesPlan, group_series
 from vitrael.core.data.manifest import pseudonym_of
 from vitrael.core.data.recipes import Recipe
 from vitrael.core.data.sources import LeftOut, Source
 from vitrael.core.data.walk import FoundFile
 from vitrael.core.errors import ScanError
+from vitrael.core.geometry import spacing_mm
 from vitrael.privacy.deidentify import date_shift_days
 
 NOT_DICOM = "it is no image that is known here"
@@ -37,9 +40,13 @@ NO_IMAGE = "the file is no image: it is another kind of DICOM object"
 NO_PATIENT = "the header names no patient"
 UNREADABLE = "it cannot be opened"
 EMPTY = "the file is empty"
+ZEROS = "it begins with nothing but zeros, as what is left of a copy that failed"
 LOCALIZER = "it is a localizer"
-COPY = "it is an exact copy of a slice that is taken"
+COPY = "it is an exact copy of a slice or clip that is taken"
+_PREAMBLE_BYTES = 128
 _CHUNK = 64
+_MOST_ALONE = 16
+"""Slices of one patient that stand alone; more are a volume whose files were torn apart."""
 _SEX = {"F": 0.0, "M": 1.0}
 _MODALITIES: Mapping[str, frozenset[str]] = {
     "brain-t1": frozenset({"MR"}),
@@ -136,11 +143,11 @@ def _read_header(path: Path, *, key: bytes) -> Header:
 
 def _facts_of(path: Path, *, key: bytes) -> Header:
     with path.open("rb") as file:  # raises where is_dicom would only say no
-        is_empty = not file.read(1)
-    if is_empty:
+        start = file.read(_PREAMBLE_BYTES)
+    if not start:
         raise ScanError(EMPTY)
     if not is_dicom(path):
-        return {"fault": NOT_DICOM}
+        return {"fault": NOT_DICOM if any(start) else ZEROS}
     instance, identity = read_instance(path, code=lambda text: code_of("uid", text, key=key))
     if not identity.subject:
         raise ScanError(NO_PATIENT)
@@ -233,20 +240,22 @@ def _run(
 
 
 def _choose(
-    plans: Iterable[SeriesPlan], paths: Sequence[Path], recipe: Recipe, found: DicomFound
+    plans: Sequence[SeriesPlan], paths: Sequence[Path], recipe: Recipe, found: DicomFound
 ) -> list[SeriesPlan]:
     """Return the plans that fit a recipe; note why each of the others does not."""
     chosen = []
+    alone = Counter(plan.instances[0].patient for plan in plans if plan.fault == ONE_SLICE)
     for plan in plans:
         files = tuple(paths[place] for place in plan.indices)
         first = plan.instances[0]
         if reason := _other_kind(first, plan, recipe):
             found.left_out.append(LeftOut(files, reason, expected=True))
         elif recipe.takes not in plan.kinds:
-            # Every study has localizers: slices that stand alone are told, and nothing is missing.
-            alone = recipe.takes == "volume" and len(files) == 1 and first.stored.frames == 1
-            reason = plan.fault or "it is a single image, not a volume"
-            expected = alone or plan.fault == LOCALIZER
+            # Every study has localizers or stills: they are told, and nothing is missing.
+            is_alone = len(files) == 1 and first.stored.frames == 1
+            are_many = plan.fault == ONE_SLICE and alone[first.patient] > _MOST_ALONE
+            expected = plan.fault == LOCALIZER or (is_alone and not are_many)
+            reason = plan.fault or f"it is a single image, not a {recipe.takes}"
             found.left_out.append(LeftOut(files, reason, expected=expected))
         elif recipe.takes == "volume" and first.contrast is None:
             reason = "its header does not tell whether it is T1, T2 or FLAIR"
@@ -264,7 +273,7 @@ def _visits(
         yield from ({_role(plan, recipe): plan} for plan in plans)
         return
     visits: dict[tuple[str, str], dict[str, SeriesPlan]] = {}
-    for plan in plans:
+    for plan in sorted(plans, key=_rank):
         first = plan.instances[0]
         visit = visits.setdefault((first.patient, first.dicom_study), {})
         role = _role(plan, recipe)
@@ -280,6 +289,14 @@ def _visits(
             found.left_out.append(LeftOut(files, f"the visit lacks {missing[0]}"))
         else:
             yield visit
+
+
+def _rank(plan: SeriesPlan) -> tuple[bool, float]:
+    """Return what sorts the best of a visit's volumes first: made by the scanner, then fine."""
+    is_derived = "ORIGINAL" not in plan.instances[0].places[0].image_type
+    if "volume" not in plan.kinds:
+        return is_derived, 0.0
+    return is_derived, round(max(spacing_mm(volume_grid(plan)[1])), 2)
 
 
 def _role(plan: SeriesPlan, recipe: Recipe) -> str:
@@ -301,7 +318,9 @@ def _other_kind(first: Instance, plan: SeriesPlan, recipe: Recipe) -> str:
 
 
 def _source(plans: Plans, paths: Sequence[Path]) -> Source:
-    first = next(iter(plans.values())).instances[0]
+    plan = next(iter(plans.values()))
+    first = plan.instances[0]
+    is_derived, coarsest_mm = _rank(plan)
     covariates: dict[str, float] = {}
     if first.age_years is not None:
         covariates["age_years"] = first.age_years
@@ -311,7 +330,7 @@ def _source(plans: Plans, paths: Sequence[Path]) -> Source:
         kind="dicom",
         subject=first.patient,
         session=first.dicom_study,
-        part=first.sop,
+        part=f"{is_derived:d} {coarsest_mm:.2f} {first.sop}",  # a visit's first is taken
         images={role: tuple(paths[i] for i in plan.indices) for role, plan in plans.items()},
         taken=first.taken,
         covariates=covariates,

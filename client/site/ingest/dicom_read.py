@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
-import warnings
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -13,12 +16,14 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset as DicomHeader
 
-from vitrael.core.data.dicom.read import read_clip, read_picture, read_volume
+from vitrael.core.data.dicom.quiet import quiet
+from vitrael.core.data.dicom.read import read_clip, read_picture, read_volume, volume_grid
 from vitrael.core.data.dicom.series import SeriesPlan
 from vitrael.core.data.nifti import read_nifti
 from vitrael.core.data.planar import Clip, Picture
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ConfigError, ScanError
+from vitrael.core.geometry import spacing_mm
 from vitrael.privacy.pixels import apply_mask, demand_clean_pixels, read_site_mask
 
 Converter = Literal["own", "dcm2niix"]
@@ -26,6 +31,9 @@ Planar = TypeVar("Planar", Clip, Picture)
 
 CONVERTER_S: Final = 600.0
 """Longest time for one series."""
+_FOLDER: Final = "vitrael-dcm2niix-"
+_OPTIONS: Final = ("-g", "i", "-z", "n", "-b", "n", "-f", "volume")
+_SAME_PLACE_VOX: Final = 0.1
 
 
 def read_series(
@@ -49,7 +57,7 @@ def read_series(
         if converter == "dcm2niix":
             return convert_series(paths, plan, modality=modality)
         return read_volume(paths, plan, modality=modality)
-    if "clip" in plan.kinds and plan.instances[0].kind == "US":
+    if "clip" in plan.kinds:
         return blacked_out(read_clip(paths[0], plan.instances[0]), visible)
     return blacked_out(read_picture(paths[0], plan.instances[0]), visible)
 
@@ -70,28 +78,39 @@ def blacked_out(image: Planar, visible: np.ndarray | None) -> Planar:
 def convert_series(paths: Sequence[Path], plan: SeriesPlan, *, modality: str) -> Scan:
     """Return a volume by way of dcm2niix, whose output is judged and not its exit code.
 
-    The series lies alone in a private folder for the time of the conversion. Raises ScanError
-    unless exactly one volume comes out that has as many slices as the series; ConfigError when
-    dcm2niix is not installed.
+    The series lies alone in a private folder for the time of the conversion, and no settings of
+    whoever runs it count. Values can differ from ``read_volume`` by one factor: that program
+    prefers the private scale of one maker. Raises ScanError unless exactly one volume comes out,
+    of the size and at the place that the headers give; ConfigError when dcm2niix is not installed.
     """
+    first = plan.instances[0]
+    if plan.frames and len({(place.slope, place.intercept) for place in first.places}) > 1:
+        raise ScanError("its frames have scales of their own", why="dcm2niix takes one for all")
     try:
         from dcm2niix import bin as program  # noqa: PLC0415 - an extra of its own
     except ImportError as error:
         raise ConfigError(
             "dcm2niix is not installed",
             why="--converter dcm2niix needs it",
-            fix="pip install 'vitrael[dcm2niix]', or leave --converter out",
+            fix="leave --converter out, or run pip install -c deploy/constraints.txt '.[dcm2niix]' "
+            "in the checkout that vitrael was installed from",
         ) from error
-    with tempfile.TemporaryDirectory(prefix="vitrael-") as name:
+    _remove_leftovers()
+    with tempfile.TemporaryDirectory(prefix=_FOLDER) as name:
         series, out = Path(name) / "in", Path(name) / "out"
         series.mkdir()
         out.mkdir()
         for number, path in enumerate(paths):
             (series / f"{number:06d}.dcm").symlink_to(path.resolve())
-        command = [program, "-z", "n", "-b", "n", "-f", "volume", "-o", str(out), str(series)]
+        command = [program, *_OPTIONS, "-o", str(out), str(series)]
         try:
             subprocess.run(  # noqa: S603 - the program of the wheel, on names that we chose
-                command, check=False, capture_output=True, timeout=CONVERTER_S
+                command,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=CONVERTER_S,
             )
         except subprocess.TimeoutExpired:
             raise ScanError(f"dcm2niix did not end within {CONVERTER_S:g} s") from None
@@ -99,23 +118,32 @@ def convert_series(paths: Sequence[Path], plan: SeriesPlan, *, modality: str) ->
         if len(made) != 1:
             raise ScanError(f"dcm2niix made {len(made)} volumes of the series, not one")
         scan = read_nifti(made[0], label="what dcm2niix made", modality=modality)
-    _demand_whole(scan, plan)
+    _demand_same_grid(scan, plan)
     return scan
 
 
-def _demand_whole(scan: Scan, plan: SeriesPlan) -> None:
-    first = plan.instances[0].stored
-    slices = len(plan.frames) or len(plan.indices)
-    expected = sorted((slices, first.rows, first.columns))
-    if sorted(scan.image_CDHW.shape[1:]) != expected:
+def _remove_leftovers() -> None:
+    """Remove what killed conversions left behind; one that goes on is never that old."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        with suppress(OSError):  # somebody else's, or just removed
+            if time.time() - folder.stat().st_mtime > 2 * CONVERTER_S:
+                shutil.rmtree(folder)
+
+
+def _demand_same_grid(scan: Scan, plan: SeriesPlan) -> None:
+    shape, affine = volume_grid(plan)
+    if scan.image_CDHW.shape[1:] != shape:
         raise ScanError("what dcm2niix made has another size than the series")
+    corners = np.array([*product(*((0, size - 1) for size in shape))])
+    off_mm = corners @ (scan.affine - affine)[:3, :3].T + (scan.affine - affine)[:3, 3]
+    if np.linalg.norm(off_mm, axis=1).max() > _SAME_PLACE_VOX * min(spacing_mm(affine)):
+        raise ScanError("what dcm2niix made lies elsewhere in the world than the series")
 
 
 def read_dicom_header(path: Path) -> DicomHeader:
     """Return all that stands before the pixels of a file; raise ScanError when it is damaged."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings quote values
+        with quiet():
             return dcmread(path, stop_before_pixels=True, force=True)
     except Exception:  # noqa: BLE001 - pydicom raises many kinds for a damaged header
         raise ScanError("the header is damaged", fix="export it again") from None

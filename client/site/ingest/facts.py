@@ -10,7 +10,6 @@ import base64
 from collections.abc import Mapping
 from typing import Final, Literal
 
-import nibabel as nib
 import numpy as np
 from pydantic import Field
 
@@ -46,11 +45,12 @@ class ItemFacts(Section):
 
     kind: Kind
     shape: tuple[int, ...]
-    """Of the first source image: x y z, frames rows columns, or rows columns."""
+    """Of the first source image: x y z in RAS+ order, frames rows columns, or rows columns."""
     spacing_mm: tuple[float, ...] | None = None
     """Along the same axes, without time; None where the source does not say."""
     orientation: str | None = None
-    """Where the index axes of a volume point to, such as ``RAS``."""
+    """Where the index axes of a volume point to in its file, such as ``LPS``; None for a series of
+    slices, which has no such axes."""
     plane: Plane | None = None
     """How a volume was cut, told by the axis along which its voxels are longest."""
     frame_s: float | None = None
@@ -59,7 +59,9 @@ class ItemFacts(Section):
     percentiles: tuple[float, float, float]
     """1st, 50th, 99th of the prepared image, which lies in [0, 1]."""
     foreground_frac: float = Field(ge=0, le=1)
-    """Share of the prepared image that is brighter than 0.05."""
+    """Share of the prepared image, without what pads a picture, that is brighter than 0.05."""
+    cut_frac: float = Field(default=0, ge=0, le=1)
+    """Share of a brain that lay outside the grid and is lost; 0 for what is no brain."""
     fingerprint: str
     """``FINGERPRINT_SHAPE`` numbers, little-endian int16, base64; see ``read_fingerprint``."""
 
@@ -90,8 +92,13 @@ class ItemFacts(Section):
         return tuple(size * step for size, step in zip(sizes, self.spacing_mm, strict=True))
 
 
-def measure_facts(given: RecipeInput, prepared: Prepared) -> ItemFacts:
-    """Return the facts of an item; the first image speaks for a set of contrasts."""
+def measure_facts(
+    given: RecipeInput, prepared: Prepared, *, orientation: str | None = None
+) -> ItemFacts:
+    """Return the facts of an item; the first image speaks for a set of contrasts.
+
+    ``orientation`` is that of the file: an image that was read lies in RAS+.
+    """
     source = next(iter(given.images.values()))
     array = _array_of(source)
     image = prepared_image(prepared)
@@ -101,12 +108,13 @@ def measure_facts(given: RecipeInput, prepared: Prepared) -> ItemFacts:
         kind=kind_of(prepared),
         shape=array.shape,
         spacing_mm=None if step is None else tuple(_significant(size) for size in step),
-        orientation=None if affine is None else "".join(map(str, nib.aff2axcodes(affine))),
+        orientation=orientation,
         plane=None if affine is None else _plane_of(affine),
         frame_s=source.frame_s if isinstance(source, Clip) else None,
         source_percentiles=_percentiles(array),
         percentiles=_percentiles(image),
-        foreground_frac=round(float((image > _FOREGROUND).mean()), 4),
+        foreground_frac=_foreground_frac(image, array.shape, kind_of(prepared)),
+        cut_frac=round(prepared.cut_frac, 4),
         fingerprint=fingerprint_of(image, kind_of(prepared)),
     )
 
@@ -166,6 +174,15 @@ def _array_of(source: Scan | Clip | Picture) -> np.ndarray:
 def _percentiles(array: np.ndarray) -> tuple[float, float, float]:
     low, middle, high = np.percentile(_sample(array), [1, 50, 99])
     return _significant(low), _significant(middle), _significant(high)
+
+
+def _foreground_frac(image: np.ndarray, source: tuple[int, ...], kind: Kind) -> float:
+    """Return the share that is bright; a picture was padded to the form of its grid with black."""
+    filled = 1.0
+    if kind == "picture":
+        scale = min(edge / size for edge, size in zip(image.shape, source, strict=True))
+        filled = float(np.prod([scale * size for size in source]) / image.size)
+    return round(min(float((image > _FOREGROUND).mean()) / filled, 1.0), 4)
 
 
 def _sample(array: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ Check = Literal[
     "empty-splits",
     "missing-covariates",
     "missing-spacing",
+    "cut-brain",
     "spacing",
     "orientation",
     "extent",
@@ -91,7 +92,9 @@ def list_words(words: Sequence[str]) -> str:
 
 
 def say_lack(lacking: Sized, images: Sized, *, what: str) -> str:
-    """Return ``3 of 40 images have no age`` or ``None of the 40 images has an age``."""
+    """Return ``3 of 40 images have no age``, ``None of the 40 images has an age``, or the like."""
+    if len(images) == 1:
+        return f"The only image has no {what}"
     many = number_of(len(images), "image")
     if len(lacking) == len(images):
         article = "an" if what[0] in "aeiou" else "a"

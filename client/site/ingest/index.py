@@ -1,17 +1,21 @@
 """The index of a cohort: what was read before, so that a second intake reads what is new alone.
 
 One SQLite file beside the shards. It holds keyed codes instead of paths and identifiers, and can
-be made again from the files at any time: one of another version is thrown away.
+be made again from the files at any time: one of another version is thrown away, but for the code of
+the folder that the cohort comes from.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from sqlalchemy import JSON, BigInteger, String, delete, select, text
 from sqlalchemy.dialects.sqlite import insert
@@ -21,7 +25,7 @@ from vitrael.client.site.database import explain_storage, open_engine
 from vitrael.core.data.cache import make_private_folder
 from vitrael.core.digest import Digest
 
-VERSION: Final = 1
+VERSION: Final = 3
 """Of the tables and of what is read from a file; another one makes everything be read again."""
 
 # What interrupts a transaction is told once, by the command line, and not also as a traceback.
@@ -79,12 +83,31 @@ class Stored:
     thumbnail: bytes
 
 
+def peek_root(path: Path) -> str | None:
+    """Return what ``Index.read_root`` does as far as can be told without a change on the disk."""
+    address = f"file:{quote(os.fsencode(path.absolute()))}?mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as connection:
+            row = connection.execute("SELECT folder FROM root").fetchone()
+    except sqlite3.Error:  # missing, damaged, or changed at this moment
+        return None
+    return None if row is None else str(row[0])
+
+
+def _explained() -> AbstractContextManager[None]:
+    return explain_storage(
+        "the index of the cohort",
+        mend="remove index.sqlite, index.sqlite-wal and index.sqlite-shm from the cohort's folder: "
+        "the next intake reads everything again; mind that it is of the same folder",
+    )
+
+
 class Index:
     """Headers by file and outcomes by source."""
 
     def __init__(self, path: Path) -> None:
         """Open the index, or begin a new one; StorageError when the disk does not allow it."""
-        with explain_storage("the index of the cohort"):
+        with _explained():
             make_private_folder(path.parent)
             path.touch(mode=0o600)  # the files that SQLite puts beside it get the same rights
             self._engine = open_engine(path)
@@ -92,8 +115,10 @@ class Index:
                 known = connection.execute(text("PRAGMA user_version")).scalar_one()
                 if known == VERSION:
                     return
-                if known:
-                    Base.metadata.drop_all(connection)
+                if known:  # which folder it was cannot be read again from the files
+                    tables = Base.metadata.tables
+                    again = [tables[name] for name in tables if name != RootRow.__tablename__]
+                    Base.metadata.drop_all(connection, tables=again)
                 Base.metadata.create_all(connection)
                 connection.execute(text(f"PRAGMA user_version = {VERSION:d}"))
 
@@ -182,20 +207,19 @@ class Index:
                     some = gone[at : at + _CHUNK]
                     session.execute(delete(column.class_).where(column.in_(some)))
 
-    def forget_subject(self, subject: str) -> None:
-        """Drop everything of one patient, and let the file itself forget it."""
+    def forget_subjects(self, subjects: Collection[str]) -> None:
+        """Drop everything of some patients, and let the file itself forget it."""
         with self._transaction() as session:
-            session.execute(delete(OutcomeRow).where(OutcomeRow.subject == subject))
-            own = HeaderRow.header["subject"].as_string() == subject
+            session.execute(delete(OutcomeRow).where(OutcomeRow.subject.in_(subjects)))
+            own = HeaderRow.header["subject"].as_string().in_(subjects)
             session.execute(delete(HeaderRow).where(own))
-        what = "the index of the cohort"
-        with explain_storage(what), closing(self._engine.raw_connection()) as connection:
+        with _explained(), closing(self._engine.raw_connection()) as connection:
             cursor = connection.cursor()
+            cursor.execute("PRAGMA temp_store = MEMORY")  # the copy on the way is no file elsewhere
             cursor.execute("VACUUM")  # deleted rows would leave their bytes in the file
             cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
     def _transaction(self) -> Iterator[Session]:
-        what = "the index of the cohort"
-        with explain_storage(what), Session(self._engine) as session, session.begin():
+        with _explained(), Session(self._engine) as session, session.begin():
             yield session

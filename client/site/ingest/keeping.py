@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from vitrael.client.site.ingest.places import CohortPlace, Home, only_one
-from vitrael.core.data.manifest import Manifest, read_manifest
+from vitrael.client.site.ingest.places import BEGUN, CohortPlace, Home, only_one
+from vitrael.core.data.manifest import Manifest
 from vitrael.core.data.retention import CacheEntry, Removed, gc_cache, list_cache, purge_items
 from vitrael.core.digest import Digest
 
@@ -24,8 +25,9 @@ class CacheSummary:
 
     name: str
     recipe: str
+    """Empty, as the digest is, where no intake has ended yet; the version is then 0."""
     version: int
-    digest: Digest
+    digest: str
     patients: int
     items: int
     image_bytes: int
@@ -45,16 +47,19 @@ class CacheSummary:
             "to clear": self.orphan_bytes,
         }
         sizes = ", ".join(f"{size / _MIB:.1f} MiB {what}" for what, size in parts.items())
-        held = f"{self.items} items of {self.patients} patients"
-        return f"{self.name}  {self.recipe}, version {self.version}: {held}; {sizes}"
+        held = f"{self.recipe}, version {self.version}: {self.items} items"
+        if not self.version:
+            return f"{self.name}  no intake has ended yet; {sizes}"
+        return f"{self.name}  {held} of {self.patients} patients; {sizes}"
 
 
 def describe_caches(home: Home, *, now: datetime) -> list[CacheSummary]:
-    """Return all cohorts of a site with what they take up; nothing is changed."""
-    return [
-        _describe(name, read_manifest(place.manifest), place, now=now)
-        for name, place in home.cohorts().items()
-    ]
+    """Return all cohorts of a site with what they take up; nothing is changed.
+
+    One whose first intake has not ended is there when it has written an image.
+    """
+    every = [_describe(name, place, now=now) for name, place in home.cohorts().items()]
+    return [cohort for cohort in every if cohort.version or cohort.orphan_bytes]
 
 
 def sweep_caches(home: Home, *, now: datetime, older_than_days: float, dry_run: bool) -> Removed:
@@ -62,21 +67,20 @@ def sweep_caches(home: Home, *, now: datetime, older_than_days: float, dry_run: 
     total = Removed()
     for place in home.cohorts().values():
         with only_one(place):
-            needed = _needed(read_manifest(place.manifest))
-            if dry_run:
-                entries = list_cache(place.folder, now=now, keep=needed)
-                total += _sum(e for e in entries if not e.in_use and e.age_days > older_than_days)
-            else:
-                total += gc_cache(
-                    place.folder, now=now, keep=needed, older_than_days=older_than_days
-                )
+            total += gc_cache(
+                place.folder,
+                now=now,
+                keep=_needed(place.read()),
+                older_than_days=older_than_days,
+                dry_run=dry_run,
+            )
     return total
 
 
 def sweep_orphans(place: CohortPlace, *, keep: AbstractSet[Digest]) -> Removed:
-    """Remove all shards and latents but those to keep, and shards that were begun and not ended.
+    """Remove all shards and latents but those to keep, and what was begun and not ended.
 
-    For whoever holds the cohort's lock: nobody else writes shards.
+    For whoever may call ``remove_begun``.
     """
     kept = {digest.removeprefix("sha256:") for digest in keep}
     held = {
@@ -84,31 +88,54 @@ def sweep_orphans(place: CohortPlace, *, keep: AbstractSet[Digest]) -> Removed:
         for folder in (place.shards, place.latents)
         for path in folder.glob("*/*.safetensors")
     }
-    for begun in place.shards.glob("*/.partial-*"):
-        begun.unlink(missing_ok=True)
+    remove_begun(place)
     return purge_items(place.folder, [Digest(f"sha256:{code}") for code in sorted(held - kept)])
 
 
-def _describe(name: str, manifest: Manifest, place: CohortPlace, *, now: datetime) -> CacheSummary:
+def remove_begun(place: CohortPlace) -> None:
+    """Remove what a killed command began to write in a cohort's folder and did not end.
+
+    For whoever holds the cohort's lock, and the home against a steward: nobody else writes there.
+    """
+    begun = [*place.folder.glob(BEGUN)]
+    for folder in (place.shards, place.latents):
+        begun += folder.glob(f"*/{BEGUN}")
+    for path in begun:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def leave_nothing_begun(place: CohortPlace) -> Iterator[None]:
+    """Remove what was begun and not ended, both earlier and in what is done meanwhile."""
+    remove_begun(place)
+    try:
+        yield
+    finally:
+        remove_begun(place)
+
+
+def _describe(name: str, place: CohortPlace, *, now: datetime) -> CacheSummary:
+    manifest = place.read()
     entries = list_cache(place.folder, now=now, keep=_needed(manifest))
+    items = manifest.items if manifest else ()
     return CacheSummary(
         name=name,
-        recipe=manifest.recipe.name,
-        version=manifest.version,
-        digest=manifest.digest,
-        patients=len({item.subject for item in manifest.items}),
-        items=len(manifest.items),
+        recipe=manifest.recipe.name if manifest else "",
+        version=manifest.version if manifest else 0,
+        digest=manifest.digest if manifest else "",
+        patients=len({item.subject for item in items}),
+        items=len(items),
         image_bytes=_sum(e for e in entries if e.kind == "shard" and e.in_use).size_bytes,
         latent_bytes=_sum(e for e in entries if e.kind == "latent").size_bytes,
         orphan_bytes=_sum(e for e in entries if e.kind != "latent" and not e.in_use).size_bytes,
     )
 
 
-def _needed(manifest: Manifest) -> set[Digest]:
-    return {item.digest for item in manifest.items}
+def _needed(manifest: Manifest | None) -> set[Digest]:
+    return {item.digest for item in manifest.items} if manifest else set()
 
 
-def _sum(entries: Iterator[CacheEntry]) -> Removed:
+def _sum(entries: Iterable[CacheEntry]) -> Removed:
     total = Removed()
     for entry in entries:
         total += Removed(1, entry.size_bytes)

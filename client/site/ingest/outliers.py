@@ -1,6 +1,7 @@
-"""Findings on images that are unlike the cohort's others: voxels, orientation, extent, intensity.
+"""Findings on images that are unlike the cohort's others, or that do not fit into their grid.
 
-What is usual is the cohort's median; fewer than eight images have none.
+Compared are voxels, orientation, extent and intensity. What is usual is the cohort's median; fewer
+than eight images have none.
 """
 
 from __future__ import annotations
@@ -15,12 +16,29 @@ from vitrael.client.site.ingest.facts import ItemFacts
 from vitrael.client.site.ingest.findings import Entry, Finding, have, number_of, say_lack
 
 _FEWEST_TO_COMPARE = 8
+_MOST_CUT_FRAC = 0.005
+"""Of a whole brain, up to 0.0001 strays from the usual grid; of one that is cut, 0.4 and more."""
 _SPACING_RATIO = 1.5
 _LEAST_EXTENT_FRAC = 0.7
 _LEAST_FRAMES_FRAC = 0.5
 _ROBUST_Z = 6.0
 _MOST_ODD_FRAC = 0.1
 _NORMAL_MAD = 1.4826
+
+
+def check_grid(entries: Sequence[Entry]) -> Iterable[Finding]:
+    """Yield brains of which more than half a percent lies outside the grid."""
+    cut = [i for i, (_, facts) in enumerate(entries) if facts.cut_frac > _MOST_CUT_FRAC]
+    if cut:
+        worst = max(entries[i].facts.cut_frac for i in cut)
+        text = (
+            f"The grid cuts the brain of {number_of(len(cut), 'image')}, of which up to "
+            f"{math.ceil(100 * worst)} % is lost, so volumes are too small; choose a larger grid "
+            "or spacing, and take the folder in again"
+        )
+        yield Finding(
+            check="cut-brain", severity="problem", count=len(cut), sentence=text, items=tuple(cut)
+        )
 
 
 def check_spacing(entries: Sequence[Entry]) -> Iterable[Finding]:
@@ -51,13 +69,17 @@ def check_spacing(entries: Sequence[Entry]) -> Iterable[Finding]:
 
 def check_orientation(entries: Sequence[Entry]) -> Iterable[Finding]:
     """Yield volumes that lay or were cut another way than most."""
-    ways = [f"{facts.orientation} {facts.plane}" for _, facts in entries]
-    usual, _ = Counter(ways).most_common(1)[0]
-    if other := [i for i, way in enumerate(ways) if way != usual]:
+    usual: list[str] = []
+    found: set[int] = set()
+    for ways in zip(*((facts.orientation, facts.plane) for _, facts in entries), strict=True):
+        known = Counter(way for way in ways if way is not None)
+        usual += [way for way, _ in known.most_common(1)]
+        found |= {i for i, way in enumerate(ways) if way not in (None, *usual)}
+    if other := sorted(found):
         text = (
             f"{number_of(len(other), 'image')} {have(other)} another orientation or cutting plane "
-            f"than most, which are {usual}; all are brought to one, but look whether left and "
-            "right are where they should be"
+            f"than most, which are {' '.join(usual)}; all are brought to one, but look whether "
+            "left and right are where they should be"
         )
         yield Finding(
             check="orientation",

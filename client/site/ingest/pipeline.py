@@ -18,11 +18,11 @@ from typing import Any
 
 from vitrael.client.site.ingest.assemble import Assembled, Candidate, assemble
 from vitrael.client.site.ingest.facts import ItemFacts
-from vitrael.client.site.ingest.findings import Entry
-from vitrael.client.site.ingest.index import Index, Stored
-from vitrael.client.site.ingest.keeping import sweep_orphans
+from vitrael.client.site.ingest.findings import Entry, number_of
+from vitrael.client.site.ingest.index import Index, Stored, peek_root
+from vitrael.client.site.ingest.keeping import leave_nothing_begun, sweep_orphans
 from vitrael.client.site.ingest.outcome import IngestReport
-from vitrael.client.site.ingest.places import CohortPlace, Home, code_of, only_one
+from vitrael.client.site.ingest.places import CohortPlace, Home, code_of, demand_apart, only_one
 from vitrael.client.site.ingest.plan import Choices, Plan, Progress, Work, demand_mask, find_work
 from vitrael.client.site.ingest.pool import Lost, Pool
 from vitrael.client.site.ingest.preflight import check_cohort
@@ -31,7 +31,7 @@ from vitrael.client.site.ingest.report import write_report
 from vitrael.client.site.ingest.summary import summarize
 from vitrael.client.site.ingest.told import save_summary
 from vitrael.client.site.ingest.withdraw import finish_withdrawals
-from vitrael.core.data.manifest import Manifest, read_manifest, write_manifest
+from vitrael.core.data.manifest import Item, Manifest, write_manifest
 from vitrael.core.data.recipes import RECIPES, RecipeSettings
 from vitrael.core.data.sources import LeftOut
 from vitrael.core.digest import Digest
@@ -65,20 +65,33 @@ def ingest_folder(
     """Take what lies below a folder into a cohort of this site; nothing in the folder is changed.
 
     The cohort then holds what the folder holds: what is gone from there is gone from the next
-    version. Raises CohortError when the folder cannot be read or has nothing for the recipe,
-    StorageError when the disk is full or another process changes the cohort, UsageError when the
-    home is used for something else, and when the cohort came from another folder, unless it is to
-    be replaced.
+    version. Raises CohortError when the folder cannot be read or has nothing for the recipe;
+    StorageError when the disk is full, another process changes the cohort or a steward runs;
+    UsageError when the home is used for something else or lies in the folder. Unless the cohort may
+    be replaced: UsageError when it came from another folder, and CohortError when items would go
+    while a part of the folder could not be read.
     """
+    demand_apart(root, home.folder, "the site's home")
     key, place = home.key(), home.cohort(name)
     demand_mask(choices)
-    with only_one(place), closing(Index(place.index)) as index:
-        folder = _demand_root(root, name, index, key=key, may_replace=may_replace)
+    place.read()  # a damaged manifest is told before the work, not after it
+    with (
+        home.without_steward(),
+        only_one(place),
+        leave_nothing_begun(place),
+        closing(Index(place.index)) as index,
+    ):
+        folder = code_of("folder", os.path.realpath(root), key=key)
+        _demand_same(folder, index.read_root(), name, may_replace=may_replace)
         withdrawn = home.read_withdrawn()
         finish_withdrawals(place, withdrawn)
         plan = find_work(
             root, choices=choices, key=key, index=index, tell=tell, withdrawn=withdrawn
         )
+        if plan.unseen and not may_replace:
+            known = index.find_outcomes([each.code for each in plan.work]).values()
+            digests = {stored.outcome.get("digest") for stored in known}
+            _demand_seen(plan, sum(item.digest not in digests for item in _held(place)))
         if not plan.work:
             raise CohortError(
                 f"the folder has nothing for the recipe {choices.settings.name}",
@@ -87,6 +100,7 @@ def ingest_folder(
             )
         taken = take(plan.work, place, index, choices=choices, withdrawn=withdrawn, tell=tell)
         withdrawn = home.read_withdrawn()  # whoever was withdrawn meanwhile must not come in
+        finish_withdrawals(place, withdrawn)
         _leave_withdrawn(plan, taken, withdrawn)
         if taken.candidates:
             index.save_root(folder)
@@ -98,17 +112,31 @@ def ingest_folder(
         return report
 
 
-def _demand_root(root: Path, name: str, index: Index, *, key: bytes, may_replace: bool) -> str:
-    """Return the code of the folder; raise UsageError when the cohort came from another one."""
-    folder = code_of("folder", os.path.realpath(root), key=key)
-    before = index.read_root()
+def _demand_same(folder: str, before: str | None, name: str, *, may_replace: bool) -> None:
+    """Raise UsageError when a cohort came from another folder; both are given by their codes."""
     if before not in {None, folder} and not may_replace:
         raise UsageError(
             f"cohort {name} was taken in from another folder",
             why="a cohort holds what its folder holds, and that would be gone",
             fix="give another name with --cohort, or --replace if that is intended",
         )
-    return folder
+
+
+def _held(place: CohortPlace) -> tuple[Item, ...]:
+    manifest = place.read()
+    return manifest.items if manifest else ()
+
+
+def _demand_seen(plan: Plan, gone: int) -> None:
+    """Raise CohortError when items would go, and nobody knows whether their files are there."""
+    if gone:
+        raise CohortError(
+            "a part of the folder may not be read, and items of the cohort would be gone",
+            why=f"files or folders closed to this user: {plan.unseen}; items of the present "
+            f"version that were not found: {gone}",
+            fix="let this user read them (--dry-run --paths names them), or give --replace if the "
+            "items are to go; the cohort is as it was before",
+        )
 
 
 def _leave_withdrawn(plan: Plan, taken: Taken, withdrawn: frozenset[str]) -> None:
@@ -126,24 +154,49 @@ def _commonest(left_out: Sequence[LeftOut]) -> str:
     if not counts:
         return "it is empty"
     ((reason, count),) = counts.most_common(1)
-    return f"{reason}, as {count} of {counts.total()} files are"
+    return f"of {number_of(counts.total(), 'file')}, {count:,} are left out because: {reason}"
 
 
-def foresee_folder(root: Path, name: str, *, choices: Choices, tell: Progress) -> IngestReport:
-    """Return what an intake would find: headers and tables are read, and nothing is written."""
+def foresee_folder(
+    root: Path,
+    home: Home,
+    name: str,
+    *,
+    choices: Choices,
+    tell: Progress,
+    may_replace: bool = False,
+) -> IngestReport:
+    """Return what an intake would find: headers and tables are read, and nothing is written.
+
+    What an intake would refuse before it reads images is refused, but for a folder with nothing
+    for the recipe: that is told with its reasons. Where a part of the folder could not be read,
+    patients are missed who would go, but not single items of a patient.
+    """
+    demand_apart(root, home.folder, "the site's home")
+    known, place = home.find_key(), home.cohort(name)
     demand_mask(choices)
-    plan = find_work(root, choices=choices, key=secrets.token_bytes(32), index=None, tell=tell)
+    place.read()
+    key, withdrawn = known or secrets.token_bytes(32), home.read_withdrawn()
+    folder = code_of("folder", os.path.realpath(root), key=key)
+    _demand_same(folder, peek_root(place.index), name, may_replace=may_replace)
+    plan = find_work(root, choices=choices, key=key, index=None, tell=tell)
+    there = withdrawn.union(each.subject for each in plan.work)
+    if plan.unseen and not may_replace:
+        _demand_seen(plan, sum(item.subject not in there for item in _held(place)))
+    work = [each for each in plan.work if each.subject not in withdrawn]
+    gone = [each.source.files for each in plan.work if each.subject in withdrawn]
     return IngestReport(
         cohort=name,
         settings=choices.settings,
         files=len(plan.numbers),
         sources=len(plan.work),
-        items=len(plan.work),
-        patients=len({each.subject for each in plan.work}),
+        items=len(work),
+        patients=len({each.subject for each in work}),
         anew=0,
-        left_out=plan.left_out,
+        left_out=(*plan.left_out, *(LeftOut(files, WITHDRAWN, expected=True) for files in gone)),
         numbers=plan.numbers,
         notes=plan.notes,
+        is_foreseen=True,
     )
 
 
@@ -163,7 +216,7 @@ def conclude(
     files = {each.code: each.source.files for each in plan.work}
     dropped = [LeftOut(files[c.source], reason, expected=True) for c, reason in made.dropped]
     left_out = (*plan.left_out, *taken.left_out, *dropped)
-    before = read_manifest(place.manifest) if place.manifest.exists() else None
+    before = place.read()
     manifest = _next_version(before, made, choices.settings)
     entries = [
         Entry(item, ItemFacts.model_validate(candidate.outcome["facts"]))
@@ -193,19 +246,21 @@ def conclude(
         digest=manifest.digest,
         changed=before is None or before.digest != manifest.digest,
         report=place.report,
+        origins=tuple(files[c.source] for c in made.chosen),
     )
     if not manifest.items:  # a wrong mask or a missing codec must not empty a cohort
-        return replace(report, version=before.version if before else 0, changed=False, report=None)
+        version, digest = (before.version, before.digest) if before else (0, "")
+        return replace(report, version=version, digest=digest, changed=False, report=None)
     if report.changed:
         write_manifest(manifest, place.manifest)
     summary = summarize(manifest, left_out=left_out, findings=findings)
-    save_summary(summary, manifest, place.folder)
+    leaving = save_summary(summary, manifest, place.folder)
     write_report(
         place.report,
         report,
         entries=entries,
         thumbnails=[candidate.thumbnail for candidate in made.chosen],
-        summary=summary,
+        summary=leaving,
         created_utc=now,
     )
     return report
@@ -251,6 +306,8 @@ def take(
             todo.append(_job(each, place, choices))
     processes = min(choices.workers, len(todo))
     pool: Pool[PrepareJob, Outcome] = Pool(prepare_source, processes=processes)
+    if todo:
+        tell("reading images", 0, len(todo))
     for job, result in pool.run(todo):
         outcome = unsettled(result.why) if isinstance(result, Lost) else result
         each = by_code[job.source]

@@ -6,7 +6,7 @@ Layout below ``cohorts/NAME`` in the home folder, all of it for the site's user 
     shards/  latents/    prepared images, and what a codec made of them
     index.sqlite         what was read before
     report.html          what a data steward should see; stays here
-    summary.json         counts; the only part that may leave, with a consent
+    summary.json         counts; the only part that may leave, noted in ../told.json
 """
 
 from __future__ import annotations
@@ -19,20 +19,26 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from vitrael.client.site.settings import SPLIT_KEY_BYTES, STEWARD_LOCK, read_split_key
 from vitrael.core.data.cache import make_private_folder, write_private
-from vitrael.core.data.manifest import MANIFEST_NAME
+from vitrael.core.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from vitrael.core.data.retention import LATENTS_NAME
 from vitrael.core.digest import canonical_json
 from vitrael.core.errors import CohortError, StorageError, UsageError, storage_error
-from vitrael.privacy.keys import read_private
 
 SPLIT_KEY: Final = "split.key"
-_KEY_BYTES = 32
+BEGUN: Final = ".partial-*"
+"""Names of files that are written at this moment, or were when a command was killed."""
+_HOME_LOCK = "home.lock"
+_PATIENCE_S = 10.0
+"""Longest wait for a lock that is held for the time of a small file."""
+_GLANCE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,23 @@ class CohortPlace:
         """For the data steward; stays at the site."""
         return self.folder / "report.html"
 
+    def read(self) -> Manifest | None:
+        """Return the present version, or None where no intake has ended yet.
+
+        Raises CohortError for a damaged manifest, which another intake alone would not mend.
+        """
+        if not self.manifest.exists():
+            return None
+        try:
+            return read_manifest(self.manifest)
+        except CohortError as error:
+            raise CohortError(
+                f"the manifest of cohort {self.folder.name} cannot be used",
+                why=": ".join(filter(None, (error.what, error.why))),
+                fix=f"restore {MANIFEST_NAME} from a backup, or remove it and take the folder in "
+                "again: its versions and withdrawals are then counted from the start",
+            ) from None
+
 
 @dataclass(frozen=True, slots=True)
 class Home:
@@ -78,14 +101,9 @@ class Home:
         return CohortPlace(self.folder / "cohorts" / name)
 
     def cohorts(self) -> dict[str, CohortPlace]:
-        """Return all cohorts by name, sorted."""
-        found = sorted((self.folder / "cohorts").glob(f"*/{MANIFEST_NAME}"))
-        return {path.parent.name: CohortPlace(path.parent) for path in found}
-
-    def places(self) -> list[CohortPlace]:
-        """Return the places of all cohorts, also of one whose first intake was never finished."""
-        folder = self.folder / "cohorts"
-        return [CohortPlace(path) for path in sorted(folder.glob("[!.]*")) if path.is_dir()]
+        """Return all cohorts by name, sorted; also one whose first intake was never finished."""
+        found = sorted((self.folder / "cohorts").glob("[!.]*"))
+        return {path.name: CohortPlace(path) for path in found if path.is_dir()}
 
     def demand(self) -> None:
         """Raise UsageError unless this is a home that has taken something in, or can."""
@@ -107,45 +125,80 @@ class Home:
         Raises CohortError when the list is damaged: nobody may come back by accident.
         """
         try:
-            names = json.loads(self.withdrawn.read_bytes())
-            return frozenset(str(name) for name in names["subjects"])
+            names = json.loads(self.withdrawn.read_bytes())["subjects"]
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise TypeError  # noqa: TRY301 - as any other damage
+            return frozenset(names)
         except FileNotFoundError:
             return frozenset()
-        except (ValueError, KeyError, TypeError, OSError):
+        except (ValueError, KeyError, TypeError, RecursionError, OSError):
             raise CohortError(
                 "the list of withdrawn patients cannot be read",
                 why=f"{self.withdrawn.name} is damaged",
                 fix="restore it from a backup; without it a withdrawn patient would come back",
             ) from None
 
-    def add_withdrawn(self, subject: str) -> None:
-        """Write one more pseudonym on the list; two who do so at once both stand on it."""
-        handle = _open_lock(self.folder / "withdrawn.lock")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # held for the time of one small file
-            subjects = sorted({*self.read_withdrawn(), subject})
-            write_private(self.withdrawn, canonical_json({"subjects": subjects}))
-        finally:
-            os.close(handle)
+    def add_withdrawn(self, subjects: Collection[str]) -> None:
+        """Write more pseudonyms on the list; those of two who do so at once all stand on it."""
+        with self._locked():
+            names = sorted({*self.read_withdrawn(), *subjects})
+            write_private(self.withdrawn, canonical_json({"subjects": names}))
+
+    def find_key(self) -> bytes | None:
+        """Return the site's secret, or None for a home that is still to be made.
+
+        Raises AuthError when the key is open to others or damaged, and UsageError for a folder that
+        is used for something else.
+        """
+        keys = self.folder / "keys"
+        if (keys / SPLIT_KEY).exists():
+            return read_split_key(keys)
+        if not _is_unused(self.folder):
+            raise UsageError(
+                f"{self.folder} is no home of a site",
+                why=f"it is not empty and holds no keys/{SPLIT_KEY}",
+                fix="name the site's home, or a new folder, with --home",
+            )
+        return None
 
     def key(self) -> bytes:
-        """Return the site's secret for pseudonyms, codes and splits.
+        """Return the site's secret for pseudonyms, codes and splits; a new home gets one.
 
-        A folder that is new or empty gets one. Raises AuthError when the key is open to others, and
-        UsageError for a folder that is used for something else.
+        Two commands that make one home at once have the same. Raises as ``find_key`` does.
         """
-        path = self.folder / "keys" / SPLIT_KEY
-        if not path.exists():
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise UsageError(
-                    f"{self.folder} is no home of a site",
-                    why=f"it is not empty and holds no keys/{SPLIT_KEY}",
-                    fix="name the site's home, or a new folder, with --home",
-                )
-            write_private(path, secrets.token_bytes(_KEY_BYTES))
-        return read_private(
-            path, fix=f"restore keys/{SPLIT_KEY}; with another key every patient gets a new name"
-        )
+        if (known := self.find_key()) is not None:
+            return known
+        with self._locked():
+            if (known := self.find_key()) is not None:
+                return known
+            fresh = secrets.token_bytes(SPLIT_KEY_BYTES)
+            write_private(self.folder / "keys" / SPLIT_KEY, fresh)
+            return fresh
+
+    @contextlib.contextmanager
+    def without_steward(self) -> Iterator[None]:
+        """Hold the home for a change of its cohorts; StorageError when a steward runs.
+
+        None starts before this ends, while other commands may change other cohorts.
+        """
+        with _open_lock(self.folder / STEWARD_LOCK) as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StorageError(
+                    "no cohort can be changed while the site's steward runs",
+                    why="it has the images in memory, and a study may be on its way",
+                    fix="end the steward, run this command again, and start the steward "
+                    "afterwards: what it finished is kept",
+                ) from None
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the home's own lock, for the time of one small file."""
+        with _open_lock(self.folder / _HOME_LOCK) as handle:
+            take_lock(handle, "the site's home")
+            yield
 
 
 def demand_name(name: str) -> None:
@@ -158,29 +211,84 @@ def demand_name(name: str) -> None:
         )
 
 
+def demand_apart(scans: Path, folder: Path, what: str) -> None:
+    """Raise UsageError for a folder that is or lies in that of the scans: nothing is written there.
+
+    The folders need not exist; links are followed.
+    """
+    if _lies_in(folder, scans):
+        raise UsageError(
+            f"{what} may not lie in the folder of the scans",
+            why="nothing is changed there, and the next command would find what this one wrote",
+            fix="name a folder elsewhere",
+        )
+
+
+def demand_outside(home: Path, copies: Path) -> None:
+    """Raise UsageError for copies within a home, which withdrawals and clearing would not reach."""
+    if _lies_in(copies, home):
+        raise UsageError(
+            "the folder of the copies may not lie in the site's home",
+            why="a withdrawal would not find them there",
+            fix="name a folder elsewhere",
+        )
+
+
+def _lies_in(folder: Path, other: Path) -> bool:
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(other))
+
+
 @contextlib.contextmanager
 def only_one(place: CohortPlace) -> Iterator[None]:
     """Hold a cohort's lock; StorageError when another process changes the cohort."""
-    handle = _open_lock(place.folder / "lock")
-    try:
+    with _open_lock(place.folder / "lock") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StorageError(
                 f"cohort {place.folder.name} is being changed by another process",
-                fix="wait until it has ended",
+                fix="wait until it has ended, and run this command again",
             ) from None
         yield
+
+
+def take_lock(handle: int, what: str) -> None:
+    """Lock an open file for this process alone; StorageError when another one keeps it too long."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise StorageError(
+                    f"{what} is held by another process",
+                    why=f"it was not let go within {_PATIENCE_S:g} s",
+                    fix="wait until that process has ended, or end it, and run this command again",
+                ) from None
+            time.sleep(_GLANCE_S)
+        else:
+            return
+
+
+@contextlib.contextmanager
+def _open_lock(path: Path) -> Iterator[int]:
+    try:
+        make_private_folder(path.parent)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise storage_error("the site's home", error, fix="check its rights") from None
+    try:
+        yield handle
     finally:
         os.close(handle)
 
 
-def _open_lock(path: Path) -> int:
-    try:
-        make_private_folder(path.parent)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise storage_error("the site's home", error, fix="check its rights") from None
+def _is_unused(folder: Path) -> bool:
+    """Say whether a folder is missing or empty, but for what a home's making may have begun."""
+    keys = folder / "keys"
+    found = [path for each in (folder, keys) if each.is_dir() for path in each.iterdir()]
+    begun = (path.name == _HOME_LOCK or path.match(BEGUN) for path in found if path != keys)
+    return all(begun)
 
 
 def code_of(kind: str, value: str, *, key: bytes) -> str:

@@ -20,7 +20,7 @@ from vitrael.core.data.layouts.find import find_sources
 from vitrael.core.data.manifest import COVARIATE_BOUNDS, pseudonym_of
 from vitrael.core.data.recipes import RECIPES, RecipeSettings
 from vitrael.core.data.sources import LeftOut, Source
-from vitrael.core.data.walk import FoundFile, walk_files
+from vitrael.core.data.walk import UNSEEN, FoundFile, walk_files
 from vitrael.core.digest import digest_file, digest_json
 from vitrael.core.study import Splits
 from vitrael.privacy.pixels import read_site_mask
@@ -64,6 +64,8 @@ class Plan:
     notes: tuple[str, ...]
     headers: frozenset[str]
     """Codes of the files that may be DICOM."""
+    unseen: int
+    """How many files and folders the system did not let be read."""
 
 
 def demand_mask(choices: Choices) -> None:
@@ -110,6 +112,7 @@ def find_work(
         numbers={file.path: number for number, file in enumerate(files, start=1)},
         notes=found.notes,
         headers=frozenset(rest),
+        unseen=sum(file.refusal in UNSEEN for file in files),
     )
 
 

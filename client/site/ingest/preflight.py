@@ -21,6 +21,7 @@ from vitrael.client.site.ingest.findings import (
 )
 from vitrael.client.site.ingest.outliers import (
     check_extent,
+    check_grid,
     check_intensity,
     check_orientation,
     check_spacing,
@@ -37,6 +38,20 @@ LEAST_TO_CALIBRATE: Final = 39
 """Patients of the splits T and C that a filter with a false match rate of 5 % takes."""
 
 _ORDER: Final[tuple[Severity, ...]] = ("problem", "warning", "note")
+_ADVICE: Final = {
+    "ef_frac": (
+        "of videos, give it in the column ef of the table that names them; DICOM files have it in "
+        "no header and no table speaks of them, so such clips can get it as videos alone"
+    ),
+    "lesion_ml": (
+        "give each visit a lesion mask, an empty one where there is no lesion, or a column "
+        "lesion_ml in the table; DICOM series can get neither, so bring them as NIfTI"
+    ),
+}
+"""Where a covariate can come from, by the kind of the source."""
+_USUAL_ADVICE: Final = (
+    "give it in the patients' table, or for DICOM files, of which no table speaks, in the header"
+)
 _YEARS_OFF = 1.5
 _VOLUME_RATIO = 1.15
 
@@ -47,13 +62,13 @@ def check_cohort(
     expected: Sequence[str] = (),
     splits: Splits | None = None,
     key: bytes = b"",
-    shared: int = 0,
+    shared: Sequence[int] = (),
 ) -> list[Finding]:
     """Return all findings, problems first.
 
     ``expected`` are the covariates that the recipe asks for. With ``splits`` and the site's
-    ``key``, a study's splits are checked too. ``shared`` counts the files that were left out
-    because they hold the very image of another patient. An empty cohort has one finding.
+    ``key``, a study's splits are checked too. ``shared`` are the places of items whose very
+    image was left out under another patient. An empty cohort has one finding.
     """
     findings = [*_check_patients(entries, splits, key)]
     if entries:
@@ -88,9 +103,10 @@ def _check_patients(
     if count >= SMALLEST_COUNT and len(calibrating) < LEAST_TO_CALIBRATE:
         where = "" if splits is None else " in the splits T and C"
         text = (
-            f"{number_of(len(calibrating), 'patient')}{where}: a filter with a false "
-            f"match rate of 5 % takes {LEAST_TO_CALIBRATE} in T and C; with fewer, candidates "
-            "stay unscreened and nothing can be published; take in more patients"
+            f"{number_of(len(calibrating), 'patient')}{where}: a filter with a false match rate of "
+            f"5 % takes {LEAST_TO_CALIBRATE} in the splits for training (T) and calibration (C) "
+            "alone; with fewer, candidates stay unscreened and nothing can be published; take in "
+            "more patients"
         )
         yield Finding(
             check="few-patients", severity="warning", count=len(calibrating), sentence=text
@@ -104,7 +120,8 @@ def _check_covariates(entries: Sequence[Entry], expected: Sequence[str]) -> Iter
             word = COVARIATE_WORDS.get(name, name)
             text = (
                 f"{say_lack(absent, entries, what=f'known {word}')}; a study that asks for it "
-                "cannot learn from them; add it to the patients' table and take the images in again"
+                f"cannot learn from what lacks it; {_ADVICE.get(name, _USUAL_ADVICE)}; then take "
+                "the images in again"
             )
             yield Finding(
                 check="missing-covariates",
@@ -156,6 +173,7 @@ def _find_contradictions(visits: Sequence[tuple[int, Item]]) -> set[int]:
 
 
 _CHECKS: tuple[Callable[[Sequence[Entry]], Iterable[Finding]], ...] = (
+    check_grid,
     check_spacing,
     check_orientation,
     check_extent,

@@ -26,16 +26,19 @@ from vitrael.client.site.ingest.reasons import clause
 from vitrael.core.data.cache import write_shard
 from vitrael.core.data.dicom.series import SeriesPlan
 from vitrael.core.data.manifest import COVARIATE_BOUNDS
-from vitrael.core.data.nifti import read_mask, read_nifti
+from vitrael.core.data.nifti import read_mask, read_nifti, read_orientation
 from vitrael.core.data.pictures import read_picture_file
 from vitrael.core.data.planar import Clip, Picture
 from vitrael.core.data.recipes import RecipeInput, RecipeSettings, prepare
 from vitrael.core.data.scan import Scan
 from vitrael.core.data.sources import Kind
 from vitrael.core.data.video import read_video
-from vitrael.core.errors import DISK_FULL, CohortError, ScanError
+from vitrael.core.errors import DISK_FULL, CohortError, ScanError, storage_error
 from vitrael.privacy.deidentify import count_removed
 from vitrael.privacy.pixels import read_site_mask
+
+_TOO_LARGE = "it does not fit into memory"
+_MAKE_ROOM = "make room on the disk of temporary files and run the command again"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -85,16 +88,16 @@ def prepare_source(job: PrepareJob) -> Outcome:
         given = read_input(job, removed)
         prepared = prepare(given, job.settings)
         _demand_possible(prepared.measured)
-        facts = measure_facts(given, prepared)
+        facts = measure_facts(given, prepared, orientation=_read_orientation(job))
         picture = thumbnail(prepared)
     except ScanError as error:
         return Outcome(reason=clause(error))
     except MemoryError:
-        return unsettled("it does not fit into memory")
+        return unsettled(_TOO_LARGE)
     except OSError as error:
-        if error.errno in (*DISK_FULL, errno.ENOMEM):
-            raise
-        return unsettled("it cannot be opened")
+        if error.errno in DISK_FULL:
+            raise storage_error("a file on the way", error, fix=_MAKE_ROOM) from None
+        return unsettled(_TOO_LARGE if error.errno == errno.ENOMEM else "it cannot be opened")
     except Exception as error:  # noqa: BLE001 - the process boundary: one bad file among thousands
         return unsettled(f"it cannot be read: unexpected {type(error).__name__}")
     try:
@@ -127,6 +130,13 @@ def _demand_possible(measured: Mapping[str, float]) -> None:
                 f"its {COVARIATE_WORDS[name]} is impossible",
                 why=f"what was measured is not between {low:g} and {high:g}",
             )
+
+
+def _read_orientation(job: PrepareJob) -> str | None:
+    """Return how the first image of a source lies in its file; a DICOM series has no such order."""
+    if job.kind != "nifti":
+        return None
+    return read_orientation(next(iter(job.images.values()))[0], label="it")
 
 
 def read_input(job: PrepareJob, removed: Counter[str]) -> RecipeInput:

@@ -22,10 +22,17 @@ import numpy as np
 from pydicom.datadict import dictionary_description
 from pydicom.tag import Tag
 
-from vitrael.client.site.ingest.findings import COVARIATE_WORDS, Check, Entry, Finding
+from vitrael.client.site.ingest.findings import (
+    COVARIATE_WORDS,
+    Check,
+    Entry,
+    Finding,
+    number_of,
+)
 from vitrael.client.site.ingest.outcome import IngestReport
-from vitrael.client.site.ingest.summary import CohortSummary
-from vitrael.core.data.manifest import COVARIATE_BOUNDS
+from vitrael.client.site.ingest.summary import CohortSummary, sex_of
+from vitrael.core.data.manifest import COVARIATE_BOUNDS, Item
+from vitrael.core.data.recipes import RECIPES
 from vitrael.core.data.sources import LeftOut
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import storage_error
@@ -35,6 +42,7 @@ MOST_SHOWN: Final = 200
 _MOST_FLAGGED = 60
 _MOST_PAIRS = 12
 _MOST_NUMBERS = 24
+_MOST_FILES = 3
 _MOST_ROWS = 20
 _ABOUT_BINS = 10
 _CHART_WIDTH_PX, _CHART_HEIGHT_PX = 300, 110
@@ -60,6 +68,8 @@ class Picture:
     """In the manifest."""
     patient: str
     visit: int
+    files: str
+    """Places in the folder of the files that it came from; empty where they are not known."""
     png: str
     """Base64."""
     is_flagged: bool
@@ -151,7 +161,8 @@ def render_report(
     def picture(place: int) -> Picture:
         item = entries[place].item
         png = base64.b64encode(thumbnails[place]).decode("ascii")
-        return Picture(place, item.subject, item.visit, png, place in marked)
+        files = _name_files(report, place)
+        return Picture(place, item.subject, item.visit, files, png, place in marked)
 
     visible = [place for place in range(len(entries)) if thumbnails[place]]
     return (
@@ -160,7 +171,9 @@ def render_report(
         .render(
             report=report,
             created_utc=created_utc,
-            severities=Counter(finding.severity for finding in report.findings),
+            severities=Counter(finding.severity for finding in report.findings)
+            + Counter({"note": len(report.notes)}),
+            has_findings=bool(report.findings or report.notes),
             findings=[
                 Told(
                     finding,
@@ -182,10 +195,22 @@ def render_report(
             all_flagged=len(flagged),
             shown=[picture(place) for place in visible[:MOST_SHOWN]],
             summary=summary,
+            words=COVARIATE_WORDS,
+            contrasts=RECIPES[report.settings.name].images,
             chart=(_CHART_WIDTH_PX, _CHART_HEIGHT_PX),
         )
         .lstrip()
     )
+
+
+def _name_files(report: IngestReport, place: int) -> str:
+    """Return ``file 17`` or ``96 files from 17`` for an item of the manifest."""
+    if len(report.origins) != report.items:
+        return ""
+    numbers = sorted(report.numbers[path] for path in report.origins[place])
+    if len(numbers) > _MOST_FILES:
+        return f"{len(numbers):,} files from {numbers[0]}"
+    return f"{'file' if len(numbers) == 1 else 'files'} {', '.join(map(str, numbers))}"
 
 
 def _list_numbers(places: Sequence[int]) -> str:
@@ -241,12 +266,11 @@ def _choose_edges(low: float, high: float) -> list[float]:
 
 
 def _count_sexes(entries: Sequence[Entry]) -> list[tuple[str, int]]:
-    names = {0.0: "female", 1.0: "male"}
-    sexes = {
-        entry.item.subject: names.get(entry.item.covariates.get("sex", -1.0), "unknown")
-        for entry in entries
-    }
-    return sorted(Counter(sexes.values()).items())
+    """Return the patients of each sex; one whose images contradict each other counts as unknown."""
+    items: dict[str, list[Item]] = {}
+    for item, _ in entries:
+        items.setdefault(item.subject, []).append(item)
+    return sorted(Counter(map(sex_of, items.values())).items())
 
 
 def _visits(entries: Sequence[Entry]) -> Counter[str]:
@@ -273,7 +297,7 @@ def _count_geometry(entries: Sequence[Entry]) -> list[tuple[str, str, str, int]]
         spacing = "unknown"
         if facts.spacing_mm is not None:
             spacing = " × ".join(f"{step:.3g}" for step in facts.spacing_mm) + " mm"  # noqa: RUF001
-        rest = f"{facts.orientation}, {facts.plane}" if facts.kind == "volume" else ""
+        rest = ", ".join(filter(None, (facts.orientation, facts.plane)))
         if facts.frame_s is not None:
             rest = f"{1 / facts.frame_s:.3g} frames a second"
         rows[size, spacing, rest] += 1
@@ -300,6 +324,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["number"] = number_of
     environment.filters["whole"] = lambda count: f"{count:,}"
-    environment.filters["told"] = lambda count: "fewer than 11" if count is None else f"{count:,}"
+    environment.filters["told"] = lambda count: "not told" if count is None else f"{count:,}"
     return environment

@@ -41,8 +41,11 @@ No phantom patient was below between two visits; 82 to 92 % of pairs of stranger
 """
 
 
-def check_copies(entries: Sequence[Entry], *, shared: int) -> Iterable[Finding]:
-    """Yield what is the very same content as another item, or was left out as another's image."""
+def check_copies(entries: Sequence[Entry], *, shared: Sequence[int]) -> Iterable[Finding]:
+    """Yield what is the very same content as another item, or was left out as another's image.
+
+    ``shared`` are the places of items, once for each copy that was left out.
+    """
     places: dict[str, list[int]] = defaultdict(list)
     for place, (item, _) in enumerate(entries):
         places[item.digest].append(place)
@@ -52,10 +55,14 @@ def check_copies(entries: Sequence[Entry], *, shared: int) -> Iterable[Finding]:
         )
     if shared:
         text = (
-            f"{number_of(shared, 'image')} {'was' if shared == 1 else 'were'} left out as the very "
-            "image of another patient; find out to whom it belongs, and correct the names"
+            f"{number_of(len(shared), 'image')} {'was' if len(shared) == 1 else 'were'} left out "
+            "as the very image of another patient, which was taken in; find out whose it is, and "
+            "correct the names"
         )
-        yield Finding(check="copies", severity="problem", count=shared, sentence=text)
+        items = tuple(sorted({*shared}))
+        yield Finding(
+            check="copies", severity="problem", count=len(shared), sentence=text, items=items
+        )
 
 
 def check_likeness(entries: Sequence[Entry]) -> Iterable[Finding]:

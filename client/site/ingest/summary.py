@@ -18,16 +18,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from vitrael.client.site.ingest.findings import Check, Finding
+from vitrael.client.site.ingest.reasons import ReasonClass, class_of_reason
 from vitrael.core.configs import Positive, Section
 from vitrael.core.data.manifest import COVARIATE_BOUNDS, Item, Manifest, Word
 from vitrael.core.data.recipes import RecipeName
 from vitrael.core.data.sources import LeftOut
-from vitrael.core.digest import Digest, digest_json
 from vitrael.core.messages import DigestField
 from vitrael.privacy.leakage import SMALLEST_COUNT, told_count
 
@@ -44,31 +45,6 @@ OTHER: Final = "(other)"
 SEVERAL: Final = "(several)"
 """With more than one value of the label."""
 
-ReasonClass = Literal[
-    "withdrawn",
-    "same image as another",
-    "another image of its visit",
-    "not of this recipe",
-    "no patient or visit known",
-    "parts missing",
-    "burned-in text",
-    "not readable",
-    "not usable",
-]
-_REASONS: Final[tuple[tuple[str, ReasonClass], ...]] = (
-    ("withdrawn", "withdrawn"),
-    ("same image", "same image as another"),
-    ("visit has another", "another image of its visit"),
-    ("missing", "parts missing"),
-    ("lacks", "parts missing"),
-    ("burned", "burned-in text"),
-    ("no patient", "no patient or visit known"),
-    ("cannot be read", "not readable"),
-    ("cannot be opened", "not readable"),
-    ("cannot be decoded", "not readable"),
-    ("damaged", "not readable"),
-)
-"""Words of a reason with their class; the first that is found decides."""
 _TABLED: Final = frozenset({"missing-covariates"})
 """Findings whose counts the tables give already, there joined with others where they are small."""
 _MOST = 10_000_000
@@ -106,8 +82,9 @@ class Group(_Told):
     @property
     def name(self) -> str:
         """Return what the group is called in a table."""
-        first = [cell for cell in self.cells if cell in (UNKNOWN, OTHER, SEVERAL)]
-        rest = self.cells[len(first) :]
+        apart = (UNKNOWN, OTHER, SEVERAL)
+        first = [cell for cell in self.cells if cell in apart]
+        rest = [cell for cell in self.cells if cell not in apart]
         return " or ".join([*first, *(rest if len(rest) < 3 else [f"{rest[0]} to {rest[-1]}"])])  # noqa: PLR2004 - a range has two ends
 
 
@@ -125,13 +102,14 @@ class CohortSummary(_Told):
     """The version of the cohort, by its content."""
     patients: Count
     images: Count
-    """None also when they are 1 to 10 more than the patients or than their visits."""
+    """None also when they are 1 to 10 more than the patients or than their visits, and beside
+    joined visits: together they would tell how many patients came once."""
     sex: Table
     age: Table
     visits: Table
     labels: Annotated[dict[Word, Table], Field(max_length=_MOST_LABELS)]
     covariates: dict[str, Count]
-    """Who has a value; None when there are few who have, or few who have not."""
+    """Who has a value; None when few have one, or have none, or have another and not this one."""
     withdrawn: Count
     left_out: dict[ReasonClass, Count]
     """Of files."""
@@ -154,14 +132,20 @@ class CohortSummary(_Told):
         if {*self.covariates} - {*COVARIATE_BOUNDS}:
             msg = "a covariate is unknown"
             raise ValueError(msg)
+        if _lie_close(self.covariates.values()):
+            msg = "two covariates tell how few have one and not the other"
+            raise ValueError(msg)
         counts = [*self.covariates.values(), *self.findings.values()]
         known = [count for count in counts if count is not None]
         if not total and (self.images or self.labels or any(known)):
             msg = f"of fewer than {SMALL} patients nothing is told"
             raise ValueError(msg)
         rests = [(total or 0) - count for count in known]
+        if self.images is not None and is_joined(self.visits):
+            msg = "the number of images tells joined visits apart"
+            raise ValueError(msg)
         if self.images is not None:
-            rests += [self.images - (total or 0), self.images - _least_visits(self.visits)]
+            rests += [self.images - (total or 0), self.images - least_visits(self.visits)]
         if any(rest < 0 or told_count(rest) is None for rest in rests):
             msg = "a small count could be computed from others"
             raise ValueError(msg)
@@ -192,7 +176,7 @@ def summarize(
         cohort=manifest.digest,
         patients=total,
         images=told_images(manifest),
-        sex=_tabulate((_sex_of(items) for items in told.values()), SEXES),
+        sex=_tabulate((sex_of(items) for items in told.values()), SEXES),
         age=_tabulate((_age_of(items) for items in told.values()), AGES),
         visits=_tabulate((_visits_of(items) for items in told.values()), VISITS),
         labels=_count_labels(told),
@@ -244,31 +228,16 @@ def told_images(manifest: Manifest) -> int | None:
     """Return the number of images as it may be told beside patients and their visits.
 
     What is more than the patients, or than the visits that a reader can add up, tells who has
-    more than one image: 1 to 10 of them are hidden.
+    more than one image: 1 to 10 of them are hidden. Beside joined visits none are told: where a
+    visit has one image, their number is a second equation for two unknown cells.
     """
     images, patients = len(manifest.items), _by_patient(manifest.items)
     if told_count(len(patients)) is None:
         return None
     table = _tabulate((_visits_of(items) for items in patients.values()), VISITS)
     visits = len({(item.subject, item.visit) for item in manifest.items})
-    rests = (images - len(patients), images - visits, images - _least_visits(table))
-    return None if None in map(told_count, rests) else images
-
-
-def class_of_reason(left: LeftOut) -> ReasonClass:
-    """Return the class of what was left out: no text that a reason has is told."""
-    for word, reason in _REASONS:
-        if word in left.reason:
-            return reason
-    return "not of this recipe" if left.expected else "not usable"
-
-
-def digest_patients(manifest: Manifest) -> dict[str, Digest]:
-    """Return every patient with the digest of all that a summary counts of the items."""
-    return {
-        subject: digest_json([item.model_dump(mode="json") for item in items])
-        for subject, items in _by_patient(manifest.items).items()
-    }
+    rests = (images - len(patients), images - visits, images - least_visits(table))
+    return None if is_joined(table) or None in map(told_count, rests) else images
 
 
 def _by_patient(items: Iterable[Item]) -> dict[str, list[Item]]:
@@ -280,7 +249,8 @@ def _by_patient(items: Iterable[Item]) -> dict[str, list[Item]]:
     return patients
 
 
-def _sex_of(items: Sequence[Item]) -> str:
+def sex_of(items: Sequence[Item]) -> str:
+    """Return the cell of ``SEXES`` into which the items of a patient put it."""
     known = {item.covariates["sex"] for item in items if "sex" in item.covariates}
     if len(known) != 1:
         return UNKNOWN
@@ -343,17 +313,28 @@ def _label_cell(values: Collection[str], named: Collection[str]) -> str:
 
 
 def _count_covariates(patients: Mapping[str, Sequence[Item]]) -> dict[str, int | None]:
-    """Return who has a value of each covariate that anybody has; sex and age have their tables."""
+    """Return who has a value of each covariate that anybody has; sex and age have their tables.
+
+    Who has one often has another too, such as the volumes that an ejection fraction comes from: of
+    counts that differ by few the first alone is told.
+    """
     counts = Counter(
         name
         for items in patients.values()
         for name in {name for item in items for name in item.covariates}
     )
-    return {
-        name: _told_share(counts[name], len(patients))
-        for name in COVARIATE_BOUNDS
-        if name in counts and name not in ("sex", "age_years")
-    }
+    told: dict[str, int | None] = {}
+    for name in COVARIATE_BOUNDS:
+        if name in counts and name not in ("sex", "age_years"):
+            share = _told_share(counts[name], len(patients))
+            told[name] = None if share is None or _lie_close([share, *told.values()]) else share
+    return told
+
+
+def _lie_close(counts: Iterable[int | None]) -> bool:
+    """Return whether two of some counts differ by few."""
+    known = [count for count in counts if count is not None]
+    return any(told_count(abs(one - two)) is None for one, two in combinations(known, 2))
 
 
 def _told_share(count: int, total: int | None) -> int | None:
@@ -362,7 +343,12 @@ def _told_share(count: int, total: int | None) -> int | None:
     return None if hidden else told_count(count)
 
 
-def _least_visits(table: Sequence[Group]) -> int:
+def is_joined(table: Iterable[Group]) -> bool:
+    """Return whether some cells of a table are told together."""
+    return any(len(group.cells) > 1 for group in table)
+
+
+def least_visits(table: Sequence[Group]) -> int:
     """Return how many visits there are at least, as a reader of the table can tell."""
     return sum(group.patients * (VISITS.index(group.cells[0]) + 1) for group in table)
 

@@ -8,6 +8,7 @@ withdrawal that is killed is finished by asking for it again.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ from vitrael.client.site.ingest.keeping import sweep_orphans
 from vitrael.client.site.ingest.places import CohortPlace, Home, only_one
 from vitrael.client.site.ingest.summary import summarize
 from vitrael.client.site.ingest.told import save_summary
-from vitrael.core.data.manifest import Manifest, pseudonym_of, read_manifest, write_manifest
+from vitrael.core.data.layouts.names import plain_name
+from vitrael.core.data.manifest import Manifest, pseudonym_of, write_manifest
 from vitrael.core.data.retention import Removed
 from vitrael.core.digest import Digest
 
@@ -25,8 +27,8 @@ from vitrael.core.digest import Digest
 class Found:
     """What a site holds of one patient."""
 
-    subject: str
-    """The pseudonym."""
+    subjects: frozenset[str]
+    """The pseudonym, or those of all spellings of the name."""
     items: int
     cohorts: tuple[str, ...]
     known: bool
@@ -34,65 +36,87 @@ class Found:
 
 
 def find_patient(home: Home, subject: str) -> Found:
-    """Return what the cohorts hold of a patient, given as the site's own files call them."""
-    pseudonym = pseudonym_of(unicodedata.normalize("NFC", subject).strip(), key=home.key())
-    items = 0
-    cohorts = []
+    """Return what the cohorts hold of a patient, given as the site's own files call them.
+
+    A table and a header may spell letters with accents in two ways, and what a file's name cannot
+    tell in print stands escaped for the patient: every spelling is looked for.
+    """
+    composed = unicodedata.normalize("NFC", subject).strip()
+    names = {subject.strip(), composed, plain_name(composed)}
+    key = home.key()
+    known = {pseudonym_of(name, key=key) for name in names if _is_text(name)}
+    held = {}
     for name, place in home.cohorts().items():
-        own = sum(item.subject == pseudonym for item in read_manifest(place.manifest).items)
-        items += own
-        if own:
-            cohorts.append(name)
-    return Found(pseudonym, items, tuple(cohorts), pseudonym in home.read_withdrawn())
+        manifest = place.read()
+        held[name] = sum(item.subject in known for item in manifest.items) if manifest else 0
+    return Found(
+        subjects=frozenset(known),
+        items=sum(held.values()),
+        cohorts=tuple(name for name, own in held.items() if own),
+        known=not known.isdisjoint(home.read_withdrawn()),
+    )
+
+
+def _is_text(name: str) -> bool:
+    """Say whether a name can be written in UTF-8: what the shell gave may be other bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def remove_patient(home: Home, found: Found) -> Removed:
-    """Take a patient out of every cohort for good; return what was removed from the disk."""
-    home.add_withdrawn(found.subject)
+    """Take a patient out of every cohort for good; return what was removed from the disk.
+
+    Raises StorageError when a steward runs, which has the images in memory, or when another
+    process changes a cohort; in the first case nothing was done.
+    """
     removed = Removed()
-    for place in home.places():
-        with only_one(place):
-            removed += _leave_cohort(place, found.subject)
+    with home.without_steward():
+        home.add_withdrawn(found.subjects)
+        for place in home.cohorts().values():
+            with only_one(place):
+                removed += _leave_cohort(place, found.subjects)
     return removed
 
 
 def finish_withdrawals(place: CohortPlace, withdrawn: frozenset[str]) -> None:
     """Take out of a cohort whom a withdrawal that was killed has left in it.
 
-    For whoever holds the cohort's lock.
+    For whoever may call ``remove_begun``.
     """
     held: set[str] = set()
-    if withdrawn and place.manifest.exists():
-        held |= {item.subject for item in read_manifest(place.manifest).items}
+    if withdrawn and (manifest := place.read()) is not None:
+        held |= {item.subject for item in manifest.items}
     if withdrawn and place.index.exists():
         with closing(Index(place.index)) as index:
             held |= index.find_subjects(withdrawn)
-    for subject in sorted(held & withdrawn):
-        _leave_cohort(place, subject)
+    if gone := held & withdrawn:
+        _leave_cohort(place, gone)
 
 
-def _leave_cohort(place: CohortPlace, subject: str) -> Removed:
+def _leave_cohort(place: CohortPlace, subjects: AbstractSet[str]) -> Removed:
     kept: set[Digest] = set()
-    if place.manifest.exists():
-        manifest = read_manifest(place.manifest)
-        if any(item.subject == subject for item in manifest.items):
-            manifest = _without(manifest, subject)
+    if (manifest := place.read()) is not None:
+        if any(item.subject in subjects for item in manifest.items):
+            manifest = _without(manifest, subjects)
             write_manifest(manifest, place.manifest)
             save_summary(summarize(manifest), manifest, place.folder)
         kept |= {item.digest for item in manifest.items}
     place.report.unlink(missing_ok=True)  # its montages show the patient
     if place.index.exists():
         with closing(Index(place.index)) as index:
-            index.forget_subject(subject)
+            index.forget_subjects(subjects)
             kept |= index.find_digests()
     # What nobody is known to need may be the patient's: of an intake that was not finished.
     return sweep_orphans(place, keep=kept)
 
 
-def _without(manifest: Manifest, subject: str) -> Manifest:
+def _without(manifest: Manifest, subjects: AbstractSet[str]) -> Manifest:
     return Manifest(
         version=manifest.version + 1,
         recipe=manifest.recipe,
-        items=tuple(item for item in manifest.items if item.subject != subject),
-        withdrawn=manifest.withdrawn + 1,
+        items=tuple(item for item in manifest.items if item.subject not in subjects),
+        withdrawn=manifest.withdrawn + len({item.subject for item in manifest.items} & subjects),
     )

@@ -8,14 +8,18 @@ Values are read as the standard types them, whatever a writer claims. No message
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
 from typing import Final
 
+from pydicom.charset import convert_encodings
+from pydicom.values import convert_single_string, convert_string
+
+from vitrael.core.data.dicom.quiet import quiet
 from vitrael.core.data.dicom.tags import TAG
+from vitrael.core.data.files import open_file
 from vitrael.core.errors import ScanError
 
 UNDEFINED: Final = 0xFFFFFFFF
@@ -65,6 +69,20 @@ class Elements:
     def text(self, keyword: str) -> str:
         """Return a text without its padding; bytes beyond ASCII are read as Latin-1."""
         return self._raw(keyword).decode("latin-1").strip(_PAD)
+
+    def decoded(self, keyword: str) -> str | None:
+        """Return a text of one value in the file's character set, exactly as pydicom decodes it.
+
+        None when something of it would be lost, and for several values.
+        """
+        try:
+            with quiet():
+                sets = convert_string(self._raw("SpecificCharacterSet"), self.little)
+                text = convert_single_string(self._raw(keyword), convert_encodings(sets)).strip()
+            text.encode()
+        except (LookupError, ValueError):  # of codecs
+            return None
+        return None if "\ufffd" in text or "\\" in text else text
 
     def words(self, keyword: str) -> tuple[str, ...]:
         """Return the values of a text in capitals, without empty ones at the end."""
@@ -144,31 +162,29 @@ class Header:
     """What stands in a file before its pixels."""
 
     elements: Elements
+    sop_class: str
+    """UID by the object, else by the file's meta information; or ""."""
     syntax: str
     """UID of the transfer syntax, guessed where the file does not say."""
     pixels: PixelPlace | None
+    cut: bool
+    """Whether the bytes ended inside an element, before any pixels."""
     file_bytes: int
 
 
 def read_header(path: Path) -> Header:
     """Return the header of a file; its pixels are not read.
 
-    Raises ScanError when the file cannot be opened, is empty, is no DICOM file or is damaged, and
-    when more than 32 MiB stand before the pixels.
+    Raises ScanError when the file is empty, is no DICOM file or is damaged, and when more than
+    32 MiB stand before the pixels; OSError, without the path, when the system cannot give it.
     """
-    try:
-        with path.open("rb") as file:
-            file_bytes = os.fstat(file.fileno()).st_size
-            if file_bytes == 0:
-                raise ScanError("the file is empty", fix="copy it again")
-            data = b""
-            for limit in _HEAD_BYTES:
-                data += file.read(limit - len(data))
-                header = parse_header(data, file_bytes=file_bytes)
-                if header.pixels is not None or len(data) >= file_bytes:
-                    return header
-    except OSError:
-        raise ScanError("the file cannot be opened", fix="check that it is there") from None
+    with open_file(path) as (file, file_bytes):
+        data = b""
+        for limit in _HEAD_BYTES:
+            data += file.read(limit - len(data))
+            header = parse_header(data, file_bytes=file_bytes)
+            if header.pixels is not None or len(data) >= file_bytes:
+                return header
     raise ScanError("the header is absurdly long", fix="export the file again")
 
 
@@ -181,7 +197,8 @@ def parse_header(data: bytes, *, file_bytes: int) -> Header:
     if at == 0 and not looks_like_elements(data):
         raise ScanError("the file is not DICOM")
     meta, at, _ = _walk(data, at, len(data), form=(True, True), last_group=_META_GROUP)
-    syntax = Elements(meta, little=True).text("TransferSyntaxUID")
+    about = Elements(meta, little=True)
+    syntax = about.text("TransferSyntaxUID")
     if syntax == _DEFLATED:
         raise ScanError("its compression (deflated) cannot be decoded here")
     spelled = data[at + 4 : at + 6] in _VRS
@@ -189,11 +206,14 @@ def parse_header(data: bytes, *, file_bytes: int) -> Header:
         big = data[at : at + 2] == b"\0\x08"
         syntax = (EXPLICIT_BIG if big else EXPLICIT_LITTLE) if spelled else IMPLICIT_LITTLE
     little = syntax != EXPLICIT_BIG
-    values, _, pixels = _walk(data, at, len(data), form=(spelled, little))
+    values, at, pixels = _walk(data, at, len(data), form=(spelled, little))
+    elements = Elements(values, little=little)
     return Header(
-        elements=Elements(values, little=little),
+        elements=elements,
+        sop_class=elements.text("SOPClassUID") or about.text("MediaStorageSOPClassUID"),
         syntax=syntax,
         pixels=pixels,
+        cut=pixels is None and at != len(data),
         file_bytes=file_bytes,
     )
 
@@ -240,7 +260,7 @@ def _walk(  # noqa: C901, PLR0912 - one loop over elements, one branch for each 
             vr = data[at + 4 : at + 6]
             if vr in _LONG_VRS:
                 if body + 4 > end:
-                    break
+                    return values, end + 1, None
                 (length,) = long(data, body)
                 body += 4
             elif vr.isalpha() and vr.isupper():

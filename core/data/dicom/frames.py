@@ -144,7 +144,7 @@ def _classic(elements: Elements, *, code: Callable[[str], str]) -> Place:
         slope=elements.decimal("RescaleSlope") or 1.0,
         intercept=elements.decimal("RescaleIntercept") or 0.0,
         image_type=_image_words(elements.words("ImageType"), code=code),
-        echo=(elements.decimal("EchoNumbers"), _rounded(elements.decimal("EchoTime"))),
+        echo=(elements.decimal("EchoNumbers"), elements.decimal("EchoTime")),
         moment=(
             elements.decimal("TemporalPositionIdentifier"),
             elements.decimal("AcquisitionNumber"),
@@ -184,7 +184,7 @@ def _enhanced(
         slope=values.decimal("RescaleSlope") or 1.0,
         intercept=values.decimal("RescaleIntercept") or 0.0,
         image_type=_image_words(words, code=code),
-        echo=(None, _rounded(group("MREchoSequence").double("EffectiveEchoTime"))),
+        echo=(None, group("MREchoSequence").double("EffectiveEchoTime")),
         moment=(
             group("FrameContentSequence").integer("TemporalPositionIndex"),
             None,
@@ -209,8 +209,3 @@ def _image_words(words: tuple[str, ...], *, code: Callable[[str], str]) -> tuple
         for word in words
         if word and not word.isdigit()
     )
-
-
-def _rounded(number: float | None) -> float | None:
-    """Return an echo time without the noise of its last digits."""
-    return None if number is None else round(number, 3)

@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from vitrael.core.data.dicom.contrast import Contrast, guess_contrast
+from vitrael.core.data.dicom.contrast import Contrast, guess_contrast, names_agent
 from vitrael.core.data.dicom.elements import (
     STANDARD_UIDS,
     Elements,
@@ -31,6 +31,7 @@ from vitrael.core.data.dicom.frames import (
     spacing_of,
 )
 from vitrael.core.data.dicom.stored import Stored, stored_of
+from vitrael.core.data.files import open_file
 from vitrael.core.errors import ScanError
 
 Kind = Literal["MR", "CT", "PT", "US", "CR", "DX", "MG", "IO", "XA", "RF", "SC"]
@@ -70,10 +71,11 @@ _KINDS: Final[Mapping[str, Kind]] = {
 """SOP classes of images (PS3.4, B.5). All others, known or private, are no images to us."""
 
 _MODALITIES: Final = frozenset("MR CT PT US CR DX MG IO PX XA RF NM OT SC".split())  # noqa: SIM905
-_NO_AGENT: Final = frozenset({"", "NO", "NONE", "N"})
 _AGE = re.compile(r"(\d{1,3})([DWMY])")
 _PER_YEAR: Final = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
 _MOST_YEARS: Final = 130
+_YEARS: Final = range(1850, 2200)
+"""Of dates that are believed; others stand for *unknown*, such as the first day of the year 1."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -136,10 +138,10 @@ def is_dicom(path: Path) -> bool:
     """Say whether a file is DICOM by its first bytes; its name tells nothing.
 
     A file without the preamble counts when it begins with elements that name a standard SOP class.
-    A file that cannot be opened does not.
+    Raises OSError, without the path, when the system cannot give its bytes.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as (file, _):
             data = file.read(132)
             if data[128:] == b"DICM":
                 return True
@@ -147,7 +149,7 @@ def is_dicom(path: Path) -> bool:
                 return False
             data += file.read((1 << 14) - len(data))
         elements = parse_header(data, file_bytes=len(data)).elements
-    except (OSError, ScanError):
+    except ScanError:
         return False
     return elements.text("SOPClassUID").startswith(STANDARD_UIDS)
 
@@ -161,10 +163,16 @@ def read_instance(path: Path, *, code: Callable[[str], str]) -> tuple[Instance, 
     """
     header = read_header(path)
     elements = header.elements
-    kind = _KINDS.get(elements.text("SOPClassUID"))
-    if kind is None:
+    kind = _KINDS.get(header.sop_class)
+    if kind is None and header.sop_class:
+        if header.pixels is not None and not header.sop_class.startswith(STANDARD_UIDS):
+            raise ScanError("its kind of image is not known", fix="export it as a standard kind")
         raise ScanError("the file is no image", why="it is another kind of DICOM object")
-    return _facts(header, kind=kind, code=code), Identity(_subject(elements))
+    if header.cut:
+        raise ScanError("its header is cut short", fix="copy the file again")
+    if kind is None:
+        raise ScanError("its header does not tell what it is", fix="export it again")
+    return _facts(header, kind=kind, code=code), Identity(subject_of(elements))
 
 
 def to_record(instance: Instance) -> dict[str, Any]:
@@ -203,6 +211,8 @@ def _facts(header: Header, *, kind: Kind, code: Callable[[str], str]) -> Instanc
     stored = stored_of(header)
     if not elements.text("SeriesInstanceUID"):
         raise ScanError("the file names no series", fix="export it again")
+    if elements.text("ConcatenationUID"):
+        raise ScanError("it is a part of an image in several files", fix="export it as one file")
     frame_s, uneven = frame_time_s(elements, frames=stored.frames)
     modality = elements.text("Modality").upper()
     taken = _taken(elements)
@@ -228,16 +238,21 @@ def _facts(header: Header, *, kind: Kind, code: Callable[[str], str]) -> Instanc
         age_years=_age_years(elements, taken=taken),
         sex=_sex(elements),
         contrast=guess_contrast(elements) if kind == "MR" else None,
-        agent=elements.text("ContrastBolusAgent").upper() not in _NO_AGENT,
+        agent=names_agent(elements),
     )
 
 
-def _subject(elements: Elements) -> str:
-    """Return the Patient ID; Latin-1 unless the file says UTF-8."""
-    text = elements.text("PatientID")
-    if "ISO_IR 192" in elements.words("SpecificCharacterSet"):
-        return text.encode("latin-1").decode("utf-8", errors="replace")
-    return text
+def subject_of(elements: Elements) -> str:
+    """Return the Patient ID, or "" where there is none.
+
+    Raises ScanError when it has several values or does not fit its character set.
+    """
+    subject = elements.decoded("PatientID")
+    if subject is None:
+        raise ScanError(
+            "its Patient ID cannot be read", why="it does not fit its character set or is not one"
+        )
+    return subject
 
 
 def _plane_mm(elements: Elements, *, kind: Kind, stored: Stored) -> tuple[float, float] | None:
@@ -259,9 +274,10 @@ def _date(text: str) -> date | None:
     if len(digits) != 8 or not digits.isascii() or not digits.isdigit():  # noqa: PLR2004 - YYYYMMDD
         return None
     try:
-        return date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
+        found = date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
     except ValueError:
         return None
+    return found if found.year in _YEARS else None
 
 
 def _age_years(elements: Elements, *, taken: date | None) -> float | None:

@@ -7,10 +7,8 @@ stream whose own size differs from the header's. Axes: T frames, H rows, W colum
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import struct
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -22,7 +20,9 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 
 from vitrael.core.data.dicom.elements import EXPLICIT_BIG
+from vitrael.core.data.dicom.quiet import quiet
 from vitrael.core.data.dicom.stored import COMPRESSIONS, Stored
+from vitrael.core.data.files import without_path
 from vitrael.core.errors import ScanError
 
 _LIBRARIES: Final = {
@@ -63,14 +63,17 @@ _BLOCK_BYTES: Final = 1 << 20
 
 @contextmanager
 def opened(path: Path, stored: Stored) -> Iterator[FileIO]:
-    """Give a file that is still as it was when its header was read; unbuffered."""
+    """Give a file that is still as it was when its header was read; unbuffered.
+
+    Raises ScanError when it is not; OSError, without the path, when the system cannot give it.
+    """
     try:
         with path.open("rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_size != stored.file_bytes:
                 raise ScanError("the file has changed since its header was read", fix="try again")
             yield file
-    except OSError:
-        raise ScanError("the file cannot be read", fix="check that it is there") from None
+    except OSError as error:
+        raise without_path(error) from None
 
 
 def digest_pixels(path: Path, stored: Stored) -> str:
@@ -200,16 +203,9 @@ def _decoded(path: Path, stored: Stored) -> Iterator[tuple[np.ndarray, str]]:
 
 @contextmanager
 def _codec(name: str) -> Iterator[None]:
-    """Run a codec without its warnings and log lines; what it raises becomes a ScanError.
-
-    Warnings are a matter of the whole process: do not decode in several threads at once.
-    """
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    """Run a codec in silence; what it raises becomes a ScanError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             yield
     except _DAMAGE:
         raise ScanError(
@@ -217,8 +213,6 @@ def _codec(name: str) -> Iterator[None]:
             why="it is damaged or of a rare kind",
             fix="export it without compression",
         ) from None
-    finally:
-        logger.setLevel(level)
 
 
 def _check_stream(stream: bytes, stored: Stored, *, name: str) -> bool:

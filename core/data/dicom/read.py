@@ -65,14 +65,14 @@ def read_volume(
     if len(paths) != len(plan.instances):
         raise ScanError("the series has changed", why="it has another number of files")
     places = _places(plan)
-    affine = _LPS_TO_RAS @ _affine_lps(places)
+    to_ras, affine = _ras_grid(plan)
     stack_SRC = _read_stack(paths, plan)
     slopes = {(place.slope, place.intercept) for place in places}
     with np.errstate(all="ignore"):  # what overflows becomes infinite and is refused below
         if len(slopes) > 1:
             scale = np.array([(place.slope, place.intercept) for place in places], np.float32)
             stack_SRC = stack_SRC * scale[:, 0, None, None] + scale[:, 1, None, None]
-        volume, affine = _to_ras(stack_SRC.transpose(2, 1, 0), affine)
+        volume = _turn(stack_SRC.transpose(2, 1, 0), to_ras)
         if len(slopes) == 1 and slopes != {(1.0, 0.0)}:
             ((slope, intercept),) = slopes
             volume *= np.float32(slope)
@@ -83,6 +83,15 @@ def read_volume(
         affine=affine,
         modality=modality or first.contrast or first.modality,
     )
+
+
+def volume_grid(plan: SeriesPlan) -> tuple[tuple[int, int, int], Affine]:
+    """Return shape and affine that the headers of a volume give it, in RAS+ order."""
+    to_ras, affine = _ras_grid(plan)
+    sizes = np.empty(3, int)
+    sizes[to_ras[:, 0].astype(int)] = _shape(plan)
+    depth, height, width = sizes.tolist()
+    return (depth, height, width), affine
 
 
 def read_clip(path: Path, instance: Instance | None = None) -> Clip:
@@ -197,15 +206,26 @@ def _read_stack(paths: Sequence[Path], plan: SeriesPlan) -> np.ndarray:
     return stack_SRC
 
 
-def _to_ras(volume: np.ndarray, affine: Affine) -> tuple[np.ndarray, Affine]:
-    """Return a volume and its affine in RAS+ order; float32, contiguous.
+def _shape(plan: SeriesPlan) -> tuple[int, int, int]:
+    """Return how many columns, rows and slices a volume has."""
+    stored = plan.instances[0].stored
+    return stored.columns, stored.rows, len(_places(plan))
+
+
+def _ras_grid(plan: SeriesPlan) -> tuple[np.ndarray, Affine]:
+    """Return how columns, rows and slices are turned to RAS+ order, and the affine after it."""
+    affine = _LPS_TO_RAS @ _affine_lps(_places(plan))
+    to_ras = orientations.io_orientation(affine)
+    return to_ras, affine @ orientations.inv_ornt_aff(to_ras, _shape(plan))
+
+
+def _turn(volume: np.ndarray, to_ras: np.ndarray) -> np.ndarray:
+    """Return a volume with its axes turned; float32, contiguous.
 
     Copied plane by plane across the axis that is neither the fastest to read nor to write: three
     times faster than in one go.
     """
-    to_ras = orientations.io_orientation(affine)
     turned = orientations.apply_orientation(volume, to_ras)
-    affine = affine @ orientations.inv_ornt_aff(to_ras, volume.shape)
     fastest = int(np.argmin(np.abs(turned.strides)))
     plane = 0 if fastest == 2 else 1 - fastest  # noqa: PLR2004 - the last axis is written fastest
     result = np.empty(turned.shape, np.float32)
@@ -213,4 +233,4 @@ def _to_ras(volume: np.ndarray, affine: Affine) -> tuple[np.ndarray, Affine]:
         np.moveaxis(result, plane, 0), np.moveaxis(turned, plane, 0), strict=True
     ):
         to[...] = values
-    return result, affine
+    return result

@@ -20,6 +20,7 @@ from vitrael.core.errors import ScanError
 
 Use = Literal["volume", "clip", "picture"]
 
+ONE_SLICE: Final = "one slice is no volume"
 UNEVEN_FRAC: Final = 0.02
 """How far a step between slices may be from the usual one."""
 UNEVEN_MM: Final = 0.02
@@ -29,7 +30,8 @@ TILT_FRAC: Final = 0.01
 
 _SAME_PLACE_MM: Final = 0.005
 _SAME_DIRECTION: Final = 1e-3
-_SAME_SPACING_FRAC: Final = 1e-3
+_SAME_FRAC: Final = np.array([1e-3, 1e-3, 1e-2])
+"""Of the spacings and of the echo time, which some machines tell anew for each slice."""
 _UNIT_LENGTH_FRAC: Final = 0.05
 _RIGHT_ANGLE: Final = 0.01
 _CLIP_KINDS: Final = frozenset({"US", "XA", "RF", "SC"})
@@ -105,7 +107,7 @@ def _forgiving(content: Callable[[int], str]) -> Callable[[int], str]:
     def mark(index: int) -> str:
         try:
             return content(index)
-        except ScanError:
+        except (OSError, ScanError):
             return f"#{index}"
 
     return mark
@@ -138,7 +140,7 @@ def _plane_uses(instance: Instance) -> tuple[tuple[Use, ...], str]:
     if instance.uneven:
         return (), "its frames are at unequal times"
     if still:
-        return (("clip", "picture") if instance.kind == "US" else ("picture",)), ""
+        return ("picture",), ""
     if instance.kind not in _CLIP_KINDS:
         return (), "it has several frames"
     return (("clip",), "") if instance.frame_s else ((), "it has no frame time")
@@ -156,7 +158,7 @@ def _stacks(slices: Iterable[_Slice]) -> list[list[_Slice]]:
             stored.photometric,
             one.instance.frame_of_reference,
             place.image_type,
-            place.echo,
+            place.echo[0],
             one.file if stored.frames > 1 else -1,
         )
         alike.setdefault(key, []).append(one)
@@ -164,15 +166,17 @@ def _stacks(slices: Iterable[_Slice]) -> list[list[_Slice]]:
 
 
 def _parallel(group: list[_Slice]) -> list[list[_Slice]]:
-    """Return slices told apart by orientation and spacing, each within a tolerance."""
+    """Return slices told apart by orientation, spacing and echo time, within a tolerance."""
     stacks: list[list[_Slice]] = []
-    known: dict[tuple[object, object], int] = {}
+    known: dict[tuple[object, ...], int] = {}
     firsts: list[np.ndarray] = []
     for one in group:
-        exact = (one.place.orientation, one.place.spacing_mm)
+        echo_ms = one.place.echo[1]
+        exact = (one.place.orientation, one.place.spacing_mm, echo_ms)
         which = known.get(exact)
         if which is None:
-            plane = np.array([*(exact[0] or [9.0] * 6), *(exact[1] or [0.0] * 2)])
+            told = (*(exact[1] or (0.0, 0.0)), -1.0 if echo_ms is None else abs(echo_ms))
+            plane = np.array([*(exact[0] or [9.0] * 6), *told])
             which = _close_to(plane, firsts)
             if which == len(firsts):
                 firsts.append(plane)
@@ -187,7 +191,7 @@ def _close_to(plane: np.ndarray, firsts: list[np.ndarray]) -> int:
         return 0
     off = np.abs(np.array(firsts) - plane)
     close = (off[:, :6].max(axis=1) <= _SAME_DIRECTION) & (
-        off[:, 6:] <= _SAME_SPACING_FRAC * plane[6:]
+        off[:, 6:] <= _SAME_FRAC * np.abs(plane[6:])
     ).all(axis=1)
     return int(close.argmax()) if close.any() else len(firsts)
 
@@ -290,7 +294,7 @@ def _copies_fault(groups: list[list[_Slice]], *, content: Callable[[int], str] |
 def _steps_fault(positions: np.ndarray, *, axes: np.ndarray) -> str:
     """Return why ordered positions ``[N, 3]`` make no regular stack, or ""."""
     if len(positions) < 2:  # noqa: PLR2004
-        return "one slice is no volume"
+        return ONE_SLICE
     steps = np.diff(positions, axis=0) @ axes.T
     along = steps[:, 2]
     usual = float(np.median(along))

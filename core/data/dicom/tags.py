@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 TAG: Final[Mapping[str, int]] = {
+    "MediaStorageSOPClassUID": 0x00020002,
     "TransferSyntaxUID": 0x00020010,
     "SpecificCharacterSet": 0x00080005,
     "ImageType": 0x00080008,
@@ -25,6 +26,7 @@ TAG: Final[Mapping[str, int]] = {
     "PatientSex": 0x00100040,
     "PatientAge": 0x00101010,
     "ContrastBolusAgent": 0x00180010,
+    "ContrastBolusAgentSequence": 0x00180012,
     "ScanningSequence": 0x00180020,
     "SequenceVariant": 0x00180021,
     "CineRate": 0x00180040,
@@ -70,6 +72,7 @@ TAG: Final[Mapping[str, int]] = {
     "PlaneOrientationSequence": 0x00209116,
     "TemporalPositionIndex": 0x00209128,
     "NominalCardiacTriggerDelayTime": 0x00209153,
+    "ConcatenationUID": 0x00209161,
     "SamplesPerPixel": 0x00280002,
     "PhotometricInterpretation": 0x00280004,
     "PlanarConfiguration": 0x00280006,

@@ -20,7 +20,7 @@ from vitrael.core.data.tables import FORMULA, Row, Table, column_name
 
 NO_PATIENT = "its row in the table names no patient"
 DISAGREEMENT = "two rows of the table disagree about it"
-IMPOSSIBLE_EF = "EF is outside 0 to 1"
+IMPOSSIBLE_EF = "its EF in the table is not between 0 and 100 %"
 
 SUBJECT_COLUMNS = (
     *("subject", "subject_id", "subjectid", "patient", "patient_id", "patientid"),
@@ -36,6 +36,8 @@ _COVARIATE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "edv_ml": ("edv_ml", "edv", "lvedv"),
     **{name: (name,) for name in ("ventricle_ml", "brain_ml", "lesion_ml")},
 }
+SEX_COLUMNS = frozenset(_SEX_COLUMNS)
+AGE_COLUMNS = frozenset(_COVARIATE_COLUMNS["age_years"])
 LABEL_COLUMNS: Mapping[str, str] = {
     **{name: name for name in ("label", "class", "category", "diagnosis", "finding", "group")},
     **{name: name for name in ("view", "projection", "laterality", "probe")},
@@ -63,6 +65,10 @@ _AGE = re.compile(
 )
 _IN_A_YEAR = {"m": 12.0, "w": 365.25 / 7, "d": 365.25}
 _DATE = re.compile(r"(\d{4})(-?)(\d\d)\2(\d\d)(?:[T ].*)?")
+_NO_LABEL = (
+    "labels of the column {column}, dropped (write them with at most 64 of A-Z, a-z, 0-9, blanks "
+    "and _.+-, the first a letter or a digit)"
+)
 _WORD = re.compile(get_args(Word)[1].pattern)
 
 
@@ -128,6 +134,17 @@ def is_said(text: str) -> bool:
     return text.strip().lower() not in _UNSAID
 
 
+def is_age(text: str) -> bool:
+    """Return whether a text is an age, with or without its unit."""
+    return _AGE.fullmatch(text) is not None
+
+
+def word_for_sex(text: str) -> str:
+    """Return ``male`` or ``female`` for a word that says so; empty for any other."""
+    word = text.strip().lower()
+    return "male" if word in _MALE else "female" if word in _FEMALE else ""
+
+
 class FactReader:
     """Reads the rows of one table; how sex is coded is decided over the whole column."""
 
@@ -156,6 +173,7 @@ class FactReader:
         refused = NO_PATIENT if self.has_subjects and not subject else ""
         low, high = COVARIATE_BOUNDS["ef_frac"]
         if not low <= covariates.get("ef_frac", low) <= high:
+            del covariates["ef_frac"]
             refused = IMPOSSIBLE_EF
         return Facts(
             subject=subject,
@@ -220,7 +238,7 @@ class FactReader:
             if _WORD.fullmatch(text):
                 labels.setdefault(name, text)
             elif text:
-                self._ledger.count("labels with signs that a label may not have, dropped")
+                self._ledger.count(_NO_LABEL.format(column=column))
         return labels
 
 

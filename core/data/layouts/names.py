@@ -11,6 +11,7 @@ import unicodedata
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import PurePath
+from typing import NamedTuple
 from urllib.parse import quote
 
 from vitrael.core.data.layouts.facts import is_said
@@ -19,9 +20,14 @@ from vitrael.core.data.layouts.kinds import image_stem
 ENHANCED = "T1w-enhanced"
 """A T1-weighted image after contrast agent, which no recipe takes for a plain one."""
 OTHER_MASK = "other"
+UNCLEAR_NAME = "its folder and its name do not tell one subject and session as BIDS writes them"
 
 _SUBJECT = re.compile(r"(?:^|[_/-])sub-([A-Za-z0-9]+)")
 _SESSION = re.compile(r"(?:^|[_/-])ses-([A-Za-z0-9]+)")
+_TORN = re.compile(
+    r"(?:^|[_/-])(?:(?:sub|ses)-[A-Za-z0-9]*[^A-Za-z0-9_/]|sub-[A-Za-z0-9]+_\d+(?=[_/]|$))"
+)
+"""A name that goes on where BIDS ends it: those that differ only behind it would be merged."""
 _SPACE = re.compile(r"(?:^|_)space-([A-Za-z0-9]+)")
 _RUN = re.compile(r"(?:^|_)run-?(\d+)(?=_|$)")
 _DERIVED = re.compile(r"(^|/)derivatives/|(^|_)(desc|space|res)-[^/]*$")
@@ -71,6 +77,8 @@ class Name:
     subject: str
     is_named: bool
     """Whether a BIDS name tells the subject; otherwise it is what the file's name leaves."""
+    is_clear: bool
+    """False where the path tells two subjects or sessions, or none that BIDS allows."""
     session: str
     space: str
     run: str
@@ -92,14 +100,15 @@ def read_name(inside: PurePath) -> Name:
     if place and place[-1].lower() in _CONTRASTS:
         contrast = contrast or ("" if mask else _CONTRASTS[place[-1].lower()])
         place = place[:-1]
-    subject, session = _SUBJECT.search(path), _SESSION.search(path)
+    entities = _entities(path)
     space, run = _SPACE.search(stem), _RUN.search(stem)
     return Name(
         contrast=contrast,
         mask=mask,
-        subject=f"sub-{subject[1]}" if subject else plain_name(_without_contrast(stem)),
-        is_named=subject is not None,
-        session=_told(session),
+        subject=entities.subject or plain_name(_without_contrast(stem)),
+        is_named=bool(entities.subject),
+        is_clear=entities.is_clear,
+        session=entities.session,
         space=space[1] if space else "",
         run=run[1] if run else "",
         is_derived=_DERIVED.search(path) is not None,
@@ -108,11 +117,19 @@ def read_name(inside: PurePath) -> Name:
     )
 
 
-def read_entities(inside: PurePath) -> tuple[str, str]:
-    """Return subject (``sub-01``) and session (``2``) that BIDS names tell; empty ones else."""
-    path = f"{inside.parent.as_posix()}/{image_stem(inside.name)}".removeprefix("./")
-    subject, session = _SUBJECT.search(path), _SESSION.search(path)
-    return f"sub-{subject[1]}" if subject else "", _told(session)
+class Entities(NamedTuple):
+    """What BIDS names tell; empty where they do not."""
+
+    subject: str
+    """Such as ``sub-01``."""
+    session: str
+    """Such as ``2``."""
+    is_clear: bool
+
+
+def read_entities(inside: PurePath) -> Entities:
+    """Return what the folders and the name of a file tell of subject and session."""
+    return _entities(f"{inside.parent.as_posix()}/{image_stem(inside.name)}".removeprefix("./"))
 
 
 def contrast_word(text: str) -> tuple[str, str]:
@@ -149,8 +166,11 @@ def plain_name(name: str) -> str:
     return plain if is_said(plain) else f"{plain or _UNNAMED}%"
 
 
-def _told(session: re.Match[str] | None) -> str:
-    return session[1] if session and is_said(session[1]) else ""
+def _entities(path: str) -> Entities:
+    subjects, sessions = _SUBJECT.findall(path), _SESSION.findall(path)
+    session = next(filter(is_said, sessions), "")
+    is_torn = len(set(subjects)) > 1 or len(set(sessions)) > 1 or _TORN.search(path) is not None
+    return Entities(f"sub-{subjects[0]}" if subjects else "", session, not is_torn)
 
 
 def _pieces(stem: str) -> list[str]:

@@ -16,6 +16,7 @@ from vitrael.core.data.layouts.ledger import Ledger
 from vitrael.core.data.layouts.masks import MaskFile, attach_masks
 from vitrael.core.data.layouts.names import (
     ENHANCED,
+    UNCLEAR_NAME,
     Name,
     contrast_word,
     plain_name,
@@ -57,7 +58,8 @@ ImageSet = Mapping[str, ImageFile]
 def find_volumes(folder: Folder, recipe: Recipe, ledger: Ledger) -> tuple[list[Source], list[Path]]:
     """Return the sources of a folder of NIfTI files, and the tables that were used.
 
-    Raises CohortError for a table that cannot be read, and when it is not clear whose a file is.
+    Raises CohortError for an index of the whole folder that cannot be read, and when it is not
+    clear whose a file is.
     """
     listed, people = list_index(folder, ledger), People(folder, ledger)
     contrasts = _WHOLE if recipe.images == ("image",) else recipe.images
@@ -73,7 +75,7 @@ def find_volumes(folder: Folder, recipe: Recipe, ledger: Ledger) -> tuple[list[S
     ]
     order = {path: place for place, path in enumerate(folder.images)}
     sets.sort(key=lambda made: order[made[contrasts[0]].path])
-    sources = [_source(made, recipe, folder=folder, people=people) for made in sets]
+    sources, sets = _believe(sets, recipe, folder=folder, people=people, ledger=ledger)
     attached = attach_masks(
         [(source, made[contrasts[0]].name) for source, made in zip(sources, sets, strict=True)],
         masks,
@@ -100,19 +102,27 @@ def _sort(
             contrast = contrasts[0]
         subject = facts.subject or name.subject
         session = facts.session or name.session
+        refused = _distrust(path, name, listed)
         if mask:
-            if facts.refused:
-                ledger.leave([path], facts.refused)
+            if refused:
+                ledger.leave([path], refused)
             else:
                 masks.append(MaskFile(path, name, mask, subject, session))
         elif reason := _refusal(contrast, contrasts):
             ledger.leave([path], reason, expected=bool(contrast))
-        elif facts.refused or (listed.used and path not in listed.facts):
-            ledger.leave([path], facts.refused or NOT_LISTED)
+        elif refused or (listed.used and path not in listed.facts):
+            ledger.leave([path], refused or NOT_LISTED)
         else:
             is_named = name.is_named or bool(facts.subject)
             images.append(ImageFile(path, name, contrast, subject, session or "1", is_named, facts))
     return images, masks
+
+
+def _distrust(path: Path, name: Name, listed: Listed) -> str:
+    """Return why it is not believed whose an image is; empty when it is."""
+    facts = listed.facts.get(path, NOTHING)
+    unclear = "" if facts.subject or name.is_clear else UNCLEAR_NAME
+    return listed.refusal(path) or facts.refused or unclear
 
 
 def _refusal(contrast: str, contrasts: Sequence[str]) -> str:
@@ -198,12 +208,32 @@ def _prefer_raw(sets: list[dict[str, ImageFile]], ledger: Ledger) -> list[ImageS
     return [made for made in sets if state(made) == best]
 
 
-def _source(made: ImageSet, recipe: Recipe, *, folder: Folder, people: People) -> Source:
+def _believe(
+    sets: Sequence[ImageSet],
+    recipe: Recipe,
+    *,
+    folder: Folder,
+    people: People,
+    ledger: Ledger,
+) -> tuple[list[Source], list[ImageSet]]:
+    """Return the sources with their sets; those of which the tables say what cannot be are left."""
+    sources, kept = [], []
+    for made in sets:
+        images = list(made.values())
+        known = people.tell(images[0].subject, images[0].session)
+        facts = overlay([*known, *(image.facts for image in reversed(images))])
+        if facts.refused:
+            ledger.leave([image.path for image in images], facts.refused)
+        else:
+            sources.append(_source(made, recipe, facts, folder=folder))
+            kept.append(made)
+    return sources, kept
+
+
+def _source(made: ImageSet, recipe: Recipe, facts: Facts, *, folder: Folder) -> Source:
     images = list(made.values())
     first = images[0]
     inside = folder.inside(first.path)
-    known = people.tell(first.subject, first.session)
-    facts = overlay([*known, *(image.facts for image in reversed(images))])
     keys = recipe.images if len(made) == 1 else tuple(made)
     ordered = zip(keys, images, strict=True)
     return Source(

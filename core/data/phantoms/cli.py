@@ -38,7 +38,7 @@ def phantoms() -> None:
     "--format",
     "file_format",
     type=click.Choice(["nifti", "dicom", "mp4", "png"]),
-    help="Brain: nifti (BIDS), dicom, png (slices). Echo: mp4, dicom. Muscle: mp4. "
+    help="Brain: nifti (BIDS), dicom, png (slices). Echo and muscle: mp4, dicom. "
     "[default: the first of the kind]",
 )
 @click.option("--patients", type=click.IntRange(min=1), default=10, show_default=True)

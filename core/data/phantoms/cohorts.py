@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vitrael.core.data.nifti import write_nifti
 from vitrael.core.data.phantoms.brain import (
+    Anatomy,
     age_anatomy,
     draw_acquisition,
     draw_anatomy,
@@ -15,8 +16,22 @@ from vitrael.core.data.scan import Scan
 from vitrael.core.rng import stream
 
 _YEARS_BETWEEN_VISITS = 1.5
+_FIRST_AGED = 1
+"""The visit that names the stream of a patient's rate of growth."""
 _SITE_CONTRAST = 0.04
 _SEXES = ("F", "M")
+
+
+def draw_patient(seed: int, site: str, patient: int, visit: int) -> Anatomy:
+    """Return a patient as he is at a visit, 1.5 years after the one before; visits count from 0.
+
+    His ventricles grow by one rate over all visits.
+    """
+    anatomy = draw_anatomy(stream(seed, "anatomy", site, patient))
+    if not visit:
+        return anatomy
+    rng = stream(seed, "aging", site, patient, _FIRST_AGED)
+    return age_anatomy(anatomy, rng, years=_YEARS_BETWEEN_VISITS * visit)
 
 
 def draw_scan(
@@ -30,12 +45,9 @@ def draw_scan(
 ) -> tuple[Scan, float, float]:
     """Return one visit of one phantom patient, with age in years and sex.
 
-    Equal arguments give equal scans; a patient's anatomy does not depend on the visit.
+    Equal arguments give equal scans; it is the patient of ``draw_patient``.
     """
-    anatomy = draw_anatomy(stream(seed, "anatomy", site, patient))
-    if visit:
-        years = _YEARS_BETWEEN_VISITS * visit
-        anatomy = age_anatomy(anatomy, stream(seed, "aging", site, patient, visit), years=years)
+    anatomy = draw_patient(seed, site, patient, visit)
     contrast = float(stream(seed, "scanner", site).normal(0, _SITE_CONTRAST))
     rng = stream(seed, "acquisition", site, patient, visit)
     acquisition = draw_acquisition(rng, site_contrast=contrast)

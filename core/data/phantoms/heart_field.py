@@ -21,6 +21,8 @@ _SEPTUM_RAD = math.radians(30)
 _ROOT_RAD = math.radians(60)
 _TRACT_RAD = math.radians(58)
 _RIGHT_ATRIUM_RAD = math.radians(-4)
+_CRESCENT_FRAC = 0.25
+"""How far from the long axis the right ventricle's crescent ends, in radii of the left one."""
 
 
 class Signed(NamedTuple):
@@ -178,13 +180,16 @@ def _right_ventricle(state: HeartState, x: np.ndarray, y: np.ndarray, z: np.ndar
     outer = state.rest_radius_mm + state.rest_wall_mm
     shrink = 1 - 0.16 * state.contraction
     c, s = math.cos(_SEPTUM_RAD), math.sin(_SEPTUM_RAD)
-    out = (x * c + y * s - 0.55 * outer) * np.float32(1 / ((0.45 * outer + width) * shrink))
+    aside = x * c + y * s
+    out = (aside - 0.55 * outer) * np.float32(1 / ((0.45 * outer + width) * shrink))
     across = (y * c - x * s) * np.float32(1 / (1.06 * outer * (1 - 0.08 * state.contraction)))
     top = state.tricuspid_mm
     up = (z - top) * np.float32(1 / (top - apex_gap))
     norm2 = out * out + across * across + up * up
     gradient = np.sqrt(norm2) * np.float32(2 / outer)
     inflow = np.minimum((1 - norm2) / np.maximum(gradient, np.float32(1 / outer)), top - z)
+    # Around the narrow base of the left ventricle it would come out on the other side.
+    inflow = np.minimum(inflow, aside - np.float32(_CRESCENT_FRAC * outer))
     tract = _outflow(state, x, y, z, away_mm=outer + 0.18 * width)
     return np.asarray(np.maximum(inflow, tract))
 

@@ -16,6 +16,7 @@ from vitrael.core.data.phantoms.hospital_brain import write_bids, write_dicom, w
 from vitrael.core.data.phantoms.hospital_clips import (
     write_echo_dicom,
     write_echo_videos,
+    write_muscle_dicom,
     write_muscle_videos,
 )
 from vitrael.core.data.phantoms.mess import plant_mess
@@ -35,6 +36,7 @@ _WRITERS: Mapping[tuple[Kind, FileFormat], Callable[[Path, Hospital], Iterator[T
     ("echo", "mp4"): write_echo_videos,
     ("echo", "dicom"): write_echo_dicom,
     ("muscle", "mp4"): write_muscle_videos,
+    ("muscle", "dicom"): write_muscle_dicom,
 }
 
 
@@ -62,9 +64,9 @@ def write_hospital(
 ) -> Written:
     """Write a hospital's folder, and its truth into another one.
 
-    The folder is made, or is empty; it is filled at the end, so that whoever is interrupted has no
-    half of a hospital. ``truth`` receives ``truth.csv`` and, of a mess, ``planted.json``. Raises
-    UsageError, and writes nothing, as ``check_places`` does.
+    The folder is made, or is empty; it is filled at the end, so that whoever is interrupted, or has
+    no room for the truth, has no half of a hospital. ``truth`` receives ``truth.csv`` and, of a
+    mess, ``planted.json``. Raises UsageError, and writes nothing, as ``check_places`` does.
     """
     check_places(folder, truth=truth)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,12 +79,12 @@ def write_hospital(
             tell(len(rows), hospital.images)
         if is_messy:
             planted = plant_mess(made, kind=hospital.kind, seed=hospital.seed)
+        if truth is not None:
+            write_truth(truth / TRUTH, rows)
+            if is_messy:
+                write_json(truth / PLANTED, dict(planted))
         for path in sorted(made.iterdir()):
             path.rename(folder / path.name)
-    if truth is not None:
-        write_truth(truth / TRUTH, rows)
-        if is_messy:
-            write_json(truth / PLANTED, dict(planted))
     return Written(tuple(rows), planted)
 
 

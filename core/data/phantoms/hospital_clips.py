@@ -2,7 +2,8 @@
 
 Echo as videos beside ``FileList.csv`` with the columns of EchoNet-Dynamic and a few more, or as
 DICOM clips on the screen of a machine, with the patient's name burned in above the picture. Muscle
-as videos beside ``index.csv``. Anatomy, exam, speckle and visits have a stream each.
+as videos beside ``index.csv``, or as DICOM clips of the same look, a series for each leg. Anatomy,
+exam, speckle and visits have a stream each.
 
 Axes: T frames, H rows, W columns.
 """
@@ -17,8 +18,9 @@ from pathlib import Path, PurePath
 from typing import Final
 
 import numpy as np
+from pydicom import dcmread
 
-from vitrael.core.data.dicom.write import ClipCompression, Colors, write_dicom_clip
+from vitrael.core.data.dicom.write import ClipCompression, Colors, made_uid, write_dicom_clip
 from vitrael.core.data.phantoms.archive import Archive, Naming
 from vitrael.core.data.phantoms.echo import EchoTruth, draw_exam, render_echo
 from vitrael.core.data.phantoms.echo_styles import STYLES, draw_view
@@ -74,6 +76,7 @@ _EXPORTS: Final[Mapping[str, _Export]] = {
     "tertiary": _Export("rle", "rgb", "numbers"),
     "legacy": _Export("rle", "gray", "identifiers"),
 }
+_MUSCLE_EXPORT: Final = _Export("none", "gray", "identifiers")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -87,6 +90,19 @@ class _Exam:
     heart: Heart
     clip: Clip
     truth: EchoTruth
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Sweep:
+    """One leg at one visit of one patient, imaged."""
+
+    patient: int
+    number: int
+    day: date
+    person: Person
+    leg: str
+    clip: Clip
+    truth: SweepTruth
 
 
 def write_echo_videos(folder: Path, hospital: Hospital) -> Iterator[TruthRow]:
@@ -137,36 +153,44 @@ def write_echo_dicom(folder: Path, hospital: Hospital) -> Iterator[TruthRow]:
 
 
 def write_muscle_videos(folder: Path, hospital: Hospital) -> Iterator[TruthRow]:
-    """Write a sweep of either leg a visit and ``index.csv``, and yield the truth of each.
-
-    The left leg is the mirror image of the right one, with other speckle.
-    """
-    seed, site = hospital.seed, hospital.site
-    position_T = np.linspace(*_SWEEP, hospital.frames)
+    """Write a sweep of either leg a visit and ``index.csv``, and yield the truth of each."""
     rows: list[tuple[str, ...]] = [INDEX]
     (folder / "clips").mkdir(parents=True)
-    for patient in range(hospital.patients):
-        days = draw_visits(hospital, patient)
-        leg = draw_leg(stream(seed, "leg", site, patient))
-        person = _draw_anybody(hospital, patient, on=days[0])
-        for number, day in enumerate(days, start=1):
-            rng = stream(seed, "session", site, patient, number)
-            session = draw_session(rng, first=number == 1)
-            for side in LEGS:
-                clip, truth = render_sweep(
-                    leg,
-                    session,
-                    position_T=position_T,
-                    edge_px=hospital.grid[0],
-                    rng=stream(seed, "speckle", site, patient, number, side),
-                )
-                path = PurePath("clips", f"{_code(hospital, patient, number, side)}.mp4")
-                write_video(_mirrored(clip) if side == "left" else clip, folder / path)
-                who = (person.patient_id, str(number), side, day.isoformat(), person.sex)
-                rows.append((path.as_posix(), *who, f"{person.age_years(day):.2f}"))
-                facts: Facts = {"leg": side, **_sweep_facts(truth)}
-                yield TruthRow(path, person.patient_id, str(number), day, facts)
+    for sweep in _draw_sweeps(hospital):
+        name = _code(hospital, sweep.patient, sweep.number, sweep.leg)
+        path = PurePath("clips", f"{name}.mp4")
+        write_video(sweep.clip, folder / path)
+        person, day = sweep.person, sweep.day
+        who = (person.patient_id, str(sweep.number), sweep.leg, day.isoformat(), person.sex)
+        rows.append((path.as_posix(), *who, f"{person.age_years(day):.2f}"))
+        yield _sweep_row(path, sweep)
     write_rows(folder / "index.csv", rows)
+
+
+def write_muscle_dicom(folder: Path, hospital: Hospital) -> Iterator[TruthRow]:
+    """Write one study a visit with a multi-frame file for either leg, and yield the truth of each.
+
+    The header tells the leg, the name stands above the one region, the lost muscle nowhere.
+    """
+    archive = Archive(folder, hospital, naming=_MUSCLE_EXPORT.naming)
+    for sweep in _draw_sweeps(hospital):
+        clip, region = show_on_screen(sweep.clip)
+        path = archive.inbox / "clip"
+        write_dicom_clip(
+            clip,
+            path,
+            identity=identify_visit(hospital, sweep.patient, sweep.person, on=sweep.day),
+            seed=hospital.seed,
+            region=region,
+            burned_in=spell_name(sweep.person),
+            colors=_MUSCLE_EXPORT.colors,
+            compression=_MUSCLE_EXPORT.compression,
+        )
+        series = LEGS.index(sweep.leg) + 1
+        _call_leg(path, sweep.leg, series=series, seed=hospital.seed)
+        (kept,) = archive.keep([path], sweep.patient, sweep.number, series=series)
+        yield _sweep_row(kept, sweep)
+    archive.close()
 
 
 def show_on_screen(clip: Clip) -> tuple[Clip, tuple[int, int, int, int]]:
@@ -205,6 +229,32 @@ def _draw_exams(hospital: Hospital) -> Iterator[_Exam]:
             yield _Exam(patient, number, day, person, heart, clip, truth)
 
 
+def _draw_sweeps(hospital: Hospital) -> Iterator[_Sweep]:
+    """Yield the sweeps of every patient, leg by leg.
+
+    The left leg is the mirror image of the right one, with other speckle.
+    """
+    seed, site = hospital.seed, hospital.site
+    position_T = np.linspace(*_SWEEP, hospital.frames)
+    for patient in range(hospital.patients):
+        days = draw_visits(hospital, patient)
+        leg = draw_leg(stream(seed, "leg", site, patient))
+        person = _draw_anybody(hospital, patient, on=days[0])
+        for number, day in enumerate(days, start=1):
+            rng = stream(seed, "session", site, patient, number)
+            session = draw_session(rng, first=number == 1)
+            for side in LEGS:
+                clip, truth = render_sweep(
+                    leg,
+                    session,
+                    position_T=position_T,
+                    edge_px=hospital.grid[0],
+                    rng=stream(seed, "speckle", site, patient, number, side),
+                )
+                shown = _mirrored(clip) if side == "left" else clip
+                yield _Sweep(patient, number, day, person, side, shown, truth)
+
+
 def _draw_anybody(hospital: Hospital, patient: int, *, on: date) -> Person:
     """Return a patient whose age and sex the images do not tell."""
     rng = stream(hospital.seed, "anybody", hospital.kind, hospital.site, patient)
@@ -233,8 +283,10 @@ def _echo_row(path: PurePath, exam: _Exam) -> TruthRow:
     return TruthRow(path, person.patient_id, str(exam.number), exam.day, facts)
 
 
-def _sweep_facts(truth: SweepTruth) -> dict[str, float]:
-    return {
+def _sweep_row(path: PurePath, sweep: _Sweep) -> TruthRow:
+    truth = sweep.truth
+    facts: Facts = {
+        "leg": sweep.leg,
         "atrophy_frac": truth.atrophy_frac,
         "mean_area_mm2": float(truth.area_T_mm2.mean()),
         "first_position": float(truth.position_T[0]),
@@ -243,6 +295,18 @@ def _sweep_facts(truth: SweepTruth) -> dict[str, float]:
         "row_mm": truth.spacing_mm[0],
         "column_mm": truth.spacing_mm[1],
     }
+    return TruthRow(path, sweep.person.patient_id, str(sweep.number), sweep.day, facts)
+
+
+def _call_leg(path: Path, leg: str, *, series: int, seed: int) -> None:
+    """Tell in a clip's header which leg it shows, and make it a series of its own."""
+    header = dcmread(path)
+    header.Laterality = leg[0].upper()
+    header.SeriesNumber = series
+    header.SeriesInstanceUID = made_uid(seed, str(header.SeriesInstanceUID), leg)
+    header.SOPInstanceUID = made_uid(seed, str(header.SOPInstanceUID), leg)
+    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+    header.save_as(path, enforce_file_format=True)
 
 
 def _mirrored(clip: Clip) -> Clip:

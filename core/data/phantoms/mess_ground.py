@@ -45,7 +45,7 @@ _KINDS: Mapping[Form, tuple[Kind, ...]] = {
     "bids": ("brain",),
     "series": ("brain",),
     "pictures": ("brain",),
-    "cine": ("echo",),
+    "cine": ("echo", "muscle"),
     "videos": ("echo", "muscle"),
 }
 _ENDINGS: Mapping[Form, str] = {"bids": ".nii.gz", "videos": ".mp4", "pictures": ".png"}

@@ -21,7 +21,7 @@ Facts = Mapping[str, float | str]
 FORMATS: Mapping[Kind, tuple[FileFormat, ...]] = {
     "brain": ("nifti", "dicom", "png"),
     "echo": ("mp4", "dicom"),
-    "muscle": ("mp4",),
+    "muscle": ("mp4", "dicom"),
 }
 """The first one is the usual one."""
 SITES: Mapping[Kind, tuple[str, ...]] = {
@@ -40,6 +40,7 @@ _EDGES: Mapping[tuple[Kind, FileFormat], int] = {
     ("echo", "mp4"): 112,
     ("echo", "dicom"): 224,
     ("muscle", "mp4"): 128,
+    ("muscle", "dicom"): 224,
 }
 _SMALLEST_EDGE = 16
 _FRAMES = 48

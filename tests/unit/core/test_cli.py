@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -125,7 +126,19 @@ def test_missing_extra_is_named(
 ) -> None:
     error = ModuleNotFoundError(f"No module named '{module}'", name=module)
     assert run(command_that, error) == 3
-    assert f"pip install 'vitrael[{extra}]'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"pip install -c deploy/constraints.txt '.[{extra}]'" in told
+    assert f"'FILE.whl[{extra}]'" in told
+
+
+def test_no_missing_extra_sends_to_a_public_index(root: Path) -> None:
+    assert (root / "deploy" / "constraints.txt").is_file()
+    sources = [
+        path for floor in ("core", "client", "server") for path in (root / floor).rglob("*.py")
+    ]
+    asks = re.compile(r"pip install '?vitrael\b")
+    assert asks.search("pip install 'vitrael[site]'")
+    assert [path for path in sources if asks.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_missing_module_of_ours_is_a_defect() -> None:
@@ -170,6 +183,27 @@ def test_ctrl_c_at_a_question_ends_with_130_and_no_answer_with_1(
     monkeypatch.setattr(cli, "load_command", lambda _name: study)
     assert cli.run(["study"]) == code
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (click.Abort(), {"what": "Nothing was done", "exit_code": 1}),
+        (KeyboardInterrupt(), {"what": "Interrupted", "exit_code": 130}),
+        (VitraelError("it broke"), {"what": "it broke", "exit_code": 1}),
+        (VitraelError("it broke", fix="mend"), {"what": "it broke", "fix": "mend", "exit_code": 1}),
+    ],
+)
+def test_json_tells_every_end_and_no_empty_part(
+    body: BaseException,
+    error: dict[str, object],
+    command_that: object,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(command_that, body, "--json") == error["exit_code"]
+    assert json.loads(capsys.readouterr().out)["error"] == {"kind": "VitraelError", **error}
+    assert run(command_that, body) == error["exit_code"]
+    assert capsys.readouterr().out == ""
 
 
 def test_declined_question_ends_with_1(command_that: object) -> None:

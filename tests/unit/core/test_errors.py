@@ -73,6 +73,25 @@ def test_disk_that_is_not_full_is_not_called_full() -> None:
     )
 
 
+REMEDIES = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room on the disk",
+    errno.EACCES: "let this user read and write there",
+    errno.EPERM: "let this user read and write there",
+    errno.EROFS: "let this user read and write there",
+    errno.EIO: "check the disk",
+}
+
+
+@pytest.mark.parametrize("code", REMEDIES)
+def test_remedy_fits_what_the_disk_said(code: int) -> None:
+    refusal = OSError(code, os.strerror(code))
+    said = errors.storage_error("the store", refusal).fix
+    assert {remedy for remedy in REMEDIES.values() if remedy in said} == {REMEDIES[code]}
+    own = errors.storage_error("the store", refusal, fix="call somebody").fix
+    assert (own == "call somebody") == (code not in errors.CLOSED)
+
+
 def test_parts_stay_apart_for_json() -> None:
     error = StudyError("a", why="b", fix="c")
     assert (error.what, error.why, error.fix) == ("a", "b", "c")

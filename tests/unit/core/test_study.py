@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import re
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from vitrael.core.errors import StudyError
-from vitrael.core.study import COVARIATES, Study, load_study
+from vitrael.core.study import COVARIATES, Study, explain_fault, load_study
 
 
 @pytest.fixture
@@ -41,8 +46,12 @@ REID_ROUNDS = "training = { length_images = 3_000"
 WRONG = {
     "unknown-key": ("[protocol.audit]", "[protocol.audit]\ncolour = 1", "protocol.audit.colour"),
     "unknown-section": ("[performance]", "[extra]\na = 1\n[performance]", "extra"),
-    "unknown-kind": ('kind = "reid_encoder"', 'kind = "oracle"', "protocol.systems.1.kind"),
-    "missing-kind": (REID, "", "protocol.systems.1.kind: the key is missing"),
+    "unknown-kind": (
+        'kind = "reid_encoder"',
+        'kind = "oracle"',
+        "protocol.systems (number 2).kind",
+    ),
+    "missing-kind": (REID, "", "protocol.systems (number 2).kind: the key is missing"),
     "same-kind-twice": (
         "[protocol.federation]",
         f"{SECOND}\n[protocol.federation]",
@@ -54,7 +63,7 @@ WRONG = {
     "wrong-type": ("quorum = 3", 'quorum = "many"', "protocol.federation.quorum"),
     "out-of-range": ("false_match_rate = 0.05", "false_match_rate = 0.9", "false_match_rate"),
     "same-name": (SITES, 'sites = ["north", "north", "valley"]', "roster"),
-    "bad-name": (SITES, 'sites = ["North", "harbour", "valley"]', "roster.sites.0"),
+    "bad-name": (SITES, 'sites = ["North", "harbour", "valley"]', "roster.sites (number 1)"),
     "no-site": (SITES, "sites = []", "roster.sites"),
     "quorum": ("quorum = 3", "quorum = 4", "correct protocol.federation.quorum"),
     "splits": ("training_frac = 0.50", "training_frac = 0.60", "protocol.data.splits"),
@@ -63,8 +72,12 @@ WRONG = {
     "covariate": ("covariates.sex = { low = 0.0, high = 1.0 }", "", "protocol.data"),
     "policy": ('policy = "rehearsal"', 'policy = "lenient"', "protocol.policy"),
     "dp": ('path = "empirical"', 'path = "dp"', "protocol.path"),
-    "grid-zero": ("grid_vox = [24, 24, 24]", "grid_vox = [0, 24, 24]", "data.grid_vox.0"),
-    "grid-negative": ("grid_vox = [24, 24, 24]", "grid_vox = [24, -24, 24]", "data.grid_vox.1"),
+    "grid-zero": ("grid_vox = [24, 24, 24]", "grid_vox = [0, 24, 24]", "data.grid_vox (number 1)"),
+    "grid-negative": (
+        "grid_vox = [24, 24, 24]",
+        "grid_vox = [24, -24, 24]",
+        "data.grid_vox (number 2)",
+    ),
     "spacing-inf": ("spacing_mm = 8.0", "spacing_mm = inf", "data.spacing_mm"),
     "no-licence": ('license = "CC-BY-4.0"', "", "protocol.license"),
     "licence": ('license = "CC-BY-4.0"', 'license = "ask us"', "protocol.license"),
@@ -75,9 +88,9 @@ WRONG = {
     "range-nan": ("low = 18.0, high = 95.0", "low = nan, high = 95.0", "age_years.low"),
     "codec-groups": ("channels = [24, 48]", "channels = [20, 48]", "norm_groups"),
     "teacher-groups": (TEACHER, TEACHER.replace("64", "60"), "norm_groups"),
-    "teacher-negative": (TEACHER, TEACHER.replace("32", "-32"), "teacher.channels.0"),
+    "teacher-negative": (TEACHER, TEACHER.replace("32", "-32"), "teacher.channels (number 1)"),
     "codec-empty": ("channels = [24, 48]", "channels = []", "codec.channels"),
-    "reid-zero": (REID, f"{REID}\nchannels = [16, 0]", "protocol.systems.1.channels.1"),
+    "reid-zero": (REID, f"{REID}\nchannels = [16, 0]", "systems (number 2).channels (number 2)"),
     "reid-rounds": (REID_ROUNDS, REID_ROUNDS.replace("{", "{ rounds = 7,"), "training.rounds"),
     "student-rounds": (STUDENT, STUDENT.replace("{", "{ rounds = 7,"), "student.training.rounds"),
     "student-levels": (LEVELS, DEEPER, "data.grid_vox"),
@@ -96,6 +109,70 @@ def test_fault_is_told_with_file_key_and_remedy(fault: str, text: str, tmp_path:
     assert not error.why.endswith(".")  # a part of the sentence
     assert error.fix
     assert error.exit_code == 3
+
+
+TOLD = {
+    "pattern": ('"valley"', '"Valley"', "lower-case letters, digits and hyphens"),
+    "most": (
+        "deadline_s = 300.0",
+        "deadline_s = 3e7",
+        "too large. To do: set .* to 604800 or less",
+    ),
+    "least": ("quorum = 3", "quorum = 0", "too small. To do: set .* to 1 or more"),
+    "above": ("spacing_mm = 8.0", "spacing_mm = 0", "set protocol.data.spacing_mm to more than 0"),
+    "below": ("false_match_rate = 0.05", "false_match_rate = 0.5", "set .* to less than 0.5"),
+    "choice": ('policy = "rehearsal"', 'policy = "x"', 'policy to "rehearsal" or "public"'),
+    "only-choice": (REID_ROUNDS, REID_ROUNDS.replace("{", "{ rounds = 7,"), "rounds to 1"),
+    "text": ('name = "brain-demo"', "name = 1", "name to a text in quotes"),
+    "whole": ("quorum = 3", "quorum = 2.5", "not a whole number"),
+    "switch": ("enabled = true", "enabled = 7", "not true or false"),
+    "finite": ("spacing_mm = 8.0", "spacing_mm = inf", "not a finite number"),
+    "empty-text": ('purpose = "', 'purpose = ""#', "purpose: the text is empty"),
+    "empty-list": (SITES, "sites = []", "give roster.sites at least 1"),
+    "two-of-grid": ("[24, 24, 24]", "[24, 24]", "grid_vox: numbers are missing.*three numbers"),
+    "one-of-grid": ("[24, 24, 24]", "[24]", "grid_vox: numbers are missing.*three numbers"),
+    "four-of-grid": ("[24, 24, 24]", "[24, 24, 24, 24]", "give protocol.data.grid_vox 3 and no"),
+    "covariate": ("covariates.sex", "covariates.sax", 'covariates.sax or spell it "age_years",'),
+}
+
+
+@pytest.mark.parametrize("fault", list(TOLD))
+def test_limits_are_told_in_words_for_authors(fault: str, text: str, tmp_path: Path) -> None:
+    old, new, words = TOLD[fault]
+    with pytest.raises(StudyError, match=words) as caught:
+        read(tmp_path, changed(text, old, new))
+    assert "more)" not in caught.value.what  # one fault is counted once
+
+
+PYDANTIC = re.compile("Input|should|pattern|valid|character|item|greater|instance|Field")
+
+
+def replaced(document: Any, value: object) -> Iterator[Any]:
+    """Yield a document for each of its keys and entries, with a value in that one's place."""
+    for place in list(document if isinstance(document, dict) else range(len(document))):
+        held = document[place]
+        if isinstance(held, dict | list):
+            for inside in replaced(held, value):
+                yield document
+                del inside
+        document[place] = value
+        yield document
+        document[place] = held
+
+
+@pytest.mark.parametrize(
+    "value", ["", "x y", -1, 0.5, 1e12, math.inf, True, [], [[]], {}, {"a": 1}]
+)
+def test_no_key_is_refused_in_the_words_of_a_library(value: object, text: str) -> None:
+    told = []
+    for document in replaced(tomllib.loads(text), value):
+        try:
+            Study.model_validate(document)
+        except ValidationError as error:
+            told.append(" ".join(explain_fault(error)))
+    assert len(told) > 20
+    assert [words for words in told if PYDANTIC.search(words)] == []
+    assert PYDANTIC.search("Input should be greater than 0")  # what it would find
 
 
 @pytest.mark.parametrize("name", ["brain-demo", "brain-leaky"])
@@ -131,7 +208,9 @@ def test_missing_kind_names_the_known_ones(text: str, tmp_path: Path) -> None:
 
 
 def test_key_is_spelled_as_in_the_document(text: str, tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"protocol\.systems\.0\.codec\.training\.learning_rate"):
+    with pytest.raises(
+        StudyError, match=r"protocol\.systems \(number 1\)\.codec\.training\.learning_rate"
+    ):
         read(tmp_path, changed(text, "learning_rate = 2e-3", "learning_rate = -1.0"))
 
 

@@ -242,7 +242,9 @@ def test_interrupted_demo_says_its_home_and_how_to_go_on(
         assert cli.run(["demo", "--resume", *more]) == 130
         told = capsys.readouterr().err
         assert told.startswith(f"home: {home}\n")
-        assert told.endswith(f"Interrupted. To go on where it stopped: {again}\n")
+        assert told.endswith(f"To go on where it stopped: {again}\n\nInterrupted.\n")
+    assert cli.run(["demo", "--resume", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 130
 
 
 @pytest.mark.parametrize(

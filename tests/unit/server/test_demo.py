@@ -33,6 +33,7 @@ from vitrael.server.demo import (
     prepare_demo,
     site_home,
 )
+from vitrael.server.demo_run import _unreadable
 
 pytestmark = pytest.mark.xdist_group("tiny study")
 
@@ -49,6 +50,14 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DemoPlan:
     study = tmp_path / "asked.toml"
     study.write_text(STUDY)
     return DemoPlan(home=tmp_path / "home", study=study, patients=2)
+
+
+def copy_brains(home: Path, scans: Path) -> None:
+    """Lay four phantom brains into a folder, a patient each."""
+    scans.mkdir()
+    files = sorted((home / "hospitals" / "north").rglob("*_ses-1_*.nii.gz"))[:4]
+    for number, file in enumerate(files):
+        (scans / f"sub-{number}_T1w.nii.gz").write_bytes(file.read_bytes())
 
 
 def test_everybody_knows_everybody_s_public_keys(home: Path) -> None:
@@ -175,6 +184,25 @@ def test_preparation_that_stopped_goes_on(plan: DemoPlan, monkeypatch: pytest.Mo
     assert ready["scans"]["north"] == {"patients": 2, "unreadable": 0}
 
 
+def test_preparation_with_real_scans_that_stopped_goes_on(
+    plan: DemoPlan, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    copy_brains(home, tmp_path / "scans")
+    plan = replace(plan, scans=tmp_path / "scans", patients=None)
+    plan.home.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "_ingest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_demo(plan, tell=lambda _: None)
+    assert (plan.home / "hospitals" / "north" / "index.csv").exists()
+    prepare_demo(plan, tell=lambda _: None)
+    ready = json.loads((plan.home / "prepared.json").read_text())
+    assert sum(site["patients"] for site in ready["scans"].values()) == 4
+
+
 @pytest.mark.parametrize("failure", [ProcessError("no"), KeyboardInterrupt()])
 def test_new_home_whose_preparation_fails_is_removed(
     failure: BaseException, plan: DemoPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -224,12 +252,27 @@ def test_folder_without_a_usable_scan_is_refused(plan: DemoPlan, tmp_path: Path)
         prepare_demo(replace(plan, scans=empty, patients=None), tell=lambda _: None)
 
 
+def test_images_that_go_to_no_site_are_told_and_counted(
+    plan: DemoPlan, home: Path, tmp_path: Path
+) -> None:
+    copy_brains(home, tmp_path / "scans")
+    for name in ("jane.mgz", "jane.nrrd", "smith.nrrd", "IM0001", "notes.txt"):
+        (tmp_path / "scans" / name).write_bytes(b"")
+    told: list[str] = []
+    prepare_demo(replace(plan, scans=tmp_path / "scans", patients=None), tell=told.append)
+    assert [line for line in told if line.startswith("no site")] == [
+        "no site: 1 left out: the format *.mgz is not read",
+        "no site: 2 left out: the format *.nrrd is not read",
+        "no site: 1 left out: it may be DICOM, which a demo does not part",
+    ]
+    assert not any(name in line for line in told for name in ("jane", "smith", "IM0001"))
+    assert _unreadable(plan.home) == 3
+    assert _unreadable(home) == 0  # the control
+
+
 def test_covariates_that_are_not_known_are_told(plan: DemoPlan, home: Path, tmp_path: Path) -> None:
     scans = tmp_path / "scans"
-    scans.mkdir()
-    files = sorted((home / "hospitals" / "north").rglob("*_ses-1_*.nii.gz"))[:4]
-    for number, file in enumerate(files):
-        (scans / f"sub-{number}_T1w.nii.gz").write_bytes(file.read_bytes())
+    copy_brains(home, scans)
     table = "participant_id\tage\tsex\n" + "".join(f"sub-{n}\t40\tn/a\n" for n in range(4))
     (scans / "participants.tsv").write_text(table)
     told: list[str] = []
@@ -260,6 +303,18 @@ def test_site_that_does_not_consent_is_named(program: Path, home: Path) -> None:
     refuse(program, SITES[-1])
     with pytest.raises(ProcessError, match="site valley did not consent: we say no"):
         demo._consent(home, demand_prepared(home))
+
+
+def test_site_that_cannot_take_its_files_in_is_named_with_its_reason_alone(
+    program: Path, home: Path
+) -> None:
+    said = ("reading images: 50%", "reading images: 100%", "Error: the disk is full.")
+    lines = "".join(f'echo "{line}" >&2\n' for line in said)
+    program.write_text(f"#!/bin/sh\n{lines}exit 1\n")
+    folders = {site: home / "hospitals" / site for site in SITES}
+    with pytest.raises(ProcessError) as caught:
+        demo._ingest(home, folders, tell=lambda _: None)
+    assert caught.value.why == "the disk is full."
 
 
 def test_refusal_of_the_first_site_leaves_no_process_behind(

@@ -11,6 +11,7 @@ from click import Command
 from click.testing import CliRunner, Result
 
 from vitrael.client.researcher.cli import pull, verify
+from vitrael.core.cli import run
 from vitrael.core.errors import ConfigError, UsageError, VerificationError
 from vitrael.privacy.release.catalogue import publish_recall
 from vitrael.privacy.release.manifest import Reference
@@ -94,6 +95,25 @@ def test_name_that_is_none_is_a_usage_error(catalogue: Path, trust_file: Path, n
 def test_missing_trust_file_is_a_config_error(release: Path, tmp_path: Path) -> None:
     done = _run(verify, release, "--trust", tmp_path / "none.json")
     assert isinstance(done.exception, ConfigError)
+
+
+def test_codes_of_what_is_missing_are_those_of_the_list(
+    catalogue: Path, trust_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.json").write_text("{}")
+    known, here = f"--from={catalogue}", f"--trust={trust_file}"
+    for code, arguments in (
+        (0, ("pull", "brain-demo@1", known, here, "--dry-run")),
+        (2, ("pull", "brain-demo@9", known, here)),
+        (2, ("pull", "brain-demo@1", "--from=nowhere", here)),
+        (5, ("pull", "brain-demo@1", "--from=empty", here)),
+        (3, ("pull", "brain-demo@1", known, "--trust=none.json")),
+        (3, ("pull", "brain-demo@1", known, "--trust=bad.json")),
+        (4, ("verify", "nowhere", here)),
+    ):
+        assert run(arguments) == code, arguments
 
 
 @pytest.mark.parametrize("command", [pull, verify])

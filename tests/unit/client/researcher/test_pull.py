@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,25 @@ def test_pull_from_a_folder_brings_a_release_that_verifies(
     verified = _pull(FolderSource(catalogue), tmp_path / "mine", releases)
     assert verified == verify_release(tmp_path / "mine", releases.trust, expected=NAME)
     assert not list(tmp_path.glob(".mine*"))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_every_pulled_file_has_the_mode_that_the_umask_gives(
+    catalogue: Path, tmp_path: Path, releases: Releases, umask: int, mode: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        verified = _pull(FolderSource(catalogue), tmp_path / "mine", releases)
+    finally:
+        os.umask(before)
+    modes = {
+        path.relative_to(tmp_path / "mine").as_posix(): path.stat().st_mode & 0o777
+        for path in (tmp_path / "mine").rglob("*")
+        if path.is_file()
+    }
+    assert {"manifest.json", "signatures/north.dsse.json", IMAGE} <= set(modes)
+    assert len(modes) > verified.files
+    assert set(modes.values()) == {mode}
 
 
 def test_pull_from_http_brings_the_same(web: WebServer, tmp_path: Path, releases: Releases) -> None:

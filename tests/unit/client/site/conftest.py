@@ -132,7 +132,7 @@ class Home:
             site="north",
             keys=self.keys.public,
             members={name: keys.public for name, keys in self.members.items()},
-            cohort={"patients": 12, "scans": 23},
+            cohort={"patients": 12, "scans": None},
             now=self.clock(),
             days=days,
             max_rounds=max_rounds,

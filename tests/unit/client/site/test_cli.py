@@ -16,8 +16,10 @@ from click.testing import CliRunner
 from vitrael.client.site import cli
 from vitrael.client.site.cli import site
 from vitrael.client.site.consent import DEFAULT_DAYS
+from vitrael.client.site.data_cli import cache
 from vitrael.client.site.ingest.told import read_summary
-from vitrael.core.errors import AuthError, ConfigError, ConsentError, StorageError
+from vitrael.core.cli import run
+from vitrael.core.errors import AuthError, ConfigError, ConsentError, StorageError, UsageError
 from vitrael.privacy.keys import KeyPair, fingerprint, load_public_keys, save_roster
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def test_consent_is_asked_for_and_kept(home: Home, study: str) -> None:
     agreed = call("consent", study, "--home", str(home.path), answer="y\n")
     assert agreed.exit_code == 0
     assert home.study.protocol.digest in agreed.stdout
-    assert "12 patients, 23 scans" in agreed.stdout
+    assert "12 patients, scans not told" in agreed.stdout
     for words in (", ".join(home.study.roster.sites), "NOT FOR PUBLICATION", "CC-BY-4.0"):
         assert words in agreed.stdout
     assert [line.event for line in home.lines()] == ["consent"]
@@ -107,16 +109,20 @@ def test_journal_is_shown(home: Home) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--verify",), ("--json",)])
-def test_removed_journal_is_reported(home: Home, options: tuple[str, ...]) -> None:
+def test_removed_journal_is_reported_with_the_remedy(
+    home: Home, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call("journal", "--home", str(home.path), *options).exit_code == 0  # nothing yet
     assert not home.settings.store.exists()
     home.consent()
     assert call("journal", "--home", str(home.path), *options).exit_code == 0
     home.settings.journal.unlink()
     home.settings.journal.with_suffix(".head.json").unlink()
-    told = call("journal", "--home", str(home.path), *options)
-    assert told.exit_code == 1
-    assert "the journal was removed" in told.output
+    capsys.readouterr()
+    assert run(["site", "journal", "--home", str(home.path), *options]) == 1
+    told = "".join(capsys.readouterr())
+    assert "the journal was removed" in told
+    assert "restore journal.jsonl and journal.head.json from a backup" in told
 
 
 @pytest.mark.parametrize("days", ["1e12", "4000000", "inf", "nan", "0", "-1"])
@@ -167,6 +173,35 @@ def test_site_that_is_not_on_its_roster_does_not_start(home: Home, wrong: str) -
     assert not home.settings.store.exists()
 
 
+def test_every_command_takes_the_same_home(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    single = {name: command for name, command in site.commands.items() if name != "cache"}
+    for command in (*single.values(), *cache.commands.values()):
+        (option,) = (each for each in command.params if each.name == "home")
+        assert (option.default, option.envvar) == (Path("vitrael-site"), "VITRAEL_SITE_HOME")
+    monkeypatch.setenv("VITRAEL_SITE_HOME", str(home.path))
+    assert call("journal", "--verify").exit_code == 0
+    monkeypatch.setenv("VITRAEL_SITE_HOME", str(home.path / "elsewhere"))
+    with pytest.raises(UsageError, match="--home"):
+        call("journal", "--verify")
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_consent_writes_one_document_also_when_it_fails(
+    home: Home, study: str, capsys: pytest.CaptureFixture[str], *, is_whole: bool
+) -> None:
+    if not is_whole:
+        home.settings.journal.mkdir()
+    code = run(["site", "consent", study, "--home", str(home.path), "--yes", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert (code, "error" in document) == ((0, False) if is_whole else (1, True))
+
+
+def test_consent_is_told_in_words_before_it_is_asked_for(home: Home, study: str) -> None:
+    asked = call("consent", study, "--home", str(home.path), "--json", answer="n\n")
+    assert (asked.exit_code, asked.stdout) == (1, "")
+    assert "NOT FOR PUBLICATION" in asked.stderr
+
+
 def test_help_promises_no_command_that_is_missing() -> None:
     assert f"{DEFAULT_DAYS} days by default" in call("consent", "--help").output
     said = call("--help").output
@@ -210,21 +245,32 @@ def changed(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("tamper", "fault"),
     [
-        (changed, "line 1: the line was changed\n"),
-        (dropped, "line 3: a line before this one was dropped, moved or changed\n"),
+        (changed, "line 1: the line was changed"),
+        (dropped, "line 3: a line before this one was dropped, moved or changed"),
     ],
 )
 @pytest.mark.parametrize("options", [(), ("--verify",)])
 def test_damaged_journal_tells_its_fault_and_nothing_else(
-    home: Home, tamper: Callable[[bytes], bytes], fault: str, options: tuple[str, ...]
+    home: Home,
+    tamper: Callable[[bytes], bytes],
+    fault: str,
+    options: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for _ in range(4):
         home.consent()
     whole = call("journal", "--home", str(home.path), *options)
     assert (whole.exit_code, "4 lines, 0 bytes" in whole.stdout) == (0, True)
     home.settings.journal.write_bytes(tamper(home.settings.journal.read_bytes()))
-    told = call("journal", "--home", str(home.path), *options)
-    assert (told.exit_code, told.stdout, told.stderr) == (1, "", fault)
+    capsys.readouterr()
+    assert run(["site", "journal", "--home", str(home.path), *options]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"Error: the journal is not whole: {fault}. To do: restore")
+    assert told.err.count("\n") == 1
+    capsys.readouterr()
+    assert run(["site", "run", "--home", str(home.path)]) == 1
+    assert capsys.readouterr().err == told.err
 
 
 @pytest.mark.parametrize("place", ["option", "site.toml"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,10 +12,12 @@ import pytest
 from tests.factories.cohort import write_cohort
 from vitrael.client.site.consent import count_cohort, find_agreement
 from vitrael.client.site.ingest.summary import summarize
-from vitrael.client.site.ingest.told import save_summary
+from vitrael.client.site.ingest.told import TOLD_NAME, read_summary, save_summary
 from vitrael.client.site.store import Store
+from vitrael.core.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import ConsentError, EnvelopeError
+from vitrael.core.messages import Reply
 from vitrael.core.study import Roster
 from vitrael.privacy.keys import KeyPair, PublicKeys
 
@@ -49,7 +52,37 @@ def test_given_consent_covers_its_tasks(home: Home, store: Store) -> None:
 
 
 def test_counts_are_all_that_is_told_of_the_cohort(home: Home) -> None:
-    assert count_cohort(home.settings.cohorts / "main") == {"patients": 12, "scans": 23}
+    assert count_cohort(home.settings.cohorts / "main") == {"patients": 12, "scans": None}
+
+
+def consent_reply(home: Home) -> Reply:
+    reply, _ = home.open(home.steward().answer(home.parcel(home.task({}, stage="consent"), {})))
+    return reply
+
+
+def test_summary_that_leaves_with_a_consent_is_noted_as_told(home: Home) -> None:
+    home.consent()
+    noted = home.settings.cohorts / TOLD_NAME
+    assert not noted.exists()
+    reply = consent_reply(home)
+    summary = read_summary(home.settings.cohorts / "main")
+    assert reply.body["summary"] == summary.model_dump(mode="json")
+    told = json.loads(noted.read_bytes())["told"]
+    assert [(each["cohort"], each["summary"]) for each in told] == [("main", reply.body["summary"])]
+
+
+def test_consent_whose_counts_are_no_longer_those_of_the_cohort_does_not_leave(home: Home) -> None:
+    home.consent()
+    folder = home.settings.cohorts / "main"
+    manifest = read_manifest(folder / MANIFEST_NAME)
+    first = manifest.items[0].subject
+    items = tuple(each for each in manifest.items if each.subject != first)
+    fewer = Manifest(recipe=manifest.recipe, items=items)
+    save_summary(summarize(fewer), fewer, folder)
+    reply = consent_reply(home)
+    assert (reply.status, reply.body) == ("refused", {})
+    assert "changed since the consent" in reply.reason
+    assert not (home.settings.cohorts / TOLD_NAME).exists()
 
 
 def test_few_patients_are_not_counted(home: Home) -> None:

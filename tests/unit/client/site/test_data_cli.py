@@ -114,9 +114,9 @@ def test_partial_intake_ends_with_its_own_code(scans: Path, call: Call) -> None:
     (scans / "notes.txt").touch()
     said = call("ingest", scans, *BRAIN)
     assert said.code == EXIT_PARTIAL
-    assert "left out: 1 files" in said.out
+    assert "left out: 1 file\n" in said.out
     assert "it cannot be used: the file is empty (number 5)" in said.out
-    assert "not for this recipe: 1 files" in said.out
+    assert "not for this recipe: 1 file\n" in said.out
     (scans / "sub-X_T1w.nii.gz").unlink()
     assert call("ingest", scans, *BRAIN).code == EXIT_OK
 
@@ -220,14 +220,29 @@ def test_wrong_options_are_told_before_anything_is_written(
 
 def test_folder_and_home_that_are_none_are_told(scans: Path, tmp_path: Path, call: Call) -> None:
     missing = call("ingest", tmp_path / "nowhere", *BRAIN)
-    assert (missing.code, "cannot be read: it is not a folder" in missing.err) == (1, True)
+    assert (missing.code, "does not exist" in missing.err) == (2, True)
     (tmp_path / "empty").mkdir()
     empty = call("ingest", tmp_path / "empty", *BRAIN, "--json")
     assert (empty.code, empty.document["error"]["kind"]) == (1, "CohortError")
     elsewhere = Call(Home(scans), call._capsys)
-    used = elsewhere("ingest", scans, *BRAIN)
+    used = elsewhere("ingest", tmp_path / "empty", *BRAIN)
     assert (used.code, "is no home of a site" in used.err) == (2, True)
     assert len(files_below(scans)) == 3
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_intake_of_nothing_is_a_failure(
+    options: tuple[str, ...], tmp_path: Path, call: Call
+) -> None:
+    root = tmp_path / "broken"
+    root.mkdir()
+    path = root / ("sub-X_T1w.nii.gz" if not options else "notes.txt")
+    path.touch()
+    said = call("ingest", root, *BRAIN, "--json", *options)
+    assert (said.code, said.document["items"], said.document["digest"]) == (1, 0, "")
+    assert "nothing in the folder could be taken in" in said.err
+    write_brains(root)
+    assert call("ingest", root, *BRAIN, *options).code == (EXIT_OK if options else EXIT_PARTIAL)
 
 
 def test_cohort_of_another_folder_needs_a_word(scans: Path, tmp_path: Path, call: Call) -> None:
@@ -270,11 +285,11 @@ def type_in(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_patient_is_withdrawn_by_name(home: Home, call: Call) -> None:
     before = files_below(home.folder)
     foreseen = call("withdraw", "sub-01", "--dry-run")
-    assert (foreseen.code, foreseen.out) == (0, "1 items in main\n")
+    assert (foreseen.code, foreseen.out) == (0, "1 item in main\n")
     assert files_below(home.folder) == before
     said = call("withdraw", "sub-01", "--yes")
-    assert (said.code, "1 files removed" in said.err) == (0, True)
-    assert "A steward that runs still holds the images" in said.err
+    assert (said.code, "1 file removed" in said.err) == (0, True)
+    assert "cannot be called back" in said.err
     assert home.read_withdrawn() == {pseudonym_of("sub-01", key=KEY)}
     assert len(manifest_of(home).items) == 2
     again = call("withdraw", "sub-01", "--yes", "--json")
@@ -285,6 +300,8 @@ def test_patient_is_withdrawn_by_name(home: Home, call: Call) -> None:
 def test_patient_is_withdrawn_by_a_name_from_a_pipe(
     home: Home, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    type_in("\n", monkeypatch)
+    assert call("withdraw", "-", "--yes", "--json").document["error"]["exit_code"] == 2
     type_in("sub-01\n", monkeypatch)
     said = call("withdraw", "-", "--yes", "--json")
     assert said.document["items"] == 1
@@ -302,6 +319,10 @@ def test_nobody_is_withdrawn_without_a_yes(
         said = call("withdraw", "sub-01")
         assert said.code == 1
         assert "Nothing was done" in said.err
+        type_in(answer, monkeypatch)
+        asked = call("withdraw", "sub-01", "--json")
+        assert "1 item in main" in asked.err, "told before it is asked"
+        assert asked.document["error"]["exit_code"] == 1
     assert files_below(home.folder) == before
 
 
@@ -309,6 +330,7 @@ def test_unknown_patient_and_no_patient_are_told(home: Home, call: Call) -> None
     said = call("withdraw", "nobody", "--dry-run")
     assert "no cohort holds this patient" in said.out
     assert call("withdraw", " ", "--yes").code == 2
+    assert "no cohort holds" in call("withdraw", "\udcfcber", "--dry-run").out, "bytes, no text"
     assert home.read_withdrawn() == frozenset()
     elsewhere = Call(Home(home.folder / "else"), call._capsys)
     for command in (("withdraw", "nobody", "--yes"), ("cache", "ls"), ("cache", "gc")):
@@ -335,12 +357,12 @@ def test_caches_are_listed_and_cleared(home: Home, call: Call) -> None:
     orphan.parent.mkdir(exist_ok=True)
     orphan.write_bytes(bytes(1 << 21))
     assert "2.0 MiB to clear" in call("cache", "ls").out
-    assert call("cache", "gc", "--dry-run").out == "1 files, 2 MiB would be removed\n"
+    assert call("cache", "gc", "--dry-run").out == "1 file, 2.0 MiB would be removed\n"
     assert orphan.exists()
-    assert call("cache", "gc", "--older-than", "5").out == "0 files, 0 MiB removed\n"
+    assert call("cache", "gc", "--older-than", "5").out == "0 files, 0.0 MiB removed\n"
     assert call("cache", "gc", "--json").document == {"files": 1, "bytes": 1 << 21}
     assert not orphan.exists()
-    assert call("cache", "gc", "--older-than", "-1").code == 2
+    assert [call("cache", "gc", "--older-than", days).code for days in ("-1", "nan")] == [2, 2]
 
 
 def test_home_without_a_cohort_says_how_to_make_one(call: Call) -> None:
@@ -355,12 +377,17 @@ def test_copies_are_counted(tmp_path: Path, call: Call) -> None:
     assert (said.code, said.document.keys()) == (0, {"files", "copies", "removed", "left_out"})
     assert [said.document[key] for key in ("files", "copies", "left_out")] == [16, 16, []]
     assert call("deidentify", root, out).code == 2
+    assert "may not lie in the folder" in call("deidentify", root, root / "copies").err
+    assert not (root / "copies").exists()
     write_dicom_echo(root / "echo", 2)
     partly = call("deidentify", root, tmp_path / "more")
     assert partly.code == EXIT_PARTIAL
-    assert "16 copies of 17 files" in partly.out
+    assert "copied: 16 of 17 files" in partly.out
     assert "burned-in text cannot be ruled out" in partly.out
     assert str(root) not in partly.out
+    write_dicom_echo(tmp_path / "us" / "echo", 2)
+    vain = call("deidentify", tmp_path / "us", tmp_path / "vain", "--json")
+    assert (vain.code, vain.document["copies"], "could be copied" in vain.err) == (1, 0, True)
     named = call("deidentify", root, tmp_path / "again", "--paths")
     assert str(root / "echo") in named.out
     (tmp_path / "empty").mkdir()

@@ -15,6 +15,7 @@ from vitrael.client.site.journal import (
     Kept,
     find_loss,
     read_journal,
+    tell_faults,
     verify_journal,
 )
 from vitrael.core.errors import StorageError
@@ -185,6 +186,50 @@ def test_tampered_journal_is_found(
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(tamper(lines)))
     assert verify_journal(journal)[0].line == line
+
+
+def keep_old_head(path: Path, clock: FakeClock) -> None:
+    head = path.with_suffix(".head.json")
+    before = head.read_bytes()
+    for number in range(2):
+        Journal(path, clock=clock).append(Entry(event="sent", round=number))
+    head.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        *(changed, changed_with_its_hash, dropped, reordered, doubled, first_dropped),
+        *(last_dropped, all_dropped, cut, remove, begin_anew, rewrite, keep_old_head),
+    ],
+)
+def test_whoever_finds_a_damaged_journal_says_the_same_and_the_remedy(
+    journal: Path, witness: FakeWitness, clock: FakeClock, tamper: Callable[..., list[bytes]]
+) -> None:
+    kept = witness.head
+    keeper = Journal(journal, clock=clock, witness=witness)
+    keeper.demand_whole()
+    if tamper in {remove, begin_anew, rewrite, keep_old_head}:
+        tamper(*(journal, clock)[: 1 if tamper is remove else 2])
+    else:
+        lines = journal.read_bytes().splitlines(keepends=True)
+        journal.write_bytes(b"".join(tamper(lines)))
+    told = tell_faults(verify_journal(journal, kept=kept)).sentence()
+    assert "To do: restore journal.jsonl and journal.head.json" in told
+    for _ in range(2):  # the first look changes nothing
+        with pytest.raises(StorageError) as caught:
+            keeper.demand_whole()
+        assert caught.value.sentence() == told
+        assert tell_faults(verify_journal(journal, kept=kept)).sentence() == told
+
+
+def test_unfinished_line_is_no_fault_and_is_not_shown(journal: Path, clock: FakeClock) -> None:
+    with journal.open("ab") as file:
+        file.write(b'{"bytes":3,"ev')
+    assert verify_journal(journal) == []
+    assert [line.round for line in read_journal(journal)] == [0, 1, 2, 3]
+    Journal(journal, clock=clock).demand_whole()
+    assert [line.event for line in read_journal(journal)][4:] == ["repaired"]
 
 
 def test_removed_file_and_removed_head_are_found(journal: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from vitrael.client.site.settings import load_settings
 from vitrael.client.site.tasks import SiteContext
-from vitrael.core.errors import AuthError, ConfigError
+from vitrael.core.errors import AuthError, ConfigError, UsageError
 from vitrael.core.study import Performance
 
 if TYPE_CHECKING:
@@ -41,8 +41,21 @@ def test_wrong_document_is_refused_by_its_key(home: Home, text: str, said: str) 
 
 
 def test_missing_home_is_refused(home: Home) -> None:
-    with pytest.raises(ConfigError, match="--home"):
+    with pytest.raises(UsageError, match=r"no home of a site.*--home"):
         load_settings(home.path / "elsewhere")
+
+
+def test_home_without_its_document_is_not_enrolled(home: Home) -> None:
+    (home.path / "site.toml").unlink()
+    with pytest.raises(UsageError, match=r"is not enrolled yet: it holds no site\.toml"):
+        load_settings(home.path)
+
+
+@pytest.mark.parametrize("length", [0, 1, 31, 33])
+def test_split_key_that_is_not_whole_is_refused(home: Home, length: int) -> None:
+    (home.path / "keys" / "split.key").write_bytes(bytes(length))
+    with pytest.raises(AuthError, match=rf"is damaged: it holds {length} bytes.*from a backup"):
+        home.settings.read_split_key()
 
 
 def test_missing_split_key_is_refused(home: Home) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vitrael.client.site.journal import verify_journal
+from vitrael.client.site.steward import open_cohort
 from vitrael.client.site.tasks import TaskResult
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import CohortError, EnvelopeError, StorageError
@@ -292,3 +293,18 @@ def test_context_stays_warm_and_shows_nothing(home: Home) -> None:
     assert seen[0] is seen[1]
     assert repr(seen[0]) == "SiteContext(north)"
     assert (seen[0].device, seen[0].threads, seen[0].study) == ("cpu", 1, home.study)
+
+
+def test_withdrawn_patient_whom_a_cohort_still_holds_is_not_served(home: Home) -> None:
+    """A killed withdrawal has left the manifest, or a backup has brought it back."""
+    assert "p-3" in open_cohort(home.settings, home.study).subjects
+    (home.path / "withdrawn.json").write_text('{"subjects": ["p-99"]}')
+    open_cohort(home.settings, home.study)  # the control: somebody else
+    (home.path / "withdrawn.json").write_text('{"subjects": ["p-3", "p-99"]}')
+    with pytest.raises(CohortError, match="take its folder in again") as caught:
+        open_cohort(home.settings, home.study)
+    for word in ("p-3", "withdr", "patient"):  # a site may send the sentence
+        assert word not in caught.value.sentence()
+    (home.path / "withdrawn.json").write_text("{")
+    with pytest.raises(CohortError, match="cannot be read"):
+        open_cohort(home.settings, home.study)

@@ -16,7 +16,15 @@ import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrael.core.data.cache import decode, open_shard, pack_arrays, verify_shard, write_shard
+from vitrael.core.data import cache
+from vitrael.core.data.cache import (
+    decode,
+    open_shard,
+    pack_arrays,
+    verify_shard,
+    write_private,
+    write_shard,
+)
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import CohortError, StorageError
 from vitrael.core.rng import stream
@@ -168,6 +176,30 @@ def test_array_without_a_plain_name_is_refused(name: str) -> None:
         pack_arrays({name: image(2)}, store="int16")
     with pytest.raises(CohortError, match="plain name"):
         pack_arrays({}, store="int16")
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("ab/abcd.safetensors", "a prepared item"),
+        ("p-01/1.2.826.dcm", "a de-identified copy"),
+        ("keys/split.key", "split.key"),
+        ("withdrawn.json", "withdrawn.json"),
+    ],
+)
+def test_what_cannot_be_written_is_called_by_what_it_is(
+    name: str, called: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(cache, "write_atomically", refuse)
+    with pytest.raises(StorageError) as caught:
+        write_private(tmp_path / name, b"secret")
+    assert caught.value.what == f"{called} cannot be read or written"
+    assert "let this user read and write there" in caught.value.fix
+    assert "make room" not in caught.value.sentence()
+    assert str(tmp_path) not in caught.value.sentence()
 
 
 def test_full_disk_is_told_and_leaves_nothing_behind(tmp_path: Path) -> None:

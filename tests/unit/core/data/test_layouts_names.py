@@ -11,6 +11,7 @@ from vitrael.core.data.layouts.names import (
     OTHER_MASK,
     contrast_word,
     plain_name,
+    read_entities,
     read_name,
 )
 
@@ -109,3 +110,27 @@ def test_plain_names_stay_different_and_hold_no_formula() -> None:
     assert len(set(plain)) == len(names)
     assert all(text.isprintable() and text[0] not in "=+-@" for text in plain)
     assert plain_name("a\u0308") == "ä"
+
+
+UNCLEAR = [
+    "sub-01/anat/sub-02_T1w",
+    "sub-01/ses-1/anat/sub-01_ses-2_T1w",
+    "sub-patient_01_T1w",
+    "sub-north-001_T1w",
+    "sub-jörg_T1w",
+    "sub-anna lena_T1w",
+    "sub-01_ses-2020-01-02_T1w",
+]
+CLEAR = [
+    "sub-01/ses-1/anat/sub-01_ses-1_run-2_T1w",
+    "sub-01/anat/sub-01_acq-a_T1w_2mm",
+    "x_sub-7_T1w",
+    "p1/T1_01",
+    "sub-01/T1",
+]
+
+
+@pytest.mark.parametrize("path", [*UNCLEAR, *CLEAR])
+def test_name_that_bids_does_not_allow_is_not_clear(path: str) -> None:
+    inside = PurePath(f"{path}.nii.gz")
+    assert read_name(inside).is_clear == read_entities(inside).is_clear == (path in CLEAR)

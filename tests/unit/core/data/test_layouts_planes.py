@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.factories.folders import find, only, partial, plant, reasons, visits
+from vitrael.core.data.layouts.classes import is_class
+from vitrael.core.data.layouts.facts import IMPOSSIBLE_EF
 from vitrael.core.data.layouts.planes import MASK, UNCLEAR_FOLDER
 from vitrael.core.data.layouts.rows import AMBIGUOUS, NOT_LISTED
 from vitrael.core.errors import CohortError
@@ -37,10 +39,26 @@ def test_list_of_echo_videos_gives_volumes_and_each_file_a_patient(tmp_path: Pat
         "edv_ml": 68.8,
     }
     assert found.sources[0].images == {"image": (tmp_path / "Videos/0X1A.avi",)}
-    assert partial(found) == {"EF is outside 0 to 1": 1}
+    assert partial(found) == {IMPOSSIBLE_EF: 1}
     assert reasons(found)["a table that is not used"] == 1
     assert found.tables == (tmp_path / "FileList.csv",)
     assert found.notes == (f"{ALONE}: 2",)
+
+
+def test_bids_names_tell_the_patients_of_a_table_without_a_column_for_them(tmp_path: Path) -> None:
+    plant(tmp_path, "sub-1_ses-2_a4c.avi", "sub-1_ses-2_a2c.avi", "x.avi")
+    (tmp_path / "FileList.csv").write_text(
+        "FileName,EF\nsub-1_ses-2_a4c,55\nsub-1_ses-2_a2c,50\nx,60\n"
+    )
+    (tmp_path / "participants.tsv").write_text("participant_id\tsex\nsub-1\tf\n")
+    found = find(tmp_path, "echo-apical")
+    assert visits(found) == [("sub-1", "2"), ("sub-1", "2"), ("x", "1")]
+    assert [dict(source.covariates) for source in found.sources] == [
+        {"sex": 0.0, "ef_frac": 0.5},
+        {"sex": 0.0, "ef_frac": 0.55},
+        {"ef_frac": 0.6},
+    ]
+    assert found.notes == (f"{ALONE}: 1",)
 
 
 def test_column_of_patients_keeps_their_videos_together(tmp_path: Path) -> None:
@@ -98,7 +116,7 @@ def test_table_of_pictures_names_patients_and_files_by_parts_of_their_names(
         {"projection": "pa"},
     ]
     assert found.sources[1].covariates == {"age_years": 61.0, "sex": 1.0}
-    assert found.notes == ("labels with signs that a label may not have, dropped: 1",)
+    assert [note.startswith("labels of the column projection") for note in found.notes] == [True]
     assert not partial(found)
 
 
@@ -124,7 +142,8 @@ def test_name_that_two_files_have_is_given_to_neither(tmp_path: Path) -> None:
 
 
 def test_table_that_names_no_image_is_not_used(tmp_path: Path) -> None:
-    plant(tmp_path, "a.png", "b.png", "notes.tsv")
+    plant(tmp_path, "a.png", "b.png")
+    (tmp_path / "notes.tsv").write_text("date\tnote\n1\tx\n")
     (tmp_path / "prices.csv").write_text("file,label\nz.png,x\n")
     found = find(tmp_path, "image-2d")
     assert found.tables == ()
@@ -158,8 +177,8 @@ def test_damaged_table_of_pictures_is_refused(tmp_path: Path) -> None:
 
 
 def test_folder_of_each_class_is_its_label(tmp_path: Path) -> None:
-    plant(tmp_path, "Hand/0.jpeg", "Hand/1.jpeg", "CXR/0.jpeg", "CXR/1.jpeg", "a b;c/0.png")
-    plant(tmp_path, "a b;c/1.png")
+    plant(tmp_path, "Hand/0.jpeg", "Hand/1.jpeg", "CXR/0.jpeg", "CXR/1.jpeg")
+    plant(tmp_path, "no;tumor/0.png", "no;tumor/1.png")
     found = find(tmp_path, "image-2d")
     assert len({source.subject for source in found.sources}) == 6
     labels = [source.labels.get("label") for source in found.sources]
@@ -190,11 +209,65 @@ def test_folders_that_may_be_patients_are_left_out(tmp_path: Path, folders: tupl
     assert partial(found) == {UNCLEAR_FOLDER: 2 * len(folders)}
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["AbdomenCT", "CXR", "no-fracture", "Grade 2", "COVID-19", "NORMAL", "A4C", "viral_pneumonia"],
+)
+def test_name_of_known_words_is_a_class(name: str) -> None:
+    assert is_class(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["anna", "Hand Anna", "7", "hand 7", "Grade 123", "no", "", "mueller_knee", "Zoë", "p1"]
+)
+def test_name_of_other_words_may_be_a_patient(name: str) -> None:
+    assert not is_class(name)
+
+
+def test_names_of_persons_become_no_labels(tmp_path: Path) -> None:
+    plant(tmp_path, *(f"{name}/{n}.png" for name in ("anna", "bert") for n in range(12)))
+    found = find(tmp_path, "image-2d")
+    assert (found.sources, partial(found)) == ((), {UNCLEAR_FOLDER: 24})
+    rows = "".join(f"{name}/{n}.png,{name}\n" for name in ("anna", "bert") for n in range(12))
+    (tmp_path / "index.csv").write_text(f"path,subject\n{rows}")
+    found = find(tmp_path, "image-2d")
+    assert {source.subject for source in found.sources} == {"anna", "bert"}
+    assert not any(source.labels for source in found.sources)
+
+
+def test_folders_of_one_name_in_those_of_patients_make_no_patients(tmp_path: Path) -> None:
+    plant(tmp_path, *(f"train/p{patient}/study1/{n}.png" for patient in (1, 2) for n in (1, 2)))
+    found = find(tmp_path, "xray-2d")
+    assert (found.sources, partial(found)) == ((), {UNCLEAR_FOLDER: 4})
+    plant(
+        tmp_path / "x",
+        *(
+            f"{s}/{c}/{n}.png"
+            for s in ("train", "test")
+            for c in ("normal", "mass")
+            for n in (1, 2)
+        ),
+    )
+    found = find(tmp_path / "x", "xray-2d")
+    assert (
+        sorted(source.labels["label"] for source in found.sources) == ["mass"] * 4 + ["normal"] * 4
+    )
+    plant(tmp_path / "z", *(f"anna/{name}{n}.png" for name in ("", "hand/") for n in (1, 2)))
+    labels = [source.labels.get("label") for source in find(tmp_path / "z", "xray-2d").sources]
+    assert sorted(labels, key=str) == [None, None, "hand", "hand"]
+    plant(tmp_path / "y", "photos/anna/1.png", "photos/anna/2.png")  # one folder parts nobody
+    assert len(find(tmp_path / "y", "xray-2d").sources) == 2
+
+
 def test_one_picture_a_folder_makes_no_classes(tmp_path: Path) -> None:
     plant(tmp_path, "doe/1.png", "roe/1.png")
     assert partial(find(tmp_path, "image-2d")) == {UNCLEAR_FOLDER: 2}
     plant(tmp_path, "doe/2.png", "roe/2.png")
-    assert len(find(tmp_path, "image-2d").sources) == 4
+    assert partial(find(tmp_path, "image-2d")) == {UNCLEAR_FOLDER: 4}
+    plant(tmp_path / "x", *(f"{name}/{n}.png" for name in ("knee", "hip") for n in (1, 2)))
+    assert len(find(tmp_path / "x", "image-2d").sources) == 4
+    (tmp_path / "x/hip/2.png").unlink()
+    assert partial(find(tmp_path / "x", "image-2d")) == {UNCLEAR_FOLDER: 3}
 
 
 def test_bids_names_tell_patients_and_participants_their_facts(tmp_path: Path) -> None:

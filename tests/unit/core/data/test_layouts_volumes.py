@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.factories.folders import find, only, partial, plant, reasons, visits
+from vitrael.core.data.layouts.find import ALIKE
 from vitrael.core.data.layouts.masks import NO_IMAGE, SEVERAL, UNFIT, UNUSED
+from vitrael.core.data.layouts.names import UNCLEAR_NAME
 from vitrael.core.data.layouts.rows import NOT_LISTED
 from vitrael.core.data.layouts.volumes import NO_CONTRAST, NOT_PLAIN, PROCESSED, SECOND
 from vitrael.core.errors import CohortError
@@ -98,13 +100,6 @@ def test_index_that_lacks_a_column_is_refused(tmp_path: Path) -> None:
     assert visits(find(tmp_path)) == [("jane", "1")]
 
 
-def test_participants_without_their_column_are_refused(tmp_path: Path) -> None:
-    plant(tmp_path, "sub-1_T1w.nii.gz")
-    (tmp_path / "participants.tsv").write_text("name\tage\nsub-1\t40\n")
-    with pytest.raises(CohortError, match="lacks the column participant_id"):
-        find(tmp_path)
-
-
 def test_blank_cell_erases_nothing_that_another_table_says(tmp_path: Path) -> None:
     plant(tmp_path, "sub-01_T1w.nii")
     (tmp_path / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t44\tF\n")
@@ -140,6 +135,31 @@ def test_file_name_that_does_not_tell_the_patient_is_refused(tmp_path: Path, cas
     assert not any(
         name in str(caught.value) for name in ("T1_a", "001", "jane", "p0", "p1", "valley")
     )
+
+
+@pytest.mark.parametrize("recipe", ["brain-t1", "image-2d"])
+def test_bids_name_that_does_not_end_where_bids_ends_it_merges_nobody(
+    tmp_path: Path, recipe: str
+) -> None:
+    ending = ".nii" if recipe == "brain-t1" else ".png"
+    plant(tmp_path, *(f"sub-patient_0{n}_T1w{ending}" for n in (1, 2)))
+    plant(tmp_path, f"sub-3/sub-4_T1w{ending}", f"sub-5/sub-5_T1w{ending}")
+    found = find(tmp_path, recipe)
+    assert visits(found) == [("sub-5", "1")]
+    assert partial(found) == {UNCLEAR_NAME: 3}
+    rows = [(f"sub-patient_0{n}_T1w{ending}", f"p{n}") for n in (1, 2)]
+    rows += [(f"sub-3/sub-4_T1w{ending}", "p4")]
+    (tmp_path / "index.csv").write_text("path,subject\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    assert sorted(visits(find(tmp_path, recipe))) == [("p1", "1"), ("p2", "1"), ("p4", "1")]
+
+
+def test_names_that_may_be_two_spellings_of_one_are_counted(tmp_path: Path) -> None:
+    plant(tmp_path, "sub-01_T1w.nii", "sub-1_T1w.nii", "P7_T1.nii", "p7_T1.nii", "p10_T1.nii")
+    found = find(tmp_path)
+    assert len(found.sources) == 5
+    assert found.notes == (f"{ALIKE}: 4",)
+    plant(tmp_path / "x", "sub-10_T1w.nii", "sub-1_T1w.nii", "sub-100_T1w.nii", "sub-101_T1w.nii")
+    assert find(tmp_path / "x").notes == ()  # control
 
 
 def test_index_or_bids_name_tells_apart_what_the_file_name_does_not(tmp_path: Path) -> None:

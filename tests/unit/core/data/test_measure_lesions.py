@@ -66,6 +66,13 @@ def test_gain_and_receive_field_do_not_matter() -> None:
     np.testing.assert_allclose(uneven, plain, rtol=0.15)
 
 
+def test_stored_whole_numbers_measure_as_what_they_stand_for() -> None:
+    images, truth = cohort("plain")
+    some = np.round(60 * images[truth > 5][:3])
+    as_stored = measure_lesions(some.astype(np.int16), AFFINE)
+    np.testing.assert_array_equal(as_stored, measure_lesions(some, AFFINE))
+
+
 def test_image_without_a_brain_has_no_load() -> None:
     assert measure_lesions(np.zeros((2, 1, 8, 8, 8), np.float32), AFFINE).tolist() == [0, 0]
     assert measure_lesions(np.zeros((0, 1, 8, 8, 8), np.float32), AFFINE).shape == (0,)

@@ -17,6 +17,7 @@ from vitrael.core.data.morphology import (
     largest_piece,
     middle_of,
     open_mask,
+    what_is_marked,
 )
 from vitrael.core.rng import stream
 
@@ -119,3 +120,13 @@ def test_largest_piece_is_kept_alone() -> None:
     two[:2, :2, :2] = True
     two[5:, 5:, 5:] = True
     assert np.array_equal(largest_piece(two), two & (np.arange(9) > 4))
+
+
+def test_every_label_of_a_mask_is_marked_and_of_shares_what_is_above_half() -> None:
+    labels = np.array([0, 1, 2, 4, 0, 4], dtype=np.float32).reshape(1, 2, 3)
+    assert what_is_marked(labels).ravel().tolist() == [False, True, True, True, False, True]
+    assert what_is_marked(labels * 255).sum() == 4
+    shares = np.array([0, 0.2, 0.49, 0.51, 0.9, 1.0], dtype=np.float32).reshape(1, 2, 3)
+    assert what_is_marked(shares).ravel().tolist() == [False, False, False, True, True, True]
+    resampled = np.arange(256, dtype=np.float32).reshape(4, 8, 8)  # a mask of 255 with soft edges
+    assert what_is_marked(resampled).sum() == 128

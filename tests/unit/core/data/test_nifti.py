@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nibabel import orientations
+from nibabel.spatialimages import HeaderDataError
 
 from vitrael.core.data.nifti import read_mask, read_nifti, write_nifti
 from vitrael.core.data.scan import Scan
@@ -197,10 +199,9 @@ def test_truncated_file_is_refused(tmp_path: Path, name: str, keep_frac: float) 
     assert "file" in refusal(path)
 
 
-def test_empty_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
+def test_empty_and_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.nii.gz").touch()
     assert "empty" in refusal(tmp_path / "empty.nii.gz")
-    assert "cannot be opened" in refusal(tmp_path / "missing.nii.gz")
     for name in ("text.nii", "text.nii.gz"):
         (tmp_path / name).write_text("no image at all\n" * 100)
         assert "NIfTI" in refusal(tmp_path / name)
@@ -213,6 +214,107 @@ def test_absurd_header_size_is_refused_before_memory_is_taken(tmp_path: Path, si
     path = tmp_path / "huge.nii.gz"
     path.write_bytes(gzip.compress(bytes(raw)))
     assert "absurd image size" in refusal(path) or "cut short" in refusal(path)
+
+
+def test_content_and_not_the_name_tells_whether_a_file_is_packed(tmp_path: Path) -> None:
+    plain = save(tmp_path / "a.nii", np.sin(voxels())).read_bytes()
+    packed = save(tmp_path / "a.nii.gz", np.sin(voxels())).read_bytes()
+    for name, data in (("b.NII.GZ", packed), ("c.nii", packed), ("d.nii.gz", plain)):
+        (tmp_path / name).write_bytes(data)
+        scan = read_nifti(tmp_path / name)
+        assert np.array_equal(scan.image_CDHW, read_nifti(tmp_path / "a.nii").image_CDHW)
+
+
+def test_packed_voxels_with_a_wrong_check_sum_are_refused(tmp_path: Path) -> None:
+    plain = save(tmp_path / "scan.nii", voxels()).read_bytes()
+    packed = bytearray(gzip.compress(plain, compresslevel=0))  # its bytes stand there as they are
+    place = packed.find(plain[360:480]) + 6
+    packed[place] ^= 0x40
+    (tmp_path / "scan.nii.gz").write_bytes(bytes(packed))
+    assert "cut short or damaged" in refusal(tmp_path / "scan.nii.gz")
+    assert len(gzip.GzipFile(tmp_path / "scan.nii.gz").read(len(plain))) == len(plain)  # control
+
+
+def test_far_more_than_the_header_tells_is_refused(tmp_path: Path) -> None:
+    plain = save(tmp_path / "scan.nii", voxels()).read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(plain + bytes(1 << 25)))
+    assert "cut short or damaged" in refusal(tmp_path / "a.nii.gz")
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(plain + bytes(1 << 10)))
+    assert np.array_equal(
+        read_nifti(tmp_path / "b.nii.gz").image_CDHW, read_nifti(tmp_path / "scan.nii").image_CDHW
+    )
+
+
+@pytest.mark.parametrize("mirrored", [0, 1, 2])
+def test_forms_that_mirror_each_other_are_refused(tmp_path: Path, mirrored: int) -> None:
+    path = tmp_path / "scan.nii"
+    image = nib.Nifti1Image(voxels(), SCANNER)
+    flip = np.eye(4)
+    flip[mirrored, mirrored] = -1
+    for form, code, told in (
+        (SCANNER @ flip, 1, "left and right are not clear"),
+        (SCANNER @ flip, 0, ""),  # control: it does not count
+        (np.diag([1.0, 1, 1, 1]) @ SCANNER, 2, ""),
+    ):
+        image.set_sform(SCANNER, 1)
+        image.set_qform(form, code, strip_shears=True)
+        nib.save(image, path)
+        if told:
+            assert told in refusal(path)
+        else:
+            assert nib.aff2axcodes(read_nifti(path).affine) == ("R", "A", "S")
+
+
+@pytest.mark.parametrize("endian", ["<", ">"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int64", "float64"])
+def test_every_byte_order_version_and_type_reads_alike(
+    tmp_path: Path, endian: str, kind: type[nib.Nifti1Image], dtype: str
+) -> None:
+    array = (voxels() / 2).astype(dtype)
+    header = kind.header_class(endianness=endian)
+    nib.save(kind(array, SCANNER, header, dtype=dtype), tmp_path / "scan.nii.gz")
+    stored = nib.load(tmp_path / "scan.nii.gz")
+    assert isinstance(stored, kind)
+    assert stored.header.endianness == endian
+    expected = save(tmp_path / "same.nii", array.astype(np.float32))
+    scan = read_nifti(tmp_path / "scan.nii.gz")
+    assert np.array_equal(scan.image_CDHW, read_nifti(expected).image_CDHW)
+
+
+def test_damaged_header_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = save(tmp_path / "scan.nii", voxels()).read_bytes()
+    for place, value in (
+        (40, b"\x09\0"),
+        (70, b"\xd2\x04"),
+        (76, bytes(16)),
+        (108, b"\0\0\xc8\xc3"),
+    ):
+        path = tmp_path / "damaged.nii"
+        path.write_bytes(whole[:place] + value + whole[place + len(value) :])
+        with suppress(ScanError):
+            read_nifti(path)
+    assert not caplog.records
+    with suppress(HeaderDataError):
+        nib.load(path)
+    assert caplog.records  # control: the library does tell
+
+
+@pytest.mark.parametrize("value", [3.0, np.inf])
+def test_rotation_that_is_none_is_refused_unless_another_form_counts(
+    tmp_path: Path, value: float
+) -> None:
+    image = nib.Nifti1Image(voxels(), np.diag([2.0, 2, 2, 1]))
+    image.set_qform(image.affine, 1)
+    for code, told in ((0, "no rotation"), (1, "")):
+        image.set_sform(image.affine, code)
+        raw = bytearray(image.to_bytes())
+        raw[256:260] = np.array([value], "<f4").tobytes()
+        (tmp_path / "scan.nii").write_bytes(bytes(raw))
+        if told:
+            assert told in refusal(tmp_path / "scan.nii")
+        else:
+            assert read_nifti(tmp_path / "scan.nii").image_CDHW.shape == (1, *SHAPE)
 
 
 @given(st.integers(0, 351), st.integers(0, 255))

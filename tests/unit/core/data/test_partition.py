@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -194,6 +195,64 @@ def test_files_are_copied_where_the_disk_has_no_links(
     write_site_folder(find(tmp_path / "in").sources, tmp_path / "out")
     assert (tmp_path / "out/0001.nii").read_text() == "a.nii"
     assert not (tmp_path / "out/0001.nii").samefile(tmp_path / "in/a.nii")
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_real_scans_are_no_more_open_than_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_links: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    plant(tmp_path, "in/a_T1w.nii", *(f"in/sub-2_{name}.nii" for name in ("T1w", "brain_mask")))
+    for path in (tmp_path / "in").iterdir():
+        path.chmod(0o600)
+    before = os.umask(0o022)
+    try:
+        if not has_links:
+            monkeypatch.setattr(os, "link", refuse)
+        write_site_folder(find(tmp_path / "in").sources, tmp_path / "all" / "out")
+        (tmp_path / "habit").write_text("")
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "all").rglob("*")}
+    assert len(modes) == 6
+    assert set(modes.values()) == {0o700, 0o600}
+    assert stat.S_IMODE((tmp_path / "habit").stat().st_mode) == 0o644, "control"
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_folder_whose_writing_was_killed_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_links: bool
+) -> None:
+    plant(tmp_path, "in/a.nii", *(f"in/sub-2_{name}.nii" for name in ("T1w", "brain_mask")))
+    fill(tmp_path / "in")
+    sources = find(tmp_path / "in").sources
+    write_site_folder(sources, tmp_path / "whole")
+    left = 2
+
+    def link(path: Path, target: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            target.write_bytes(b"half")
+            raise KeyboardInterrupt
+        target.hardlink_to(path) if has_links else target.write_bytes(path.read_bytes())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", link)
+        with pytest.raises(KeyboardInterrupt):
+            write_site_folder(sources, tmp_path / "out")
+    assert not (tmp_path / "out/index.csv").exists(), "control: it was killed"
+    write_site_folder(sources, tmp_path / "out")
+    write_site_folder(sources, tmp_path / "out")
+    whole, again = (
+        {path.relative_to(top): path.read_bytes() for path in top.rglob("*") if path.is_file()}
+        for top in (tmp_path / "whole", tmp_path / "out")
+    )
+    assert again == whole
+    with pytest.raises(CohortError, match="is not empty"):
+        write_site_folder(sources[:1], tmp_path / "out")
 
 
 def test_filled_folder_and_lost_file_are_refused_without_a_name(tmp_path: Path) -> None:

@@ -113,10 +113,11 @@ def test_contrasts_of_other_grids_are_stacked_on_one(make_brain: MakeBrain) -> N
     first = make_brain(shape=(64, 72, 64), spacing=3.0)
     flair = make_brain(shape=(48, 50, 40), spacing=4.5, gain=300)
     flair = Scan(flair.image_CDHW, flair.affine, "FLAIR")
-    image_CDHW, affine, _ = prepare_contrasts([first, flair], (40, 48, 40), 5.0)
+    image_CDHW, affine, _, cut_frac = prepare_contrasts([first, flair], (40, 48, 40), 5.0)
     assert image_CDHW.shape == (2, 40, 48, 40)
     assert np.abs(image_CDHW[0] - image_CDHW[1]).mean() < 0.03
     assert np.array_equal(affine[:3, :3], np.diag([5.0] * 3))
+    assert cut_frac < 0.001
 
 
 def test_lesion_counts_where_it_fills_half_a_voxel_of_the_brain() -> None:

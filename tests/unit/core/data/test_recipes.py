@@ -53,10 +53,18 @@ def world_of(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     return (affine[:3, :3] @ index + affine[:3, 3:]).reshape(3, *shape)
 
 
-def marked_brain(spacing: tuple[float, float, float], modality: str = "T1w") -> Scan:
+def upright(spacing: tuple[float, float, float], shape: tuple[int, int, int]) -> np.ndarray:
+    affine = np.diag([-spacing[0], spacing[1], spacing[2], 1.0])
+    affine[:3, 3] = np.array([3.0, -5, 4]) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+def marked_brain(
+    spacing: tuple[float, float, float], modality: str = "T1w", *, turned: bool = True
+) -> Scan:
     """Return an ellipsoid of 1250 ml with a bright ball of 18 mm around the landmark."""
     x, y, z = (round(240 / size) for size in spacing)
-    affine = oblique(spacing, (x, y, z))
+    affine = (oblique if turned else upright)(spacing, (x, y, z))
     world = world_of(affine, (x, y, z))
     axes = np.array([62.0, 80, 60]).reshape(3, 1, 1, 1)
     image = 0.5 * (((world - np.reshape([3, -5, 4], (3, 1, 1, 1))) / axes) ** 2).sum(0).__lt__(1)
@@ -131,6 +139,31 @@ def test_every_recipe_gives_what_it_promises(
     assert not any(letter.isdigit() for note in made.notes for letter in note)
 
 
+FROZEN: dict[str, tuple[str, tuple[float, float], tuple[float, float, float], float]] = {
+    "brain-t1": ("ccf9fb08bad30689", (0.0717, 0.1755), (-91.0, -123.0, -90.0), 4.0),
+    "brain-lesion": ("02cc1d296d12137b", (0.0714, 0.1752), (-91.0, -123.0, -90.0), 4.0),
+    "echo-apical": ("49daf1fe780980ed", (36.9805, 35.1873), (18.5156, 20.5156, 0), 0.53125),
+    "xray-2d": ("5002e73cc97101b8", (0.0953, 0.1029), (-0.0672, -18.1172, 0), 0.265625),
+    "image-2d": ("d15b626a356f4fae", (0.0770, 0.0968), (2.15625, -67.84375, 0), 5.3125),
+}
+"""Of version 1: the digest of its settings; of its example: mean and deviation, origin, step."""
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_of_one_version_gives_what_it_always_gave(
+    name: RecipeName, prepared: dict[RecipeName, Prepared]
+) -> None:
+    """Whoever must change these numbers must change the version: cohorts were made by it."""
+    digest, spread, origin, step = FROZEN[name]
+    assert RECIPES[name].settings.version == 1
+    assert settings_for(name).digest.startswith(f"sha256:{digest}")
+    made = prepared[name]
+    image = made.arrays["image"].astype(float)
+    assert (image.mean(), image.std()) == pytest.approx(spread, rel=2e-3)
+    assert tuple(made.affine[:3, 3]) == pytest.approx(origin, abs=1e-3)
+    assert made.affine[0, 0] == pytest.approx(step)
+
+
 @pytest.mark.parametrize("name", ["brain-t1", "brain-lesion"])
 def test_landmark_of_an_oblique_scan_keeps_its_place(
     name: RecipeName, prepared: dict[RecipeName, Prepared]
@@ -197,6 +230,18 @@ def test_recipe_of_a_study_does_what_the_study_path_does(data: Data, make_brain:
     assert made.measured["ventricle_ml"] == pytest.approx(30, rel=0.5)
 
 
+@pytest.mark.parametrize("name", ["brain-t1", "brain-lesion"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_share_of_the_brain_outside_the_grid_is_told(name: RecipeName, *, turned: bool) -> None:
+    scan = marked_brain((3.0, 3.2, 1.5), turned=turned)
+    images = {each: Scan(scan.image_CDHW, scan.affine, each) for each in ("T1w", "T2w", "FLAIR")}
+    given = RecipeInput({each: images[each] for each in RECIPES[name].images})
+    whole = prepare(given, settings_for(name, grid_vox=(34, 42, 32), spacing_mm=4.0))
+    assert whole.cut_frac < 0.001
+    cut = prepare(given, settings_for(name, grid_vox=(34, 42, 15), spacing_mm=4.0))
+    assert cut.cut_frac == pytest.approx(1 - (1.5 - 0.5 * 0.5**2) * 0.5, abs=0.03)
+
+
 def test_head_leaves_no_face_in_any_contrast() -> None:
     head = phantom_head(1)
     flair = Scan(head.scan.image_CDHW * np.float32(3), head.scan.affine, "FLAIR")
@@ -219,6 +264,7 @@ def test_lesion_mask_lies_on_the_image_and_is_measured() -> None:
     assert np.abs(centre_of(mask_DHW, made.affine) - LANDMARK_MM).max() < 2
     assert made.measured["lesion_ml"] == pytest.approx(4 / 3 * np.pi * 1.8**3, rel=0.1)
     assert "lesion_ml" not in prepare(given, settings).measured
+    assert "lesion_ml" in RECIPES["brain-lesion"].covariates, "a visit without a mask must be told"
 
 
 def test_patient_without_a_lesion_has_an_empty_mask() -> None:

@@ -44,6 +44,7 @@ EXPORTS = {
     "lines of an old Macintosh": PLAIN.replace("\n", "\r").encode(),
     "no last end of line": PLAIN.rstrip().encode(),
     "blank lines": PLAIN.replace("\n", "\n\n").encode(),
+    "blank lines before the header": b"\n \n" + PLAIN.encode(),
     "the separator said first": b"sep=;\r\n" + PLAIN.replace(",", ";").encode(),
     "white space": PLAIN.replace(",", " , ").encode(),
     "everything quoted": '"path","subject","note"\n"a.png","Jörg","ok"\n'.encode()

@@ -23,6 +23,7 @@ def test_cuda_that_is_absent_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(ConfigError, match="no CUDA device") as caught:
         prepare_compute(device="cuda", threads=1, bf16="auto")
     assert 'performance.device = "cpu"' in caught.value.fix
+    assert "--device cpu" in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ def test_participants_who_cannot_be_cost_their_own_scans(tmp_path: Path) -> None
     (root / "participants.tsv").write_text("\n".join([*rows, "sub-02\t44\t60", ""]))
     report = take_in(root, home)
     assert (report.items, report.is_partial) == (3, True)
-    assert refused(report) == {"its ejection fraction in the table is not between 0 and 1": 1}
-    assert "ejection fraction" in reason_of(report, paths[0])
+    assert refused(report) == {IMPOSSIBLE_EF: 1}
+    assert reason_of(report, paths[0]) == IMPOSSIBLE_EF
     ages = {item.subject: item.covariates.get("age_years") for item in manifest_of(home).items}
     assert ages[pseudonym_of("sub-02", key=KEY)] == 44.0
     assert ages[pseudonym_of("sub-01", key=KEY)] is None, "a formula is not believed"
@@ -217,6 +217,7 @@ def test_mess_of_a_hospital_spoils_no_good_image(
     write_hospital(root, order_hospital(kind, form, patients=3, seed=5, **sizes))
     clean = take_in(root, home, settings)
     assert (clean.items, refused(clean)) == (3, {})
+    assert "cut-brain" not in {finding.check for finding in clean.findings}
     good = {(item.subject, item.digest) for item in manifest_of(home).items}
     planted = plant_mess(root, kind=kind, seed=5)
     other = make_home(tmp_path / "messy")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom import dcmread
+from pydicom import dcmread, uid
 from pydicom.dataset import Dataset as DicomHeader
 
 from tests.factories.dicom import edit_file
@@ -31,11 +34,17 @@ from vitrael.client.site.ingest.dicom_copies import (
     CopyReport,
     copy_folder,
 )
-from vitrael.client.site.ingest.dicom_folder import EMPTY
+from vitrael.client.site.ingest.dicom_folder import (
+    EMPTY,
+    NO_IMAGE,
+    NO_PATIENT,
+    HeaderJob,
+    read_headers,
+)
 from vitrael.core.data.dicom.read import read_volume
 from vitrael.core.data.manifest import pseudonym_of
 from vitrael.core.data.walk import BROKEN_LINK
-from vitrael.core.errors import CohortError, DataError, StorageError, UsageError
+from vitrael.core.errors import CohortError, ConfigError, DataError, StorageError, UsageError
 
 REGION = (0, 8, 31, 31)
 
@@ -158,6 +167,123 @@ def test_what_cannot_be_copied_is_told(tmp_path: Path) -> None:
     assert list((tmp_path / "copies").rglob(".partial-*")) == []
 
 
+def test_objects_without_pixels_are_told_and_nothing_is_missing(tmp_path: Path) -> None:
+    root = tmp_path / "scans"
+    paths = write_slices(root, 1)
+
+    def without_pixels(sop_class: str) -> Callable[[DicomHeader], None]:
+        def edit(header: DicomHeader) -> None:
+            del header.PixelData, header.Rows, header.Columns
+            header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = sop_class
+            header.TextValue = "Frau Amendoeira"
+
+        return edit
+
+    classes = {"index": uid.MediaStorageDirectoryStorage, "report": uid.BasicTextSRStorage}
+    for name, sop_class in classes.items():
+        edit_file(paths[0], without_pixels(sop_class), to=root / name)
+    edit_file(paths[0], lambda header: delattr(header, "PixelData"), to=root / "bare")
+    whole = paths[1].read_bytes()
+    (root / "cut").write_bytes(whole[: whole.index(b"VX-") + 1])
+    report = copy(root, tmp_path / "copies")
+    assert report.copies == 16
+    told = reasons(report)
+    assert told.pop("bare").startswith("the pixels cannot be decoded")
+    assert told == {"index": NO_IMAGE, "report": NO_IMAGE, "cut": "its header is cut short"}
+    assert partial(report) == {"bare", "cut"}
+
+
+PATIENT_IDS = [
+    # character set, bytes of the Patient ID, the text that they are
+    ("ISO_IR 100", b"Zw\xf6lf", "Zw\xf6lf"),
+    ("ISO_IR 192", b"Zw\xc3\xb6lf", "Zw\xf6lf"),
+    ("ISO_IR 144", "Иванов".encode("iso8859-5"), "Иванов"),
+    ("ISO 2022 IR 13\\ISO 2022 IR 87", b"\xd4\xcf\xc0\xde\x1b$B;3ED\x1b(J1", "ﾔﾏﾀﾞ山田1"),
+    ("\\ISO 2022 IR 149", b"\x1b$)C\xb1\xe8 1", "김 1"),
+    ("GB18030", "王小东".encode("gb18030"), "王小东"),
+    ("", b"  MRN 0815  ", "MRN 0815"),
+    ("", b"MRN 0815\0\0", "MRN 0815"),
+    ("", b"MRN 0815\t\r\n", "MRN 0815"),
+    ("", b"mrn 0815", "mrn 0815"),
+]
+
+
+@pytest.mark.parametrize(("charset", "data", "subject"), PATIENT_IDS)
+def test_copies_and_items_have_one_pseudonym(
+    charset: str, data: bytes, subject: str, tmp_path: Path
+) -> None:
+    root, out = tmp_path / "scans", tmp_path / "copies"
+    root.mkdir()
+    (made,) = write_slices(tmp_path / "made", 1)[:1]
+    data += b" " * (len(data) % 2)
+    stand_in = "#" * len(data)
+
+    def mark(header: DicomHeader) -> None:
+        header.SpecificCharacterSet = charset.split("\\")
+        header.PatientID = stand_in
+
+    edit_file(made, mark)
+    assert made.read_bytes().count(stand_in.encode()) == 1
+    path = root / "one"
+    path.write_bytes(made.read_bytes().replace(stand_in.encode(), data))
+    ((_, kept),) = read_headers(HeaderJob((("file", path),), KEY))
+    assert copy(root, out).copies == 1
+    (folder,) = out.iterdir()
+    (copied,) = folder.iterdir()
+    assert kept["subject"] == folder.name == dcmread(copied).PatientID
+    assert folder.name == pseudonym_of(subject, key=KEY)
+
+
+def test_patient_id_that_cannot_be_read_is_not_guessed(tmp_path: Path) -> None:
+    root = tmp_path / "scans"
+    first, second = write_slices(root, 1)[:2]
+    edit_file(first, lambda header: setattr(header, "PatientID", ["A", "B"]))
+    edit_file(second, lambda header: setattr(header, "PatientID", "  "))
+    report = copy(root, tmp_path / "copies")
+    ((_, kept),) = read_headers(HeaderJob((("file", first),), KEY))
+    assert kept["fault"].startswith("its Patient ID cannot be read")
+    assert reasons(report) == {
+        first.name: kept["fault"],
+        second.name: NO_PATIENT,
+    }
+
+
+def test_nothing_of_a_file_is_told_on_the_way(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, out = tmp_path / "scans", tmp_path / "copies"
+    paths = write_slices(root, 1)
+    edit_file(paths[0], lambda header: setattr(header, "PixelData", header.PixelData + b"KRANICH "))
+    with caplog.at_level(logging.DEBUG):
+        assert copy(root, out).copies == 16
+    assert caplog.records == []
+    with pytest.warns(UserWarning, match="excess padding"):
+        dcmread(paths[0]).pixel_array  # noqa: B018 - control: pydicom would tell
+    assert caplog.records != []
+
+
+def test_copy_says_nothing_of_when_its_file_was_written(tmp_path: Path) -> None:
+    root, out = tmp_path / "scans", tmp_path / "copies"
+    for path in write_slices(root, 1):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    assert copy(root, out).copies == 16
+    written = {path.stat().st_mtime for path in out.rglob("*.dcm")}
+    assert 1_000_000_000 not in written
+
+
+def test_short_key_is_refused_before_a_file_is_read(tmp_path: Path) -> None:
+    write_slices(tmp_path / "scans", 1)
+    with pytest.raises(ConfigError, match="too short"):
+        copy_folder(
+            *(tmp_path / "scans", tmp_path / "copies"),
+            key=KEY[:8],
+            mask=None,
+            workers=0,
+            tell=lambda _what, _done, _total: None,
+        )
+    assert not (tmp_path / "copies").exists()
+
+
 def test_no_copy_takes_the_place_of_another(tmp_path: Path) -> None:
     root, out = tmp_path / "scans", tmp_path / "copies"
     paths = write_slices(root, 1)
@@ -194,7 +320,7 @@ def test_folder_without_dicom_and_mask_that_is_none_are_told_first(tmp_path: Pat
     root, out = tmp_path / "scans", tmp_path / "copies"
     root.mkdir()
     (root / "notes.txt").write_text("nothing")
-    with pytest.raises(CohortError, match="no DICOM file"):
+    with pytest.raises(CohortError, match="no DICOM image"):
         copy(root, out)
     write_slices(root, 1)
     with pytest.raises(DataError, match="pixel mask"):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,15 +23,19 @@ from tests.factories.entries import (
     prepare_volume,
     volume,
 )
+from vitrael.client.site.ingest import prepare
 from vitrael.client.site.ingest.facts import (
     FINGERPRINT_SHAPE,
     MIRRORED_AXIS,
     ItemFacts,
     fingerprint_of,
+    measure_facts,
     read_fingerprint,
 )
 from vitrael.client.site.ingest.montage import EDGE_PX, thumbnail
-from vitrael.core.data.recipes import Prepared
+from vitrael.client.site.ingest.prepare import PrepareJob
+from vitrael.core.data.planar import Picture
+from vitrael.core.data.recipes import Prepared, RecipeInput, settings_for
 from vitrael.core.data.scan import Scan
 from vitrael.core.rng import stream
 
@@ -52,11 +59,43 @@ def test_facts_of_a_volume_are_those_of_its_source() -> None:
     assert facts.frame_s is None
 
 
+def test_share_of_the_brain_that_the_recipe_lost_is_kept() -> None:
+    given, whole = RecipeInput({"T1w": volume(draw_head(0))}), prepare_volume(draw_head(0))
+    assert measure_facts(given, whole).cut_frac == 0
+    cut = Prepared(whole.arrays, whole.affine, "mm", cut_frac=0.41237)
+    assert measure_facts(given, cut).cut_frac == 0.4124
+
+
 def test_orientation_is_read_from_the_affine() -> None:
     affine = np.array([[0, 0, 3.0, 0], [-1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1]])
     facts = head_entry(0, scan=Scan(draw_head(0)[None], affine, "T1w")).facts
     assert (facts.orientation, facts.plane) == ("PSR", "sagittal")
     assert head_entry(0).facts.plane == "isotropic"
+
+
+def test_orientation_is_that_of_the_file_and_not_of_the_image_that_was_read(
+    tmp_path: Path,
+) -> None:
+    plain = volume(draw_head(0), spacing_mm=(1.0, 1.0, 3.0))
+    turned = Scan(plain.image_CDHW[:, ::-1, ::-1], plain.affine @ np.diag([-1, -1, 1, 1.0]), "T1w")
+    for scan, orientation in ((plain, "RAS"), (turned, "LPS")):
+        path = tmp_path / f"{orientation}.nii.gz"
+        image = nib.Nifti1Image(scan.image_CDHW[0], scan.affine)
+        nib.save(image, path)
+        job = PrepareJob(
+            source="s",
+            kind="nifti",
+            images={"T1w": (path,)},
+            masks={},
+            settings=settings_for("image-2d"),
+            shards=tmp_path,
+        )
+        assert prepare._read_orientation(job) == orientation
+        given = prepare.read_input(job, Counter())
+        facts = measure_facts(
+            given, prepare_volume(draw_head(0)), orientation=prepare._read_orientation(job)
+        )
+        assert (facts.orientation, facts.plane) == (orientation, "axial")
 
 
 def test_facts_of_a_clip_and_of_a_picture() -> None:
@@ -76,6 +115,17 @@ def test_percentiles_and_foreground_are_those_of_source_and_prepared_image() -> 
     assert facts.percentiles == (0, 0, 1)
     assert facts.source_percentiles == (1, 1, 901)
     assert facts.foreground_frac == 0.25
+
+
+def test_padding_of_a_picture_is_no_dark_part_of_it() -> None:
+    bright = stream(0, "grain").random((128, 64), dtype=np.float32)
+    wide, square = (Picture(each, None, "DX") for each in (bright, np.tile(bright, 2)))
+    padded = np.zeros((32, 32), np.float32)
+    padded[:, 8:24] = 0.5
+    for source, image, share in ((wide, padded, 1.0), (square, padded, 0.5)):
+        prepared = Prepared({"image": image[None]}, np.eye(4), "px")
+        facts = measure_facts(RecipeInput({"image": source}), prepared)
+        assert facts.foreground_frac == share
 
 
 def test_facts_survive_json() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import re
+import stat
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydicom.dataset import Dataset as DicomHeader
 from tests.factories.dicom import edit_file
 from tests.factories.intake import (
     BRAIN,
+    KEY,
     PLANE,
     files_below,
     identity_of,
@@ -31,9 +33,11 @@ from tests.factories.intake import (
     write_slices,
 )
 from tests.factories.planted_dicom import PLANTS, careless, encode, made_up_header, spellings
+from vitrael.client.site.ingest.dicom_copies import copy_folder
 from vitrael.client.site.ingest.outcome import IngestReport, tell
-from vitrael.client.site.ingest.places import Home
+from vitrael.client.site.ingest.places import SPLIT_KEY, Home
 from vitrael.core.data.dicom.write import write_dicom_series
+from vitrael.core.errors import AuthError
 from vitrael.core.rng import stream
 
 _LEAST_LETTERS = 5
@@ -71,12 +75,13 @@ def write_planted(root: Path) -> set[str]:
             header.set_original_encoding(False, True, ["iso8859"])  # noqa: FBT003 - as they name it
             pixels = stream(number, "planted").integers(0, 4096, (16, 24), dtype=np.uint16)
             header.add_new("PixelData", "OW", pixels.tobytes())
-            data = encode(header)
+            header.add_new(0xFFFCFFFC, "OB", b"padding of Zaunkoenig ")
+            data = b"preamble of Steinadler".ljust(128) + encode(header)[128:]
         words.add(f"PLANTID{number:04d}" if name != "other ids" else "MRN0815XK")
         folder = root / planted.split()[0] / f"Visit of Lindwurm_Eleonora {number}"
         folder.mkdir(parents=True)
         (folder / f"PLANTID{number:04d}_20140426.dcm").write_bytes(data)
-    return words | {"Visit of"}
+    return words | {"Visit of", "Steinadler", "Zaunkoenig"}
 
 
 def everything_in(home: Home, report: IngestReport) -> dict[str, bytes]:
@@ -131,6 +136,18 @@ def test_planted_headers_leave_nothing(tmp_path: Path) -> None:
     assert told_on(words, while_written) == set()
     paths = json.dumps(report.document(paths=True)).encode()
     assert told_on(words, paths) != set() or not report.left_out, "asked for, they are told"
+
+
+def test_copies_of_planted_headers_hold_nothing(tmp_path: Path) -> None:
+    root, out = tmp_path / "Archiv Rumpelstilz", tmp_path / "copies"
+    words = write_planted(root)
+    demand_in_sources(words, root)
+    report = copy_folder(root, out, key=KEY, mask=None, workers=0, tell=lambda *_: None)
+    assert report.copies == len(PLANTS) - 1
+    made = files_below(out)
+    said = "\n".join([*made, *(left.reason for left in report.left_out), *report.removed])
+    left = {name: told_on(words, data) for name, data in {**made, "said": said.encode()}.items()}
+    assert {name: found for name, found in left.items() if found} == {}
 
 
 def test_planted_series_leave_nothing(tmp_path: Path) -> None:
@@ -207,6 +224,16 @@ def test_index_holds_no_path_and_no_hash_that_can_be_tried_out(tmp_path: Path) -
         for name in ("md5", "sha1", "sha256", "blake2b"):
             assert hashlib.new(name, text.encode()).hexdigest()[:12].encode() not in index
     assert b'"contrast":"T1w"' in index, "control: its texts can be searched"
+
+
+def test_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    assert len(home.key()) == 32
+    path = home.folder / "keys" / SPLIT_KEY
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o640)
+    with pytest.raises(AuthError, match="open to other users"):
+        home.key()
 
 
 def test_dates_are_moved_and_the_days_between_visits_stay(tmp_path: Path) -> None:

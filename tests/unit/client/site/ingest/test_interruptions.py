@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import sqlite3
@@ -33,9 +34,14 @@ from vitrael.client.site.ingest import dicom_folder, pipeline
 from vitrael.client.site.ingest.index import Index
 from vitrael.client.site.ingest.places import Home
 from vitrael.client.site.ingest.pool import Lost, Pool
+from vitrael.client.site.options import EXIT_ENDED
+from vitrael.core.data.cache import write_private
 from vitrael.core.errors import EXIT_INTERRUPTED, StorageError
 
-PICTURES = 100
+pytestmark = pytest.mark.xdist_group("interruptions")  # one worker makes what they share
+
+PICTURES = 400
+"""So many that a machine with other work sees the intake in its middle."""
 PATIENCE_S = 120.0
 """Longest time for what takes seconds; nothing waits for it to pass."""
 GLANCE_S = 0.01
@@ -151,6 +157,7 @@ def test_killed_intake_leaves_no_process_and_ends_the_same(
         process.kill()
         wait_until_all_have_ended(process)
         assert process.returncode == -signal.SIGKILL
+        assert "resource_tracker" not in process.communicate(timeout=PATIENCE_S)[1]
     demand_same_end(pictures, home, undisturbed)
 
 
@@ -165,6 +172,24 @@ def test_interrupted_intake_says_so_and_ends_the_same(
         assert process.returncode == EXIT_INTERRUPTED
     assert "Interrupted." in said
     assert "Traceback" not in said
+    demand_same_end(pictures, home, undisturbed)
+
+
+@pytest.mark.parametrize("ask", [os.kill, os.killpg])
+def test_ended_intake_says_so_and_ends_the_same(
+    ask: Callable[[int, int], None], pictures: Path, home: Home, undisturbed: str
+) -> None:
+    with started(pictures, home) as process:
+        wait_until_some_are_done(process, home)
+        assert len(members(process.pid)) >= 3, "control: there are processes to be left behind"
+        ask(process.pid, signal.SIGTERM)
+        wait_until_all_have_ended(process)
+        _, said = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == EXIT_ENDED == 143, said
+    *progress, last = said.splitlines()
+    assert last.startswith("Error: the command was ended: SIGTERM came. To do: start it again")
+    assert all(re.match(r"(files found|reading images): ", line) for line in progress), said
+    assert list(home.folder.rglob(".partial-*")) == []
     demand_same_end(pictures, home, undisturbed)
 
 
@@ -247,6 +272,28 @@ def test_image_that_ends_its_process_costs_itself_and_is_tried_again(
     assert reason_of(report, paths[1]) == "reading it ended the process"
     later = take_in(root, home)
     assert (later.items, later.anew) == (3, 1)
+
+
+@pytest.mark.parametrize("place", ["", "shards/ab", "latents/0123456789abcdef"])
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_failed_intake_leaves_nothing_that_was_begun(
+    place: str, *, is_killed: bool, tmp_path: Path, home: Home
+) -> None:
+    write_brains(tmp_path / "scans")
+    begun = home.cohort("main").folder / place / ".partial-0123"
+
+    def fail(*_: object) -> None:
+        if is_killed:
+            assert not begun.exists(), "it was removed before anything else was done"
+        else:
+            write_private(begun, b"half an image")
+        raise KeyboardInterrupt
+
+    if is_killed:
+        write_private(begun, b"half an image")
+    with pytest.raises(KeyboardInterrupt):
+        take_in(tmp_path / "scans", home, tell=fail)
+    assert leftovers(home) & {begun.name} == set()
 
 
 STEPS = ("write_manifest", "save_summary", "write_report", "sweep_orphans")

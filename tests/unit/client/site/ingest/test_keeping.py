@@ -24,6 +24,7 @@ from tests.factories.intake import (
     write_pictures,
     write_slices,
 )
+from vitrael.client.site.ingest import pipeline
 from vitrael.client.site.ingest.keeping import describe_caches, sweep_caches
 from vitrael.client.site.ingest.places import Home, only_one
 from vitrael.client.site.ingest.withdraw import find_patient, remove_patient
@@ -105,6 +106,42 @@ def test_what_is_young_is_kept_as_long_as_asked_for(home: Home) -> None:
     later = now + timedelta(days=31)
     assert sweep_caches(home, now=later, older_than_days=30, dry_run=True).files == 3
     assert sweep_caches(home, now=later, older_than_days=30, dry_run=False).files == 3
+
+
+def test_file_that_was_begun_long_ago_is_foreseen_and_removed(home: Home) -> None:
+    begun = home.cohort("main").folder / ".partial-0123"
+    write_private(begun, b"half a report")
+    soon, later = (written(home) + timedelta(hours=hours) for hours in (0, 2))
+    assert sweep_caches(home, now=soon, older_than_days=30, dry_run=True).files == 0
+    assert sweep_caches(home, now=later, older_than_days=30, dry_run=True).files == 1
+    assert sweep_caches(home, now=later, older_than_days=30, dry_run=False).files == 1
+    assert not begun.exists()
+
+
+def test_images_of_an_intake_that_never_ended_are_removed(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No manifest tells of them, so nobody else would."""
+
+    def kill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "conclude", kill)
+        with pytest.raises(KeyboardInterrupt):
+            take_in(tmp_path / "scans", home, name="begun")
+    assert len(shard_files(home, "begun")) == 3
+    now = written(home)
+    begun, main, _ = describe_caches(home, now=now)
+    assert (begun.version, begun.recipe, begun.digest, begun.items) == (0, "", "", 0)
+    assert (begun.orphan_bytes, main.orphan_bytes) == (3 * SHARD_BYTES, 30)
+    assert begun.line().startswith("begun  no intake has ended yet; 0.0 MiB images")
+    sweep_caches(home, now=now, older_than_days=1, dry_run=False)
+    assert len(shard_files(home, "begun")) == 3, "control: they are young"
+    sweep_caches(home, now=now, older_than_days=0, dry_run=False)
+    assert shard_files(home, "begun") == set()
+    assert [cohort.name for cohort in describe_caches(home, now=now)] == ["main", "pictures"]
+    assert take_in(tmp_path / "scans", home, name="begun").items == 3
 
 
 def test_cohort_that_is_being_changed_is_not_swept(home: Home) -> None:

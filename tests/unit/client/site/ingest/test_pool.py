@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import operator
 import os
 import time
@@ -50,3 +51,14 @@ def test_what_a_job_raises_ends_the_run(processes: int) -> None:
 
 def test_no_job_starts_no_process() -> None:
     assert list(Pool(operator.call, processes=2).run([])) == []
+
+
+def test_processes_have_ended_when_the_run_is_left() -> None:
+    before = set(multiprocessing.active_children())
+    jobs: list[Call] = [partial(pow, 4, 2), *(partial(time.sleep, 3600) for _ in range(3))]
+    run = Pool(operator.call, processes=2).run(jobs)
+    assert next(run)[1] == 16
+    held = set(multiprocessing.active_children()) - before
+    assert held, "control: there are processes to be ended"
+    run.close()
+    assert [process.is_alive() for process in held] == [False] * len(held)

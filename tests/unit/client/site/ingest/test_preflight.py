@@ -71,7 +71,8 @@ def test_finding_tells_nothing_of_a_patient_in_text(heads: list[Entry]) -> None:
 
 
 def test_problems_stand_before_warnings_and_notes(heads: list[Entry]) -> None:
-    findings = check_cohort([*heads[:15], head_entry(99, draw_head(3))], expected=["sex"], shared=1)
+    entries = [*heads[:15], head_entry(99, draw_head(3))]
+    findings = check_cohort(entries, expected=["sex"], shared=[1])
     grades = [finding.severity for finding in findings]
     assert grades == sorted(grades, key=["problem", "warning", "note"].index)
     assert {"problem", "warning"} <= set(grades)
@@ -112,6 +113,46 @@ def test_each_missing_covariate_is_told_with_its_count() -> None:
     (finding,) = check_cohort(entries, expected=["age_years", "sex"])
     assert (finding.check, finding.items) == ("missing-covariates", (40, 41, 42, 43))
     assert finding.sentence.startswith("4 of 44 images have no known sex")
+
+
+def test_only_image_without_a_covariate_is_told_in_the_singular() -> None:
+    for finding in check_cohort([head_entry(0)], expected=["sex"]):
+        assert "1 images" not in finding.sentence
+    assert finding.sentence.startswith("The only image has no known sex")
+
+
+@pytest.mark.parametrize(
+    ("covariate", "advice"),
+    [
+        (
+            "age_years",
+            ("patients' table", "for DICOM files, of which no table speaks, in the head"),
+        ),
+        ("ef_frac", ("column ef of the table", "DICOM files have it in no header")),
+        ("lesion_ml", ("an empty one where there is no lesion", "DICOM series can get neither")),
+    ],
+)
+def test_advice_on_a_covariate_fits_tables_and_dicom(
+    heads: list[Entry], covariate: str, advice: tuple[str, str]
+) -> None:
+    (finding,) = check_cohort(heads, expected=[covariate])
+    assert all(words in finding.sentence for words in advice)
+
+
+# what does not fit into the grid
+
+
+def test_brains_that_the_grid_cuts_are_a_problem(heads: list[Entry]) -> None:
+    def cut(place: int, share: float) -> Entry:
+        facts = heads[place].facts.model_copy(update={"cut_frac": share})
+        return heads[place]._replace(facts=facts)
+
+    whole = [cut(0, 0.005), *heads[1:]]
+    assert check_cohort(whole) == []
+    (finding,) = check_cohort([cut(0, 0.006), cut(1, 0.402), *heads[2:]])
+    assert (finding.check, finding.severity, finding.items) == ("cut-brain", "problem", (0, 1))
+    assert finding.sentence.startswith("The grid cuts the brain of 2 images, of which up to 41 %")
+    assert "choose a larger grid or spacing" in finding.sentence
 
 
 # what is unlike the others
@@ -268,8 +309,9 @@ def test_equal_content_is_found_and_what_was_left_out_is_told(heads: list[Entry]
     digest = heads[3].item.digest
     entries = [*heads, head_entry(99, described=item(99, digest=digest))]
     assert found(entries, "copies") is not None
-    findings = check_cohort(heads, shared=2)
-    assert [(f.check, f.severity, f.count) for f in findings] == [("copies", "problem", 2)]
+    findings = check_cohort(heads, shared=[8, 8, 5])
+    assert [(f.check, f.severity, f.count) for f in findings] == [("copies", "problem", 3)]
+    assert findings[0].items == (5, 8)
 
 
 def test_few_patients_are_compared_by_equality_alone() -> None:

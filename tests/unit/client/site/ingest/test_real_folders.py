@@ -105,6 +105,18 @@ def test_some_brains(data_home: Path, rows: Rows, tmp_path: Path) -> None:
     assert {"brain_ml", "ventricle_ml"} <= known.keys()
 
 
+def test_brains_are_cut_by_a_small_grid_and_not_by_their_own(
+    data_home: Path, rows: Rows, tmp_path: Path
+) -> None:
+    folder = some(data_home, below(rows, "brain_t1")[:2], tmp_path)
+    for grid, cut in (((20, 28, 20), []), ((10, 14, 10), ["problem"])):
+        settings = settings_for("brain-t1", grid_vox=grid, spacing_mm=8.0)
+        report = take(folder, settings, tmp_path)
+        found = [finding for finding in report.findings if finding.check == "cut-brain"]
+        assert [finding.severity for finding in found] == cut
+        assert all(finding.count == report.items for finding in found)
+
+
 @pytest.mark.slow
 def test_all_brains(data_home: Path, rows: Rows, tmp_path: Path) -> None:
     scans = below(rows, "brain_t1")

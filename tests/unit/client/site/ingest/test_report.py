@@ -23,8 +23,10 @@ from tests.factories.entries import (
 )
 from vitrael.client.site.ingest import report as page_module
 from vitrael.client.site.ingest.montage import thumbnail
+from vitrael.client.site.ingest.outcome import tell
 from vitrael.client.site.ingest.preflight import Entry, check_cohort
 from vitrael.client.site.ingest.report import render_report, write_report
+from vitrael.client.site.ingest.subtraction import silence
 from vitrael.client.site.ingest.summary import summarize
 from vitrael.core.data.sources import LeftOut
 from vitrael.core.errors import StorageError
@@ -50,7 +52,7 @@ class Reader(HTMLParser):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in {"td", "th", "p", "h3"}:
+        if tag in {"td", "th", "p", "h3", "dt", "dd"}:
             self.text += " "
         if tag not in VOID:
             assert self.open.pop() == tag
@@ -98,9 +100,10 @@ def render(entries: list[Entry], pictures: list[bytes], **changes: Any) -> str:
 def test_page_says_that_it_stays_and_what_was_done(
     entries: list[Entry], pictures: list[bytes]
 ) -> None:
-    text = read(render(entries, pictures)).text
+    text = read(render(entries, pictures, anew=20, sources=30)).text
     assert text.index("Stays at this site") < text.index("What an intake found")
     assert "26 images of 26 patients are in the cohort." in text
+    assert "Taken in 26 Read in this run; the others were known 20 of 30" in text
     assert "brain-t1, version 1" in text
     assert "24 × 24 × 24 voxels of 8 mm" in text  # noqa: RUF001 - the sign for times
     assert manifest_of([entry.item for entry in entries]).digest in text
@@ -144,7 +147,7 @@ def test_page_tells_what_was_removed_by_tag_and_left_out_by_reason(
     assert "(0010,0010) Patient's Name 26" in text
     assert "(0009,1001) an element of the maker or of no name 3" in text
     assert "slices are missing: 2 positions are absent 1 17" in text
-    assert "it is no image (as it should be) 1" in text
+    assert "it is no image (expected) 1" in text
     assert "/doe" not in text
     assert "scan.dcm" not in page
 
@@ -157,6 +160,44 @@ def test_page_shows_what_a_coordinator_may_be_told(
     assert "Patients 26" in told
     assert "unknown or female or male: 26" in told
     assert "Withdrawn patients 0" in told
+
+
+def test_page_shows_the_counts_that_leave_and_says_when_they_are_not_those_of_this_version(
+    entries: list[Entry], pictures: list[bytes]
+) -> None:
+    now = manifest_of([entry.item for entry in entries])
+    older = summarize(manifest_of([item(i) for i in range(31)]))
+    shown = [
+        read(render_report(intake_of(entries), entries=entries, thumbnails=pictures, summary=each))
+        for each in (summarize(now), older, silence(summarize(now)))
+    ]
+    told = [page.text[page.text.index("What a coordinator may be told") :] for page in shown]
+    assert ["Patients 26" in text for text in told] == [True, False, False]
+    assert ["Patients 31" in text for text in told] == [False, True, False]
+    assert ["Patients not told" in text for text in told] == [False, False, True]
+    assert ["counts of an older version" in text for text in told] == [False, True, False]
+    assert ["No number of this cohort leaves" in text for text in told] == [False, False, True]
+
+
+def test_page_names_the_files_of_an_image_by_their_place(
+    entries: list[Entry], pictures: list[bytes]
+) -> None:
+    names = [tuple(Path(f"/data/doe/{i}-{n}") for n in range(1 + i % 6)) for i in range(26)]
+    numbers = {path: place for place, path in enumerate(sum(names, ()), start=1)}
+    page = render(entries, pictures, origins=tuple(names), numbers=numbers)
+    text = read(page).text
+    assert "0 p-0000, visit 0 file 1 " in text
+    assert "1 p-0001, visit 0 files 2, 3 " in text
+    assert "3 p-0003, visit 0 4 files from 7 " in text
+    assert "/doe" not in page
+
+
+def test_patient_whose_sex_contradicts_itself_counts_as_unknown() -> None:
+    described = [item(0, covariates={"sex": 0.0}), item(0, visit=1, covariates={"sex": 1.0})]
+    described += [item(1, covariates={"sex": 1.0}), item(1, visit=1)]
+    entries = [head_entry(each.visit, described=each) for each in described]
+    text = read(render_report(intake_of(entries), entries=entries, thumbnails=[b""] * 4)).text
+    assert "male: 1; unknown: 1" in text
 
 
 def test_page_needs_nothing_from_elsewhere(entries: list[Entry], pictures: list[bytes]) -> None:
@@ -217,6 +258,24 @@ def test_empty_intake_has_a_page() -> None:
     bare = render_report(intake_of([]), entries=[], thumbnails=[])
     assert "What a coordinator may be told" not in bare
     assert "The checks found nothing unusual." in read(bare).text
+
+
+def test_page_counts_one_image_in_the_singular(entries: list[Entry], pictures: list[bytes]) -> None:
+    text = read(render(entries[:1], pictures[:1])).text
+    assert "1 image of 1 patient is in the cohort." in text
+    assert not re.findall(r"\b1 (?:images|patients|problems|warnings|notes|files)\b", text)
+
+
+def test_page_counts_every_note_that_the_terminal_prints(
+    entries: list[Entry], pictures: list[bytes]
+) -> None:
+    notes = ("hidden files and folders, skipped: 3", "without a skull as it came: 26")
+    findings = tuple(check_cohort(entries, expected=["age_years"]))
+    text = read(render(entries, pictures, notes=notes)).text
+    lines = tell(intake_of(entries, findings=findings, notes=notes), paths=False).splitlines()
+    assert sum(line.startswith("  note ") for line in lines) == 2
+    assert "There is 1 problem, 2 warnings and 2 notes." in text
+    assert all(f"note {note}" in text for note in notes)
 
 
 def test_page_is_for_this_user_alone(

@@ -16,12 +16,13 @@ from pydantic import ValidationError
 
 from tests.factories.entries import item, manifest_of
 from vitrael.client.site.ingest.findings import Finding
+from vitrael.client.site.ingest.reasons import class_of_reason
 from vitrael.client.site.ingest.summary import (
     OTHER,
     SEVERAL,
     SMALL,
     CohortSummary,
-    class_of_reason,
+    Group,
     join_cells,
     least_joined,
     summarize,
@@ -224,6 +225,24 @@ def test_images_are_not_told_when_few_patients_have_two() -> None:
     assert summarize(manifest_of([*once, item(3, visit=1)])).images is None
 
 
+def test_images_beside_joined_visits_are_not_told() -> None:
+    """Of 23 patients with 43 images, one a visit, it would follow that 3 came once and 20 twice."""
+    items = [*people(23), *(item(i, visit=1) for i in range(20))]
+    summary = summarize(manifest_of(items))
+    assert table(summary.visits) == {"1 or 2": 23, "3": 0, "4 or more": 0}
+    assert summary.images is None
+    with pytest.raises(ValidationError, match="tells joined visits apart"):
+        CohortSummary.model_validate({**summary.model_dump(mode="json"), "images": 43})
+
+
+def test_group_is_called_by_all_its_cells() -> None:
+    group = Group(cells=["asthma", "unknown"], patients=20)
+    assert group.name == "unknown or asthma"
+    assert Group(cells=[OTHER, SEVERAL, "a", "b", "c"], patients=20).name == (
+        "(other) or (several) or a to c"
+    )
+
+
 def test_rare_value_of_a_label_loses_its_name() -> None:
     items = [
         *people(30, labels={"finding": "none"}),
@@ -267,6 +286,18 @@ def test_covariate_is_told_unless_few_have_it_or_few_have_not() -> None:
     assert told(0) == {}
 
 
+def test_of_two_covariates_nobody_learns_how_few_have_one_alone() -> None:
+    both = {"ef_frac": 0.5, "edv_ml": 100.0, "esv_ml": 50.0}
+    items = [*people(57, covariates=both), *people(3, 57, covariates={"ef_frac": 0.5})]
+    items += people(20, 60)
+    summary = summarize(manifest_of(items))
+    assert summary.covariates == {"ef_frac": 60, "esv_ml": None, "edv_ml": None}
+    with pytest.raises(ValidationError, match="one and not the other"):
+        CohortSummary.model_validate(
+            {**summary.model_dump(mode="json"), "covariates": {"ef_frac": 60, "esv_ml": 57}}
+        )
+
+
 def test_findings_leave_as_classes_and_patients_never_as_sentences() -> None:
     items = people(60)
     many = Finding(check="spacing", severity="note", count=20, sentence="x", items=range(20))
@@ -283,6 +314,7 @@ def test_reasons_leave_as_classes_and_never_as_text() -> None:
         "its visit has another image already": "another image of its visit",
         "slices are missing: 2 positions are absent": "parts missing",
         "text may be burned in: no region is given": "burned-in text",
+        "its pixel data is cut short": "not readable",
         "the header names no patient": "no patient or visit known",
         "it cannot be read: unexpected ValueError": "not readable",
         "Doe, John: something new": "not usable",
@@ -291,8 +323,8 @@ def test_reasons_leave_as_classes_and_never_as_text() -> None:
     assert [class_of_reason(each) for each in left] == list(reasons.values())
     summary = summarize(manifest_of(people(20)), left_out=left)
     assert "Doe" not in summary.model_dump_json()
-    told = sorted({*reasons.values()} - {"withdrawn"})
-    assert summary.left_out == dict.fromkeys(told, 12)
+    counts = {name: 12 * list(reasons.values()).count(name) for name in sorted(reasons.values())}
+    assert summary.left_out == {name: n for name, n in counts.items() if name != "withdrawn"}
     assert class_of_reason(LeftOut((), "a license", expected=True)) == "not of this recipe"
 
 

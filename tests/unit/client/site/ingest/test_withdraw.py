@@ -105,9 +105,7 @@ def test_patient_is_gone_from_every_cohort(scans: Path, home: Home) -> None:
         assert not home.cohort(name).report.exists()
     assert not any(path.exists() for path in latents)
     assert all(path.exists() for path in kept)
-    # The list tells whom to keep out; the summary is replaced when enough patients changed.
-    summaries = {f"cohorts/{name}/{SUMMARY_NAME}" for name in ("main", "second")}
-    assert traces(home, item) - summaries == {"withdrawn.json"}
+    assert traces(home, item) == {"withdrawn.json"}, "which tells whom to keep out"
     assert len(files_below(scans)) == 3, "the site's own files are the site's"
 
 
@@ -123,7 +121,7 @@ def test_patient_does_not_come_back(scans: Path, home: Home) -> None:
     assert take_in(scans, home).items == 2
     assert take_in(scans, home, name="third").items == 2
     held = {name for name in traces(home, item) if "second" not in name}
-    assert held == {"withdrawn.json", f"cohorts/main/{SUMMARY_NAME}"}
+    assert held == {"withdrawn.json"}
 
 
 def test_headers_of_a_withdrawn_patient_are_not_kept_again(tmp_path: Path) -> None:
@@ -204,6 +202,12 @@ def test_name_is_found_however_it_is_typed(tmp_path: Path) -> None:
     for typed in (name, unicodedata.normalize("NFD", name), f" {name} "):
         assert find_patient(home, typed).items == 1
     assert find_patient(home, "Zoe Muller").items == 0
+    write_brain(root / "Ana 50%_T1w.nii.gz", 3)
+    take_in(root, home)
+    found = [find_patient(home, typed) for typed in ("Ana 50%", "Ana 50%25")]
+    assert [each.items for each in found] == [1, 1], "as it stands in the folder, or in print"
+    remove_patient(home, found[0])
+    assert (take_in(root, home).items, manifest_of(home).withdrawn) == (2, 1)
 
 
 def test_image_that_another_patient_has_as_well_stays_theirs(tmp_path: Path) -> None:
@@ -226,7 +230,7 @@ STEPS: dict[str, tuple[object, str]] = {
     "list": (Home, "add_withdrawn"),
     "manifest": (withdraw, "write_manifest"),
     "summary": (withdraw, "save_summary"),
-    "index": (Index, "forget_subject"),
+    "index": (Index, "forget_subjects"),
     "shards": (withdraw, "sweep_orphans"),
 }
 
@@ -307,6 +311,17 @@ def test_patient_of_an_intake_that_never_ended_is_gone_too(
     assert (take_in(scans, home).items, take_in(scans, home).anew) == (2, 0)
 
 
+@pytest.mark.parametrize("name", ["main", "second"])
+def test_unfinished_manifest_and_report_of_a_killed_intake_are_gone_too(
+    home: Home, name: str
+) -> None:
+    """They hold what the finished ones hold: pseudonyms, and pictures of the patient."""
+    begun = home.cohort(name).folder / ".partial-0123"
+    write_private(begun, home.cohort(name).report.read_bytes())
+    withdraw_patient(home)
+    assert not begun.exists()
+
+
 def test_image_of_an_older_file_of_the_patient_is_gone_too(
     scans: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,7 +363,7 @@ def test_cohort_that_is_being_changed_is_told(home: Home) -> None:
 def test_two_who_withdraw_at_once_are_both_kept_out(home: Home) -> None:
     names = [f"p-{number:016x}" for number in range(40)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(home.add_withdrawn, names))
+        list(pool.map(home.add_withdrawn, [[name] for name in names]))
     assert home.read_withdrawn() == set(names)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitrael.core.data.dicom.contrast import guess_contrast
+from vitrael.core.data.dicom.contrast import guess_contrast, names_agent
 from vitrael.core.data.dicom.elements import Elements
 from vitrael.core.data.dicom.tags import TAG
 
@@ -56,6 +56,9 @@ def test_timing_tells_the_weighting(elements: Elements, contrast: str | None) ->
         ("t2*_gre", None),
         ("T2 star", None),
         ("t1 map", None),
+        ("t1_mp2rage_UNI_Images", "T1w"),
+        ("t1_mp2rage_INV1", None),
+        ("t1_mp2rage_T1_Images", None),
         ("ep2d_diff_3scan_trace", None),
         ("3-plane localizer t1", None),
         ("func_task-oneback_run-1", None),
@@ -75,8 +78,50 @@ def test_what_contradicts_itself_is_not_guessed() -> None:
 
 
 @pytest.mark.parametrize(
+    ("image_type", "contrast"),
+    [
+        ("ORIGINAL\\PRIMARY\\M\\ND", "T1w"),
+        ("ORIGINAL\\PRIMARY\\M_FFE\\M\\FFE", "T1w"),
+        ("DERIVED\\SECONDARY\\MPR", "T1w"),
+        ("ORIGINAL\\PRIMARY\\P\\ND", None),
+        ("ORIGINAL\\PRIMARY\\PHASE MAP\\P\\FFE", None),
+        ("DERIVED\\PRIMARY\\M\\T1 MAP", None),
+        ("DERIVED\\SECONDARY\\MIP", None),
+    ],
+)
+def test_phase_images_and_maps_have_no_weighting(image_type: str, contrast: str | None) -> None:
+    elements = header("t1_mprage", "GR", RepetitionTime=25, EchoTime=4.6, FlipAngle=30)
+    told = {TAG["ImageType"]: image_type.encode()}
+    assert guess_contrast(Elements({**elements.values, **told}, little=True)) == contrast
+
+
+@pytest.mark.parametrize(
     ("word", "contrast"), [("T1", "T1w"), ("T2", "T2w"), ("FLUID_ATTENUATED", "FLAIR"), ("X", None)]
 )
 def test_an_enhanced_image_says_its_weighting(word: str, contrast: str | None) -> None:
     elements = Elements({TAG["AcquisitionContrast"]: word.encode()}, little=True)
     assert guess_contrast(elements) == contrast
+
+
+@pytest.mark.parametrize(
+    ("name", "agent"),
+    [
+        ("AX T1 POST", True),
+        ("SAG T1 postcontrast FS", True),
+        ("t1_mprage_sag_p2_iso_KM", True),
+        ("T1 3D +Gd", True),
+        ("T1 +C", True),
+        ("t1_ce", True),
+        ("t1 nach Gadovist", True),
+        ("Ax T1 Pre", False),
+        ("T1 w/o Gd", False),
+        ("t1 ohne KM", False),
+        ("t1 post-op", False),
+        ("posterior fossa T1", False),
+        ("t1 space", False),
+        ("face T1", False),
+        ("", False),
+    ],
+)
+def test_an_agent_is_known_by_how_the_series_is_called(name: str, *, agent: bool) -> None:
+    assert names_agent(header(name)) == agent

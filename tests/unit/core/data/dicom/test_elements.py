@@ -13,7 +13,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset as DicomHeader
 from pydicom.sequence import Sequence as DicomItems
 
-from tests.factories.dicom import edit_file, write_series
+from tests.factories.dicom import edit_file, write_enhanced, write_series
 from vitrael.core.data.dicom.elements import _SEQUENCES, UNDEFINED, parse_header, read_header
 from vitrael.core.data.dicom.tags import TAG
 from vitrael.core.errors import ScanError
@@ -132,6 +132,38 @@ def test_a_header_without_end_is_refused(tmp_path: Path) -> None:
         file.truncate(1 << 27)
     with pytest.raises(ScanError, match="absurdly long"):
         read_header(path)
+
+
+def without_lengths(header: DicomHeader) -> None:
+    """Let every sequence and item end with a delimiter."""
+    for element in header:
+        if element.VR == "SQ":
+            element.is_undefined_length = True
+            for item in element.value:
+                item.is_undefined_length_sequence_item = True
+                without_lengths(item)
+
+
+def test_a_header_read_in_parts_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    path = write_enhanced(tmp_path / "enhanced", write_series(tmp_path))
+    data = edit_file(path, without_lengths).read_bytes()
+    place = parse_header(data, file_bytes=len(data)).pixels
+    assert place is not None
+    for end in range(140, place.offset - 12):
+        assert parse_header(data[:end], file_bytes=len(data)).pixels is None
+    # Control: something else than an item is damage.
+    spoiled = data.replace(b"\xfe\xff\x00\xe0", b"\xfd\xff\x00\xe0")
+    with pytest.raises(ScanError, match="damaged"):
+        parse_header(spoiled, file_bytes=len(data))
+
+
+def test_bytes_that_end_inside_an_element_are_cut() -> None:
+    first = element(0x00080016, b"UI", b"1.2")
+    second = struct.pack("<HH2sHI", 0x0029, 0x1010, b"OB", 0, 6) + b"made u"
+    data = bytes(128) + b"DICM" + first + second
+    ends = {end: parse_header(data[:end], file_bytes=end).cut for end in range(132, len(data) + 1)}
+    whole = {132, 132 + len(first), len(data)}
+    assert {end for end, is_cut in ends.items() if not is_cut} == whole
 
 
 @pytest.mark.parametrize("depth", [3, 4000])

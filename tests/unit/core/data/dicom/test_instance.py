@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
+from collections import Counter
 from datetime import date
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom import dcmread, uid
+from pydicom.charset import convert_encodings, encode_string
 from pydicom.dataset import Dataset as DicomHeader
 
 from tests.factories.dicom import (
@@ -23,6 +27,7 @@ from tests.factories.dicom import (
     write_plane,
     write_series,
 )
+from vitrael.core.data.dicom.elements import read_header
 from vitrael.core.data.dicom.instance import from_record, is_dicom, read_instance, to_record
 from vitrael.core.errors import ScanError
 
@@ -98,6 +103,7 @@ def test_a_record_makes_the_same_facts_again(tmp_path: Path) -> None:
         ("", "1957.04.09", 64.64),
         ("", "19571309", None),
         ("", "20301201", None),
+        ("", "00010101", None),
         ("999Y", "", None),
     ],
 )
@@ -123,9 +129,93 @@ def test_the_day_is_that_of_the_study_or_of_the_image(tmp_path: Path) -> None:
     assert facts_of([edited(tmp_path, edit)])[0].taken == date(2020, 2, 29)
 
 
-def test_a_subject_of_any_script_is_read(tmp_path: Path) -> None:
-    path = edited(tmp_path, lambda header: setattr(header, "PatientID", "Łódź-7"))
-    assert read_instance(path, code=code)[1].subject == "Łódź-7"
+@pytest.mark.parametrize("text", ["00010101", "99991231"])
+def test_a_day_that_stands_for_unknown_is_none(tmp_path: Path, text: str) -> None:
+    path = edited(tmp_path, lambda header: setattr(header, "StudyDate", text))
+    assert facts_of([path])[0].taken == IDENTITY.study_date  # the next element tells it
+
+
+@pytest.mark.parametrize(
+    ("character_set", "subject"),
+    [
+        ("", "VX-7"),
+        ("ISO_IR 100", "Müller-7"),
+        ("ISO_IR 101", "Łódź-7"),
+        ("ISO_IR 126", "Δίον-7"),
+        ("ISO_IR 127", "قب-7"),
+        ("ISO_IR 138", "שר-7"),
+        ("ISO_IR 144", "Люк-7"),
+        ("ISO_IR 166", "กข-7"),
+        ("ISO_IR 192", "Łódź-山田-7"),
+        ("GB18030", "王小东-7"),
+        ("GBK", "王小东-7"),
+        ("\\ISO 2022 IR 87", "山田-7"),
+        ("ISO 2022 IR 13\\ISO 2022 IR 87", "ﾔﾏ山田-7"),
+        ("\\ISO 2022 IR 149", "김희중-7"),
+        ("ISO 2022 IR 100\\ISO 2022 IR 144", "Müller Люк-7"),
+        ("ISO-IR 100", "Müller-7"),  # misspelled
+    ],
+)
+def test_a_subject_is_read_in_its_character_set_as_pydicom_reads_it(
+    tmp_path: Path, character_set: str, subject: str
+) -> None:
+    path = write_series(tmp_path)[0]
+    sets = character_set.split("\\")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        raw = encode_string(subject, convert_encodings(sets))
+
+    def plant(header: DicomHeader) -> None:
+        header.SpecificCharacterSet = sets
+        header.add_new("PatientID", "LO", subject)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        edit_file(path, plant)
+        expected = str(dcmread(path).PatientID)
+    assert raw in path.read_bytes()
+    assert read_instance(path, code=code)[1].subject == expected == subject
+
+
+@pytest.mark.parametrize("character_set", [b"ISO_IR 192", b"undefined "])
+def test_a_subject_that_does_not_fit_its_character_set_is_refused(
+    tmp_path: Path, character_set: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = edited(tmp_path, lambda header: setattr(header, "PatientID", "VX-Müller"))
+    data = path.read_bytes()
+    spoiled = data.replace("VX-Müller".encode(), b"VX-M\xfcller ")
+    assert data != spoiled
+    path.write_bytes(spoiled.replace(b"ISO_IR 192", character_set))
+    with caplog.at_level("DEBUG"), pytest.raises(ScanError, match="its Patient ID cannot be read"):
+        read_instance(path, code=code)
+    assert not caplog.records
+
+
+def test_a_file_cut_within_its_header_is_no_other_kind_of_object(tmp_path: Path) -> None:
+    data = write_series(tmp_path)[0].read_bytes()
+    place = read_header(tmp_path / "IM00001").pixels
+    assert place is not None
+    path = tmp_path / "cut"
+    told = Counter()
+    for end in range(132, place.offset):
+        path.write_bytes(data[:end])
+        with pytest.raises(ScanError) as caught:
+            read_instance(path, code=code)
+        told[caught.value.what] += 1
+    # Between two elements the bytes themselves do not tell that some are missing.
+    assert told.keys() == {
+        "its header is cut short",
+        "its header does not tell what it is",
+        "it has no pixel data",
+    }
+    assert told["its header is cut short"] > 0.9 * told.total()
+
+
+def test_an_object_of_another_kind_is_known_by_its_meta_information() -> None:
+    folder = Path(pydicom.__file__).parent / "data/test_files"
+    for name in ("dicomdirtests/DICOMDIR", "rtplan_truncated.dcm", "reportsi.dcm"):
+        with pytest.raises(ScanError, match="another kind of DICOM object"):
+            read_instance(folder / name, code=code)
 
 
 def test_a_file_is_known_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> None:
@@ -135,8 +225,9 @@ def test_a_file_is_known_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> Non
     text = tmp_path / "scan.dcm"
     text.write_text("patient, age\n" * 40)
     assert not is_dicom(text)
-    assert not is_dicom(tmp_path)
-    assert not is_dicom(tmp_path / "missing")
+    for nothing in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(OSError, match=r"^\[Errno \d+\] [A-Z][a-z ]+$"):
+            is_dicom(nothing)
     for size in (0, 10, 131):
         text.write_bytes(renamed.read_bytes()[:size])
         assert not is_dicom(text)
@@ -170,8 +261,11 @@ def test_a_file_without_its_preamble_is_known_by_its_class(tmp_path: Path) -> No
         ({"NumberOfFrames": 0}, "no image size"),
         ({"NumberOfFrames": 1.5}, "no image size"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4"}, "is no image"),
-        ({"SOPClassUID": "1.2.3"}, "is no image"),
+        ({"SOPClassUID": "1.2.3"}, "its kind of image is not known"),
+        ({"SOPClassUID": "1.2.3", "PixelData": None}, "is no image"),
+        ({"PatientID": ["A", "B"]}, "its Patient ID cannot be read"),
         ({"SeriesInstanceUID": ""}, "names no series"),
+        ({"ConcatenationUID": "1.2.3"}, "a part of an image"),
         ({"PhotometricInterpretation": "RGB"}, "do not fit"),
         ({"SamplesPerPixel": 3}, "do not fit"),
         ({"PhotometricInterpretation": "CMYK"}, "unknown kind"),
@@ -234,8 +328,8 @@ def test_a_file_that_is_hardly_there_is_refused(tmp_path: Path, size: int, told:
         facts_of([path])
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ScanError, match="cannot be opened"):
+def test_a_missing_file_is_a_fault_of_the_system_told_without_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^\[Errno 2\] No such file or directory$"):
         facts_of([tmp_path / "missing"])
 
 
@@ -256,6 +350,17 @@ def test_what_marks_an_image_is_kept(tmp_path: Path) -> None:
     assert (plain.burned_in, plain.agent) == (None, False)
     none = edited(tmp_path / "c", lambda header: setattr(header, "ContrastBolusAgent", "NONE"))
     assert not facts_of([none])[0].agent
+
+
+def test_an_agent_is_known_by_the_sequence_of_enhanced_images(tmp_path: Path) -> None:
+    def edit(header: DicomHeader) -> None:
+        agent = DicomHeader()
+        agent.ContrastBolusAgentNumber = 1
+        header.ContrastBolusAgentSequence = [agent]
+
+    path = write_enhanced(tmp_path / "enhanced", write_series(tmp_path))
+    assert not facts_of([path])[0].agent
+    assert facts_of([edit_file(path, edit)])[0].agent
 
 
 def test_contrasts_follow_the_timing_of_what_was_written(tmp_path: Path) -> None:

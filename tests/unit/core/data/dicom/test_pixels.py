@@ -20,6 +20,7 @@ from tests.factories.dicom import (
     edit_file,
     small_clip,
     small_scan,
+    write_enhanced,
     write_series,
 )
 from vitrael.core.data.dicom.instance import from_record, is_dicom, read_instance, to_record
@@ -86,6 +87,8 @@ def made(folder: Path) -> dict[str, bytes]:
             compression=kind,  # type: ignore[arg-type]
         )
         files[path.name] = path.read_bytes()
+    slices = write_series(folder / "slices", scan)
+    files["enhanced"] = write_enhanced(folder / "whole", slices).read_bytes()
     lossless = (SHIPPED / "SC_rgb_jpeg_gdcm.dcm").read_bytes()
     return files | {"jpeg-lossless": lossless}
 
@@ -106,7 +109,10 @@ def damaged(data: bytes, damage: Damage, *, keep_frac: float) -> bytes:
     return bytes(broken[: int(keep_frac * len(broken))])
 
 
-KINDS = ["none", "rle", "jpeg-ls", "jpeg-2000", "clip-none", "clip-jpeg", "jpeg-lossless"]
+KINDS = [
+    *("none", "rle", "jpeg-ls", "jpeg-2000", "enhanced"),
+    *("clip-none", "clip-jpeg", "jpeg-lossless"),
+]
 
 
 @settings(max_examples=300)
@@ -149,6 +155,8 @@ def test_the_undamaged_files_are_read(tmp_path: Path, whole: dict[str, bytes], k
     instance, _ = read_instance(path, code=code)
     if kind.startswith("clip"):
         assert read_clip(path, instance).frames_THW.shape == (2, 24, 32)
+    elif kind == "enhanced":
+        assert read_volume([path]).image_CDHW.shape == (1, 36, 34, 2)
     else:
         assert min(read_picture(path, instance).image_HW.shape) >= 34
 

@@ -215,6 +215,19 @@ def test_rounding_does_not_tear_a_series_apart(tmp_path: Path) -> None:
     assert (len(plan.indices), plan.fault) == (6, "")
 
 
+def test_an_echo_time_told_anew_for_each_slice_does_not_halve_a_series(tmp_path: Path) -> None:
+    def jitter(index: int, header: DicomHeader) -> None:
+        header.EchoTime = "2.984" if index % 2 else "2.985"
+
+    def two_echoes(index: int, header: DicomHeader) -> None:
+        header.EchoTime = "2.98" if index % 2 else "5.44"
+
+    (plan,) = plans_of(upright(tmp_path / "a", jitter))
+    assert (len(plan.indices), plan.fault) == (6, "")
+    # Control: another echo is another image.
+    assert len(plans_of(upright(tmp_path / "b", two_echoes))) == 2
+
+
 def test_patients_and_studies_are_told_apart_under_one_identifier(tmp_path: Path) -> None:
     instances = facts_of(upright(tmp_path))
     for change in ({"patient": "another"}, {"dicom_study": "another"}):
@@ -308,7 +321,7 @@ def test_planes_serve_as_what_they_are(tmp_path: Path) -> None:
     plans = plans_of(paths)
     assert [(plan.kinds, plan.fault) for plan in plans] == [
         (("picture",), ""),
-        (("clip", "picture"), ""),
+        (("picture",), ""),
         (("clip",), ""),
         ((), "it has no frame time"),
         ((), "its frames are at unequal times"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vitrael.core.data.nifti import read_nifti
-from vitrael.core.data.phantoms.cohorts import draw_scan, write_phantom_files
+from vitrael.core.data.phantoms.cohorts import draw_patient, draw_scan, write_phantom_files
 
 PATIENTS, VISITS = 8, 2
 GRID = (24, 24, 24)
@@ -64,6 +64,18 @@ def test_visits_are_years_apart_and_of_the_same_person() -> None:
     own = np.corrcoef(first.ravel(), second.ravel())[0, 1]
     strangers = [np.corrcoef(first.ravel(), draw(patient=p)[0].ravel())[0, 1] for p in range(1, 12)]
     assert own > max(strangers)
+
+
+def test_ventricles_of_a_patient_grow_by_one_rate_over_all_visits() -> None:
+    rates = []
+    for patient in range(40):
+        volume_ml = [draw_patient(1, "north", patient, visit).ventricle_ml for visit in range(4)]
+        if volume_ml[-1] < 120:
+            steps = np.diff(np.log(volume_ml))
+            np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
+            rates.append(steps[0])
+    assert len(rates) > 30
+    assert np.std(rates) > 0.005  # control: everybody has a rate of his own
 
 
 def test_folder_holds_scans_by_patient_and_visit_and_two_kinds_of_table(folder: Path) -> None:

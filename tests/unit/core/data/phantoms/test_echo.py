@@ -93,8 +93,8 @@ def test_fraction_measured_from_masks_is_the_one_asked_for() -> None:
     assert np.abs(fine - asked).max() <= 0.01
     assert np.abs(fine - asked).mean() <= 0.002
     coarse = np.array([measured(number, 112) for number in range(PATIENTS)])
-    assert np.abs(coarse - asked).mean() <= 0.006
-    assert (np.abs(coarse - asked) <= 0.012).mean() >= 0.95
+    assert np.abs(coarse - asked).mean() <= 0.004
+    assert (np.abs(coarse - asked) <= 0.01).mean() >= 0.95  # the rest is beyond single pixels
     assert np.ptp(asked) > 0.3
     # Controls: another patient's fraction, and another patient's systole.
     assert np.abs(fine - np.roll(asked, 1)).mean() > 0.05
@@ -109,15 +109,19 @@ def test_fraction_measured_from_masks_is_the_one_asked_for() -> None:
     assert np.abs(np.array(swapped) - asked[:-1]).mean() > 0.05
 
 
-def test_two_planes_measure_the_fraction_too() -> None:
-    for number in range(20):
-        four, two = (extremes(number, view, 224) for view in ("A4C", "A2C"))
-        found = biplane_ejection_fraction(
-            (masks(four)[0], masks(two)[0]),
-            (masks(four)[1], masks(two)[1]),
-            spacings_mm=(four.spacing_mm, two.spacing_mm),
-        )
-        assert found == pytest.approx(four.ef_frac, abs=0.01)
+def test_two_planes_measure_the_fraction_of_every_heart_at_the_size_of_the_field() -> None:
+    asked, found = [], []
+    for number in range(PATIENTS):
+        four, two = (extremes(number, view, 112) for view in ("A4C", "A2C"))
+        pairs = tuple(zip(masks(four), masks(two), strict=True))
+        spacings_mm = (four.spacing_mm, two.spacing_mm)
+        found.append(biplane_ejection_fraction(*pairs, spacings_mm=spacings_mm))
+        asked.append(four.ef_frac)
+    error = np.array(found) - asked
+    assert np.abs(error).max() <= 0.01
+    assert np.abs(error).mean() <= 0.004
+    assert abs(error.mean()) <= 0.0015
+    assert np.abs(np.array(found) - np.roll(asked, 1)).mean() > 0.05  # control: someone else's
 
 
 def test_measured_volume_follows_the_whole_beat() -> None:
@@ -132,7 +136,7 @@ def test_measured_volume_follows_the_whole_beat() -> None:
     ("view", "seen", "unseen"),
     [
         ("A4C", {CAVITY, MYOCARDIUM, LEFT_ATRIUM, RIGHT_VENTRICLE, RIGHT_ATRIUM}, {AORTA}),
-        ("A2C", {CAVITY, MYOCARDIUM, LEFT_ATRIUM}, {RIGHT_ATRIUM}),
+        ("A2C", {CAVITY, MYOCARDIUM, LEFT_ATRIUM}, {RIGHT_VENTRICLE, RIGHT_ATRIUM}),
         ("A3C", {CAVITY, MYOCARDIUM, LEFT_ATRIUM, AORTA}, {RIGHT_ATRIUM}),
         ("A5C", {CAVITY, MYOCARDIUM, AORTA, RIGHT_VENTRICLE}, set()),
         ("PLAX", {CAVITY, MYOCARDIUM, LEFT_ATRIUM, RIGHT_VENTRICLE, AORTA}, {RIGHT_ATRIUM}),

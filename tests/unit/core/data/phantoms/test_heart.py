@@ -104,6 +104,20 @@ def test_every_chamber_is_there_and_none_overlaps() -> None:
         assert systole[LEFT_ATRIUM] > volume[LEFT_ATRIUM]  # it fills while the ventricle empties
 
 
+def test_right_ventricle_lies_on_the_side_of_the_septum_alone() -> None:
+    for number in range(12):
+        thick = Population(dilated_frac=0.0, hypertrophic_frac=1.0)  # their base is the narrowest
+        heart = draw_heart(stream(3, "thick", number), population=thick)
+        labels, affine = fill_volume(heart, phase=0.0, edge_vox=48)
+        septal = np.array([np.cos(np.pi / 6), np.sin(np.pi / 6), 0.0])
+        aside = {
+            label: (np.argwhere(labels == label) @ affine[:3, :3].T + affine[:3, 3]) @ septal
+            for label in (RIGHT_VENTRICLE, CAVITY)
+        }
+        assert aside[RIGHT_VENTRICLE].min() > 0
+        assert (aside[CAVITY] < 0).mean() > 0.3  # control: the left one lies on both sides
+
+
 def test_volume_is_the_same_heart_at_any_resolution() -> None:
     coarse, coarse_affine = fill_volume(hearts()[0], phase=0.1, edge_vox=24)
     fine, fine_affine = fill_volume(hearts()[0], phase=0.1, edge_vox=EDGE_VOX)

@@ -58,7 +58,8 @@ def holders(numbers: Iterable[bytes], folder: Path) -> list[str]:
 @pytest.mark.parametrize(("kind", "form"), EVERY)
 def test_equal_orders_give_equal_bytes(kind: Kind, form: FileFormat, tmp_path: Path) -> None:
     for name, seed in (("one", 5), ("again", 5), ("other", 6)):
-        write_hospital(tmp_path / name, order(kind, form, seed=seed, patients=1), is_messy=True)
+        hospital = order(kind, form, seed=seed, patients=1)
+        write_hospital(tmp_path / name, hospital, is_messy=True)
     one = contents(tmp_path / "one")
     assert one == contents(tmp_path / "again")
     assert one != contents(tmp_path / "other")
@@ -115,6 +116,15 @@ def test_interrupted_writing_leaves_the_folder_empty(tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["images", "images.csv"]
 
 
+def test_truth_that_cannot_be_written_leaves_the_folder_empty(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("hello")
+    with pytest.raises(NotADirectoryError):
+        write_hospital(
+            tmp_path / "out", order("brain", "png"), truth=tmp_path / "letter.txt" / "truth"
+        )
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_truth_inside_the_folder_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -134,7 +144,7 @@ def test_truth_inside_the_folder_is_refused(tmp_path: Path) -> None:
     [
         ("brain", {"file_format": "mp4"}, "as mp4"),
         ("echo", {"file_format": "nifti"}, "as nifti"),
-        ("muscle", {"file_format": "dicom"}, "as dicom"),
+        ("muscle", {"file_format": "nifti"}, "as nifti"),
         ("echo", {"site": "thick"}, "style"),
         ("brain", {"site": "clinic"}, "style"),
         ("brain", {"patients": 0}, "at least one patient"),

@@ -124,6 +124,31 @@ def test_left_leg_is_the_mirror_image_of_the_right_one(sweeps: tuple[Path, Writt
     )
 
 
+def test_sweeps_in_dicom_are_those_of_the_videos_with_the_leg_in_the_header(
+    sweeps: tuple[Path, Written], tmp_path: Path
+) -> None:
+    written = write_hospital(tmp_path, order("muscle", file_format="dicom"))
+    uids, studies = set(), set()
+    for row, twin in zip(written.truth, sweeps[1].truth, strict=True):
+        assert (row.subject, row.session, row.facts) == (twin.subject, twin.session, twin.facts)
+        header = dcmread(tmp_path / row.path)
+        assert header.Laterality == {"left": "L", "right": "R"}[str(row.facts["leg"])]
+        assert header.file_meta.MediaStorageSOPInstanceUID == header.SOPInstanceUID
+        uids |= {str(header.SOPInstanceUID), str(header.SeriesInstanceUID)}
+        studies.add(str(header.StudyInstanceUID))
+        instance, identity = read_instance(tmp_path / row.path, code=str)
+        assert (identity.subject, instance.taken) == (row.subject, row.taken)
+        assert instance.plane_mm == pytest.approx((row.facts["row_mm"], row.facts["column_mm"]))
+        assert instance.frame_s == pytest.approx(row.facts["frame_s"])
+        assert instance.burned_in
+        visible_HW = region_mask(header)
+        inside = read_clip(tmp_path / row.path).frames_THW[:, visible_HW].astype(float)
+        video = read_video(sweeps[0] / twin.path).frames_THW.reshape(FRAMES, -1).astype(float)
+        assert np.abs(inside - video).mean() < 8  # a video loses a little
+    assert len(uids) == 2 * len(written.truth) == 24
+    assert len(studies) == 6
+
+
 @pytest.mark.parametrize("site", STYLES)
 def test_name_is_burned_in_outside_the_region_alone(site: str, tmp_path: Path) -> None:
     hospital = order("echo", file_format="dicom", site=site, patients=1, visits=1)

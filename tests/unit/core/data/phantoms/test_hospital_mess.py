@@ -94,6 +94,7 @@ def has(told: Counter[str], words: str) -> int:
         ("echo", "mp4", EVERYWHERE | TABLE | OF_VIDEOS | {"impossible-ef": 1}),
         ("echo", "dicom", EVERYWHERE | OF_CINE),
         ("muscle", "mp4", EVERYWHERE | TABLE | OF_VIDEOS),
+        ("muscle", "dicom", EVERYWHERE | OF_CINE),
     ],
 )
 def test_what_is_planted_is_counted_and_spoils_no_file(
@@ -146,6 +147,7 @@ def test_mess_of_volumes_is_told(tmp_path: Path) -> None:
     for words in ("cut short", "empty", "not finite", "constant", "4 axes", "singular"):
         assert has(told, words) == 1
     assert "rows of participants.tsv that hold a formula, not used: 1" in found.notes
+    assert "rows of participants.tsv that name no patient: 1" in found.notes
 
 
 def test_mess_of_videos_is_told(tmp_path: Path) -> None:
