@@ -22,6 +22,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from vitrael.client.site.database import explain_storage, open_engine
+from vitrael.client.site.ingest.interrupts import uninterrupted
 from vitrael.core.data.cache import make_private_folder
 from vitrael.core.digest import Digest
 
@@ -146,6 +147,7 @@ class Index:
                 for found in session.execute(row.where(HeaderRow.file.in_(some))):
                     yield found.file, found.size, found.mtime_ns, found.header
 
+    @uninterrupted()
     def save_headers(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keep headers: ``file``, ``size``, ``mtime_ns`` and ``header`` of each."""
         values = [dict(row) for row in rows]
@@ -169,6 +171,7 @@ class Index:
                     found[row.source] = kept
         return found
 
+    @uninterrupted()
     def save_outcome(self, source: str, stored: Stored) -> None:
         """Keep what became of a source; from this moment it counts as done."""
         with self._transaction() as session:

@@ -169,7 +169,7 @@ def test_interrupted_intake_says_so_and_ends_the_same(
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all of them
         wait_until_all_have_ended(process)
         _, said = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == EXIT_INTERRUPTED
+        assert process.returncode == EXIT_INTERRUPTED, said
     assert "Interrupted." in said
     assert "Traceback" not in said
     demand_same_end(pictures, home, undisturbed)
