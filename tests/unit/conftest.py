@@ -1,10 +1,11 @@
-"""Releases for the tests of both ends: how they are made, signed, verified, pulled and loaded.
+"""Public images, and releases for both ends: made, signed, verified, pulled and loaded.
 
 Imports wait for their use: the unit tests of every room load this file.
 """
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import re
 import shutil
@@ -127,6 +128,22 @@ class ReleaseFactory:
         manifest = (folder / "manifest.json").read_bytes()
         now = datetime(2025, 3, 1, 12, tzinfo=UTC)
         return sign_recall(manifest, key.signing, reason=reason, now=now)
+
+
+@pytest.fixture(scope="session")
+def data_home(root: Path) -> Path:
+    """Return the folder of public images, or skip."""
+    folder = root.parent / "shared/data"
+    if not (folder / "index.csv").is_file():
+        pytest.skip("the public images (shared/data) are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows(data_home: Path) -> list[dict[str, str]]:
+    """Return the lines of the table of all public images."""
+    with (data_home / "index.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="session")

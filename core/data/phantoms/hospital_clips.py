@@ -135,18 +135,7 @@ def write_echo_dicom(folder: Path, hospital: Hospital) -> Iterator[TruthRow]:
     export = _EXPORTS[hospital.site]
     archive = Archive(folder, hospital, naming=export.naming)
     for exam in _draw_exams(hospital):
-        clip, region = show_on_screen(exam.clip)
-        path = archive.inbox / "clip"
-        write_dicom_clip(
-            clip,
-            path,
-            identity=identify_visit(hospital, exam.patient, exam.person, on=exam.day),
-            seed=hospital.seed,
-            region=region,
-            burned_in=spell_name(exam.person),
-            colors=export.colors,
-            compression=export.compression,
-        )
+        path = _export_clip(exam, archive, hospital=hospital, export=export)
         (kept,) = archive.keep([path], exam.patient, exam.number, series=1)
         yield _echo_row(kept, exam)
     archive.close()
@@ -174,18 +163,7 @@ def write_muscle_dicom(folder: Path, hospital: Hospital) -> Iterator[TruthRow]:
     """
     archive = Archive(folder, hospital, naming=_MUSCLE_EXPORT.naming)
     for sweep in _draw_sweeps(hospital):
-        clip, region = show_on_screen(sweep.clip)
-        path = archive.inbox / "clip"
-        write_dicom_clip(
-            clip,
-            path,
-            identity=identify_visit(hospital, sweep.patient, sweep.person, on=sweep.day),
-            seed=hospital.seed,
-            region=region,
-            burned_in=spell_name(sweep.person),
-            colors=_MUSCLE_EXPORT.colors,
-            compression=_MUSCLE_EXPORT.compression,
-        )
+        path = _export_clip(sweep, archive, hospital=hospital, export=_MUSCLE_EXPORT)
         series = LEGS.index(sweep.leg) + 1
         _call_leg(path, sweep.leg, series=series, seed=hospital.seed)
         (kept,) = archive.keep([path], sweep.patient, sweep.number, series=series)
@@ -205,6 +183,25 @@ def show_on_screen(clip: Clip) -> tuple[Clip, tuple[int, int, int, int]]:
     screen_THW[:, BAND_PX:, left : left + width] = clip.frames_THW
     region = (left, BAND_PX, left + width - 1, BAND_PX + height - 1)
     return Clip(screen_THW, clip.frame_s, clip.spacing_mm, clip.modality), region
+
+
+def _export_clip(
+    visit: _Exam | _Sweep, archive: Archive, *, hospital: Hospital, export: _Export
+) -> Path:
+    """Write a clip as a machine shows and stores it, not yet filed; return where it lies."""
+    clip, region = show_on_screen(visit.clip)
+    path = archive.inbox / "clip"
+    write_dicom_clip(
+        clip,
+        path,
+        identity=identify_visit(hospital, visit.patient, visit.person, on=visit.day),
+        seed=hospital.seed,
+        region=region,
+        burned_in=spell_name(visit.person),
+        colors=export.colors,
+        compression=export.compression,
+    )
+    return path
 
 
 def _draw_exams(hospital: Hospital) -> Iterator[_Exam]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from pathlib import Path
 
@@ -14,20 +13,6 @@ from vitrael.core.data.layouts.volumes import NOT_PLAIN, SECOND
 from vitrael.core.data.sources import Found
 
 Rows = list[dict[str, str]]
-
-
-@pytest.fixture(scope="session")
-def data_home(root: Path) -> Path:
-    folder = root.parent / "shared/data"
-    if not (folder / "index.csv").is_file():
-        pytest.skip("the public images (shared/data) are not on this machine")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def rows(data_home: Path) -> Rows:
-    with (data_home / "index.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def below(rows: Rows, folder: str, *modalities: str) -> Rows:

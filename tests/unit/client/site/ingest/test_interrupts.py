@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 
 import pytest
@@ -31,10 +32,12 @@ def test_interrupt_within_a_callback_comes_after_the_step() -> None:
     assert done == ["the rest of the step"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_control_without_it_the_interrupt_is_lost() -> None:
+def test_control_without_it_the_interrupt_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: lost.append(told.exc_type))
     dying = Dying()
     del dying
+    assert lost == [KeyboardInterrupt]
 
 
 def test_handlers_are_as_before_and_other_threads_have_none() -> None:

@@ -36,20 +36,6 @@ XRAY = settings_for("xray-2d", grid_vox=(16, 16))
 Rows = list[dict[str, str]]
 
 
-@pytest.fixture(scope="session")
-def data_home(root: Path) -> Path:
-    folder = root.parent / "shared/data"
-    if not (folder / "index.csv").is_file():
-        pytest.skip("the public images (shared/data) are not on this machine")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def rows(data_home: Path) -> Rows:
-    with (data_home / "index.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def below(rows: Rows, folder: str, modality: str = "") -> Rows:
     kept = [row for row in rows if row["path"].startswith(f"{folder}/")]
     return [row for row in kept if row["modality"].startswith(modality)]

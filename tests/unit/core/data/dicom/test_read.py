@@ -250,12 +250,17 @@ def test_no_message_tells_anything_of_the_patient(tmp_path: Path) -> None:
     assert not re.search(r"Amendoeira|VX-20417|2\.25\.|1957|2021|/", text)
 
 
-def test_the_real_slices_read_as_dcm2niix_reads_them(real_dicom: Path, tmp_path: Path) -> None:
+def read_as_peer(folder: Path, out: Path) -> Scan:
+    """Return the one volume that dcm2niix makes of a folder."""
     program = pytest.importorskip("dcm2niix").bin
-    folder = real_dicom / "studyforrest_T1w"
-    command = [program, "-z", "n", "-b", "n", "-f", "peer", "-o", str(tmp_path), str(folder)]
+    command = [program, "-z", "n", "-b", "n", "-f", "peer", "-o", str(out), str(folder)]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
-    peer = read_nifti(tmp_path / "peer.nii")
+    return read_nifti(out / "peer.nii")
+
+
+def test_the_real_slices_read_as_dcm2niix_reads_them(real_dicom: Path, tmp_path: Path) -> None:
+    folder = real_dicom / "studyforrest_T1w"
+    peer = read_as_peer(folder, tmp_path)
     scan = read_volume(sorted(folder.iterdir()))
     assert scan.image_CDHW.shape == (1, 274, 384, 16)
     assert same_place(scan, peer)
@@ -267,11 +272,8 @@ def test_the_real_slices_read_as_dcm2niix_reads_them(real_dicom: Path, tmp_path:
 def test_real_echo_planar_slices_lie_where_dcm2niix_puts_them(
     real_dicom: Path, tmp_path: Path
 ) -> None:
-    program = pytest.importorskip("dcm2niix").bin
     folder = real_dicom / "studyforrest_bold"
-    command = [program, "-z", "n", "-b", "n", "-f", "peer", "-o", str(tmp_path), str(folder)]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    peer = read_nifti(tmp_path / "peer.nii")
+    peer = read_as_peer(folder, tmp_path)
     scan = read_volume(list(folder.iterdir()))
     assert scan.image_CDHW.shape == (1, 80, 80, 35)
     assert same_place(scan, peer)
