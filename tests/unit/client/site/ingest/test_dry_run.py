@@ -11,7 +11,6 @@ from tests.factories.intake import (
     BRAIN,
     files_below,
     identity_of,
-    make_home,
     refused,
     set_aside,
     take_in,
@@ -27,16 +26,10 @@ from vitrael.core.errors import CohortError, UsageError, VitraelError
 
 
 @pytest.fixture
-def scans(tmp_path: Path) -> Path:
-    """A folder of three brains as NIfTI and one as DICOM."""
-    write_brains(tmp_path / "scans")
-    write_slices(tmp_path / "scans" / "pacs", 7)
-    return tmp_path / "scans"
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return make_home(tmp_path / "home")
+def scans(scans: Path) -> Path:
+    """Three brains as NIfTI and one as DICOM."""
+    write_slices(scans / "pacs", 7)
+    return scans
 
 
 def foresee(root: Path, home: Home, *, may_replace: bool = False) -> IngestReport:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.factories.intake import files_below, make_home, take_in, write_brains
+from tests.factories.intake import files_below, take_in, write_brains
 from vitrael.client.site import database
 from vitrael.client.site.ingest.index import Index, Stored, peek_root
 from vitrael.client.site.ingest.places import Home
@@ -19,14 +19,7 @@ from vitrael.core.rng import stream
 
 
 @pytest.fixture
-def scans(tmp_path: Path) -> Path:
-    write_brains(tmp_path / "scans")
-    return tmp_path / "scans"
-
-
-@pytest.fixture
-def home(tmp_path: Path, scans: Path) -> Home:
-    home = make_home(tmp_path / "home")
+def home(home: Home, scans: Path) -> Home:
     take_in(scans, home)
     return home
 

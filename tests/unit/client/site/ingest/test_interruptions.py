@@ -133,11 +133,6 @@ def undisturbed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> str
     return report.digest
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return make_home(tmp_path / "home")
-
-
 def demand_same_end(root: Path, home: Home, undisturbed: str) -> None:
     """Take in again: what was done is not done again, and the cohort is the undisturbed one."""
     done = count_outcomes(home)

@@ -38,16 +38,10 @@ from vitrael.core.errors import CohortError, DataError, StorageError, UsageError
 
 
 @pytest.fixture
-def scans(tmp_path: Path) -> Path:
-    """A folder of three brains as NIfTI and one as DICOM."""
-    write_brains(tmp_path / "scans")
-    write_slices(tmp_path / "scans" / "pacs", 7)
-    return tmp_path / "scans"
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return make_home(tmp_path / "home")
+def scans(scans: Path) -> Path:
+    """Three brains as NIfTI and one as DICOM."""
+    write_slices(scans / "pacs", 7)
+    return scans
 
 
 def steps_of(tell: list[str]) -> Callable[[str, int, int], None]:

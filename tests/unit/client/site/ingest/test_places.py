@@ -10,7 +10,6 @@ from tests.factories.intake import (
     KEY,
     NOW,
     files_below,
-    make_home,
     manifest_of,
     take_in,
     write_brain,
@@ -28,14 +27,7 @@ from vitrael.core.errors import CohortError, ProcessError, StorageError, UsageEr
 
 
 @pytest.fixture
-def scans(tmp_path: Path) -> Path:
-    write_brains(tmp_path / "scans")
-    return tmp_path / "scans"
-
-
-@pytest.fixture
-def home(tmp_path: Path, scans: Path) -> Home:
-    home = make_home(tmp_path / "home")
+def home(home: Home, scans: Path) -> Home:
     take_in(scans, home)
     return home
 

@@ -12,7 +12,6 @@ import pytest
 from tests.factories.intake import (
     BRAIN,
     files_below,
-    make_home,
     manifest_of,
     reason_of,
     take_in,
@@ -37,11 +36,6 @@ def root(tmp_path: Path) -> Path:
     write_brain(tmp_path / "scans" / "hall" / "sub-02_T1w.nii.gz", 2)
     write_slices(tmp_path / "scans" / "hall" / "pacs", 3)
     return tmp_path / "scans"
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return make_home(tmp_path / "home")
 
 
 class Closing:

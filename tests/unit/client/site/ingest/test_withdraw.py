@@ -45,12 +45,6 @@ PSEUDONYM = pseudonym_of(WHO, key=KEY)
 
 
 @pytest.fixture
-def scans(tmp_path: Path) -> Path:
-    write_brains(tmp_path / "scans")
-    return tmp_path / "scans"
-
-
-@pytest.fixture
 def home(tmp_path: Path, scans: Path) -> Home:
     """A home with two cohorts of the same three patients."""
     home = make_home(tmp_path / "home")
