@@ -14,7 +14,8 @@ help:  ## Show this list
 demo: $(INSTALLED)  ## Run a whole study on this machine; ARGS="--resume" and others pass through
 	$(BIN)/vitrael demo $(ARGS)
 
-rehearse: demo  ## The same as demo: the production layout on loopback
+rehearse: $(INSTALLED)  ## The demo, which must have nginx in front; ARGS pass through
+	$(BIN)/vitrael demo --require-proxy $(ARGS)
 
 test: $(INSTALLED)  ## Run the fast tests; ARGS="-k word" and others pass through
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup --durations 15 $(ARGS)

@@ -33,10 +33,14 @@ ENTRY_POINTS = "vitrael.commands"
 COMMANDS: dict[str, dict[str, str]] = {
     "Everybody": {
         "demo": "Run a whole study on this machine: three sites, one signed release.",
+        "doctor": "Check machine, network, certificates and consents; say what to do.",
+        "audit": "Check journals, one against the other.",
+        "support-bundle": "Collect what support needs, without patient data.",
         "phantoms": "Write made-up patients with a known truth, as a hospital's files.",
     },
     "Coordinator": {
-        "study": "Check and explain studies.",
+        "server": "Invite and approve sites, run the coordinator, see how it goes.",
+        "study": "Check, offer, start and stop studies.",
         "release": "Recall releases.",
     },
     "Hospital site": {
@@ -59,14 +63,17 @@ EXTRAS = {
     "monai": "site",
     "opacus": "site",
     "pandas": "site",
+    "prometheus_client": "site",
+    "psutil": "site",
     "pydicom": "site",
     "scipy": "site",
     "sqlalchemy": "site",
+    "tomli_w": "site",
     "torch": "site",
     "dcm2niix": "dcm2niix",
+    "fastapi": "server",
     "mlflow": "server",
-    "psutil": "server",
-    "tomli_w": "server",
+    "uvicorn": "server",
 }
 """Top-level module -> the extra of this distribution that installs it."""
 

@@ -17,6 +17,7 @@
     │   └── WeightsError
     ├── StorageError             exit 1   disk space, locked or damaged state
     ├── ProcessError             exit 1   one of our processes ended or did not answer
+    ├── TaskStopped              exit 1   a task was told to stop and can go on later
     └── QuorumError              exit 1   a round with too few sites
 
 A gate that refuses is no error: it is a Verdict, and the command ends with exit code 6.
@@ -143,6 +144,10 @@ def storage_error(
 
 class ProcessError(VitraelError):
     """One of the processes of a study ended or did not answer in time."""
+
+
+class TaskStopped(VitraelError):  # noqa: N818 - not an error: what was done so far is kept
+    """The process was told to end in the middle of a task, which goes on when it is asked again."""
 
 
 class QuorumError(VitraelError):

@@ -9,9 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+)
 
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, canonical_json, digest_json
@@ -19,7 +27,15 @@ from vitrael.core.errors import EnvelopeError
 from vitrael.core.study import Name
 
 StageName = Literal[
-    "consent", "codec", "latents", "calibration", "teacher", "screening", "audit", "signing"
+    "consent",
+    "canary",
+    "codec",
+    "latents",
+    "calibration",
+    "teacher",
+    "screening",
+    "audit",
+    "signing",
 ]
 """The stages in which the sites take part."""
 
@@ -86,6 +102,19 @@ class Message(Section):
         return digest_json(self.model_dump(mode="json"))
 
 
+class Head(Section):
+    """Where a journal ends, as one side tells it to the other, who writes it down."""
+
+    lines: int = Field(ge=0)
+    hash: DigestField
+    """Of the last line; of no bytes before the first."""
+
+
+def _without_none(document: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Leave out what is not told: what was signed before the field was known keeps its form."""
+    return {key: v for key, v in document.items() if v is not None or key not in names}
+
+
 class Task(Message):
     """One thing that the coordinator asks of one site."""
 
@@ -100,6 +129,14 @@ class Task(Message):
     deadline_s: float = Field(gt=0, description="how long the coordinator waits for the reply")
     inputs: dict[AttachmentName, DigestField] = Field(default_factory=dict)
     """Digest of each attachment before it was sealed."""
+    journal: Head | None = None
+    """Where the coordinator's journal ended when it asked."""
+    yours: Head | None = None
+    """Where the site's journal ended when the coordinator was last told."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_none(dump(self), ("journal", "yours"))
 
     @property
     def input_digest(self) -> Digest:
@@ -123,6 +160,14 @@ class Reply(Message):
     body: dict[str, JsonValue] = Field(default_factory=dict)
     outputs: dict[AttachmentName, DigestField] = Field(default_factory=dict)
     """Digest of each attachment before it was sealed."""
+    journal: Head | None = None
+    """Where the site's journal ended before the line of this reply."""
+    cohort: DigestField | None = None
+    """Version of the site's scans that the work was done on, as the consent to it names it."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_none(dump(self), ("journal", "cohort"))
 
     def check_answers(self, task: Task) -> None:
         """Raise EnvelopeError unless this answers exactly that task."""
@@ -135,17 +180,46 @@ class Reply(Message):
                 )
 
 
+class PrivacyTerms(Section):
+    """What a consent says of privacy, read from the protocol that it names."""
+
+    path: Literal["dp", "empirical"]
+    policy: str = Field(min_length=1, max_length=48)
+    screening: bool
+    """Whether candidates are judged against this site's own scans."""
+    false_match_rate: float = Field(gt=0, lt=1)
+    votes: int = Field(ge=0, description="bits told of candidates; 0 without screening")
+    epsilon: float | None = Field(default=None, gt=0)
+    """Privacy budget of the protocol; None on the empirical path, which prints none."""
+
+
+class CohortTerms(Section):
+    """The cohort that a consent is for: its name at the site, its version, and counts."""
+
+    name: Name
+    version: int = Field(ge=1)
+    digest: DigestField
+    """Name of the version by its content."""
+    patients: int | None
+    """None where a count is too small to be told."""
+    scans: int | None
+
+
 class Consent(Message):
-    """A site's yes to one protocol with one roster."""
+    """A site's yes to one protocol with one roster, for one version of scans and of software."""
 
     site: Name
     protocol: DigestField
     roster: DigestField
+    members: dict[Name, DigestField]
+    """Digest of the public keys of each member."""
     package_version: str = Field(min_length=1, max_length=40)
+    lock: DigestField
+    """Name of all the software that is installed: ``version.lock_digest``."""
+    cohort: CohortTerms
     purpose: str = Field(min_length=1)
+    privacy: PrivacyTerms
     max_rounds: int = Field(ge=1)
     """How many rounds of any one stage this site will answer."""
     given_utc: UtcField
     expires_utc: UtcField
-    cohort: dict[Literal["patients", "scans"], int | None]
-    """Counts only; None where a count is too small to be told."""

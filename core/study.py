@@ -24,6 +24,7 @@ from vitrael.core.configs import (
 )
 from vitrael.core.digest import Digest, digest_json
 from vitrael.core.errors import StudyError
+from vitrael.core.rounds import Federation
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,47}$")]
 """Lower-case letters, digits and hyphens; names of studies and sites."""
@@ -57,8 +58,11 @@ class CovariateRange(Section):
         return self
 
 
-LONGEST_DEADLINE_S: Final = 7 * 86_400.0
-"""A week: no site trains longer without a word, and nobody waits longer for one."""
+def _digest(value: str) -> Digest:
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", value):
+        msg = "it is not written like a digest, sha256: and 64 digits"
+        raise ValueError(msg)
+    return Digest(value)
 
 
 def _license(value: str) -> str:
@@ -101,15 +105,6 @@ class Data(Section):
             msg = f"ranges are missing for {', '.join(sorted(missing))}"
             raise ValueError(msg)
         return self
-
-
-class Federation(Section):
-    """Who must answer, and for how long the coordinator waits."""
-
-    quorum: int = Field(ge=1)
-    deadline_s: float = Field(
-        default=600, gt=0, le=LONGEST_DEADLINE_S, description="for one exchange with all sites"
-    )
 
 
 class Distillation(Section):
@@ -187,6 +182,10 @@ class Roster(Section):
     """Who takes part, by name; keys are bound to the names when the study opens."""
 
     sites: tuple[Name, ...] = Field(min_length=1)
+    predecessor: Annotated[Digest, AfterValidator(_digest)] | None = Field(
+        default=None,
+        description="digest of the earlier roster, with its keys, whose finished rounds are kept",
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -206,6 +205,9 @@ class Performance(Section):
     bf16: Literal["auto", "off"] = Field(
         default="auto", description="bfloat16 autocast where the processor has it"
     )
+    vram_frac: float | None = Field(
+        default=None, gt=0, le=1, description="most of a GPU's memory for this process; None: all"
+    )
 
 
 class Study(Section):
@@ -224,8 +226,9 @@ class Study(Section):
 
     @property
     def digest(self) -> Digest:
-        """Name of the study: of its protocol and the names on its roster."""
-        return digest_json([self.protocol.digest, list(self.roster.sites)])
+        """Name of the study: of its protocol, the names on its roster, and what that amends."""
+        earlier = [] if self.roster.predecessor is None else [self.roster.predecessor]
+        return digest_json([self.protocol.digest, list(self.roster.sites), *earlier])
 
 
 def load_study(path: Path) -> Study:

@@ -58,6 +58,13 @@ def check_like(tensors: Tensors, expected: Tensors) -> None:
             raise WeightsError(f"tensor {name} holds values that are not finite")
 
 
+def check_finite(tensors: Tensors) -> None:
+    """Raise WeightsError, which names the first tensor, unless every value is finite."""
+    for name, array in sorted(tensors.items()):
+        if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
+            raise WeightsError(f"tensor {name} holds values that are not finite")
+
+
 def module_tensors(module: nn.Module) -> dict[str, np.ndarray]:
     """Return a copy of a module's parameters and buffers by name, on the CPU."""
     return {name: t.detach().cpu().numpy().copy() for name, t in module.state_dict().items()}

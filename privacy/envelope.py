@@ -1,9 +1,10 @@
 """Signed envelopes and sealed attachments: how a Task, Reply or Consent travels.
 
-Signatures are DSSE envelopes (secure-systems-lab/dsse v1.0) with Ed25519. Attachments are
-safetensors files, sealed for one recipient: an ephemeral X25519 exchange, HKDF-SHA256 and
-ChaCha20-Poly1305, as in RFC 9180's base mode. Sealing hides; what proves the origin is the digest
-of the plain bytes inside the signed document.
+Signatures are DSSE envelopes (secure-systems-lab/dsse v1.0) with Ed25519. A Task travels signed, a
+Reply signed and sealed. Attachments are safetensors files. Whatever is sealed is so for one
+recipient: an ephemeral X25519 exchange, HKDF-SHA256 and ChaCha20-Poly1305, as in RFC 9180's base
+mode. Sealing hides; what proves the origin is the signature, and the digest of the plain bytes
+inside the signed document.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 from cryptography.exceptions import InvalidTag
@@ -26,6 +28,7 @@ from vitrael.core.digest import Digest, canonical_json, digest_bytes
 from vitrael.core.errors import EnvelopeError
 from vitrael.core.messages import ENVELOPE, Consent, Message, Parcel, Reply, Task
 from vitrael.core.weights import Tensors, pack_tensors, unpack_tensors
+from vitrael.privacy.enrollment import JoinRequest, SiteWord, Standing
 from vitrael.privacy.keys import KeyPair, PublicKeys
 
 M = TypeVar("M", bound=Message)
@@ -39,8 +42,13 @@ _TYPES: dict[type[Message], str] = {
     Task: "application/vnd.vitrael.task+json",
     Reply: "application/vnd.vitrael.reply+json",
     Consent: "application/vnd.vitrael.consent+json",
+    JoinRequest: "application/vnd.vitrael.join+json",
+    SiteWord: "application/vnd.vitrael.word+json",
+    Standing: "application/vnd.vitrael.standing+json",
 }
 _HELLO_BYTES = 32
+SEAL_BYTES = _HELLO_BYTES + 16
+"""By how much a seal makes bytes longer: the hello and the tag of Poly1305."""
 
 logging.getLogger("securesystemslib").setLevel(logging.CRITICAL)  # we report failures ourselves
 
@@ -75,10 +83,58 @@ def open_consent(data: bytes, site: PublicKeys) -> Consent:
     return _open(data, site, Consent, signer="the site")
 
 
+def sign_enrollment(message: JoinRequest | SiteWord | Standing, key: KeyPair) -> bytes:
+    """Return a document of the enrollment in an envelope signed by whoever says it."""
+    return _sign(message, key)
+
+
+def peek_join(data: bytes) -> JoinRequest:
+    """Return a join request whose signature holds by the key that it brings itself.
+
+    That shows possession of the key and not yet whose it is. Raises EnvelopeError.
+    """
+    claimed = _claimed(data, JoinRequest, what="the join request")
+    return _open(data, claimed.keys, JoinRequest, signer="the site")
+
+
+def claimed_sender(data: bytes) -> str:
+    """Return which site a word says that it is of: whose keys to try. Nothing is checked."""
+    return _claimed(data, SiteWord, what="the word").site
+
+
+def open_word(data: bytes, site: PublicKeys) -> SiteWord:
+    """Return the word of an envelope; raise EnvelopeError unless the site signed it."""
+    return _open(data, site, SiteWord, signer="the site")
+
+
+def open_standing(data: bytes, coordinator: PublicKeys) -> Standing:
+    """Return the standing of an envelope; raise EnvelopeError unless the coordinator signed it."""
+    return _open(data, coordinator, Standing, signer="the coordinator")
+
+
 def _sign(message: Message, key: KeyPair) -> bytes:
     envelope = Envelope(message.to_bytes(), _TYPES[type(message)], {})
     envelope.sign(CryptoSigner(key.signing))
     return canonical_json(envelope.to_dict())
+
+
+def _claimed(data: bytes, kind: type[M], *, what: str) -> M:
+    """Return the document of an envelope whose signature is not checked."""
+    try:
+        return kind.from_bytes(Envelope.from_dict(json.loads(data)).payload)
+    except (
+        AttributeError,
+        LookupError,
+        RecursionError,
+        SecureSystemsError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise EnvelopeError(
+            f"{what} cannot be read",
+            why="it has no form, or is of another version",
+            fix="run the same package version on both sides",
+        ) from error
 
 
 def _open(data: bytes, public: PublicKeys, kind: type[M], *, signer: str) -> M:
@@ -130,7 +186,7 @@ def unseal(data: bytes, key: KeyPair, *, context: bytes) -> bytes:
         return cipher.decrypt(nonce, data[_HELLO_BYTES:], context)
     except (InvalidTag, ValueError) as error:
         raise EnvelopeError(
-            "an attachment cannot be unsealed",
+            "a part of the parcel cannot be unsealed",
             why="it was changed, cut, or sealed for another key or task",
             fix="send it again",
         ) from error
@@ -170,26 +226,50 @@ def open_task_attachments(task: Task, parcel: Parcel, *, site: KeyPair) -> dict[
     return _unseal_all(parcel, task.inputs, key=site, message=task)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedReply:
+    """What a site answered, once signature and digests hold."""
+
+    reply: Reply
+    tensors: dict[str, Tensors]
+    envelope: bytes
+    """The reply as the site signed it, for others to check (``open_reply``)."""
+
+
 def make_reply_parcel(
     reply: Reply, attachments: Mapping[str, Tensors], *, site: KeyPair, coordinator: PublicKeys
 ) -> dict[str, bytes]:
-    """Return the parcel for the coordinator; ``reply.outputs`` must name the digests."""
+    """Return the parcel for the coordinator; ``reply.outputs`` must name the digests.
+
+    All of it is sealed, the signed reply too: who carries it reads nothing but its size.
+    """
     sealed = _seal_all(attachments, reply.outputs, recipient=coordinator, message=reply)
-    return {ENVELOPE: sign_reply(reply, site), **sealed}
+    context = _context(Reply, reply, ENVELOPE)
+    return {ENVELOPE: seal(sign_reply(reply, site), coordinator, context=context), **sealed}
 
 
 def open_reply_parcel(
-    parcel: Parcel, *, coordinator: KeyPair, site: PublicKeys
-) -> tuple[Reply, dict[str, Tensors]]:
-    """Return reply and attachments; raise EnvelopeError unless signature and digests hold."""
-    reply = open_reply(parcel.get(ENVELOPE, b""), site)
-    return reply, _unseal_all(parcel, reply.outputs, key=coordinator, message=reply)
+    parcel: Parcel, task: Task, *, coordinator: KeyPair, site: PublicKeys
+) -> OpenedReply:
+    """Return what answers a task.
+
+    Raises EnvelopeError unless it was sealed for that very task, and signature and digests hold.
+    Nothing large is unsealed before its size is known to be right.
+    """
+    sealed = parcel.get(ENVELOPE, b"")
+    if len(sealed) > MAX_ENVELOPE_BYTES + SEAL_BYTES:
+        raise EnvelopeError("the envelope is too large", why=f"{len(sealed)} bytes came")
+    envelope = unseal(sealed, coordinator, context=_context(Reply, task, ENVELOPE))
+    reply = open_reply(envelope, site)
+    reply.check_answers(task)
+    tensors = _unseal_all(parcel, reply.outputs, key=coordinator, message=reply)
+    return OpenedReply(reply, tensors, envelope)
 
 
-def _context(message: Task | Reply, name: str) -> bytes:
-    kind = _TYPES[type(message)]
+def _context(kind: type[Task | Reply], message: Task | Reply, name: str) -> bytes:
+    """Return what binds a sealed entry to its place: a reply's bears the task's own names."""
     where = [message.protocol, message.site, message.stage, message.round, message.nonce]
-    return canonical_json([kind, *where, name])
+    return canonical_json([_TYPES[kind], *where, name])
 
 
 def _seal_all(
@@ -204,7 +284,7 @@ def _seal_all(
     for name in sorted(attachments):
         plain = pack_tensors(attachments[name])
         _same_digest(name, plain, digests)
-        sealed[name] = seal(plain, recipient, context=_context(message, name))
+        sealed[name] = seal(plain, recipient, context=_context(type(message), message, name))
     return sealed
 
 
@@ -214,7 +294,7 @@ def _unseal_all(
     _same_names({name: None for name in parcel if name != ENVELOPE}, digests)
     opened: dict[str, Tensors] = {}
     for name in sorted(digests):
-        plain = unseal(parcel[name], key, context=_context(message, name))
+        plain = unseal(parcel[name], key, context=_context(type(message), message, name))
         _same_digest(name, plain, digests)
         opened[name] = unpack_tensors(plain)
     return opened

@@ -19,7 +19,7 @@ PLANT_CLASSES: Final = ("exact", "noise", "flip", "affine", "blend", "autoencode
 """Kinds of planted copies, each with its own certificate of the filter's power."""
 
 NAMES: Final[Mapping[str, str]] = {
-    "participation.complete": "share of the roster's sites that took part to the end",
+    "participation.complete": "share of the sites in the model that judged what came of it",
     "screening.done": "share of the candidates that every site judged against its own scans",
     "filter.verification_auc": "how well the encoder tells a patient's other visit from strangers",
     **{f"filter.power.{kind}": f"share of planted copies caught: {kind}" for kind in PLANT_CLASSES},

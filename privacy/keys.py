@@ -1,15 +1,17 @@
 """Keys of a party: Ed25519 to sign (RFC 8032) and X25519 to receive sealed tensors (RFC 7748).
 
 Private keys live as PEM PKCS#8 files of mode 0600 in one folder, ``signing.pem`` and
-``sealing.pem``, and never leave their machine. Public keys travel as hexadecimal digits.
+``sealing.pem``, encrypted where their owner has set a passphrase, and never leave their machine.
+Public keys travel as hexadecimal digits.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
@@ -18,7 +20,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
+    KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
@@ -27,12 +31,21 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, digest_json, write_atomically
-from vitrael.core.errors import AuthError
+from vitrael.core.errors import AuthError, UsageError
 from vitrael.core.study import Name
 
 T = TypeVar("T")
 
+Passphrase = Callable[[], bytes]
+"""Returns the passphrase of private keys; called for those alone that are encrypted."""
+
+LEAST_PASSPHRASE = 12
+"""Bytes of a new passphrase: fewer are guessed by who has a copy of the files."""
+
 _UNFINISHED = ".keys-unfinished"
+_ENCRYPTED = b"BEGIN ENCRYPTED PRIVATE KEY"
+_FILES = ("signing.pem", "sealing.pem")
+_RESTORE = "restore the keys that were made at enrolment"
 
 PublicKeyHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """The 32 raw bytes of an Ed25519 or X25519 public key."""
@@ -70,33 +83,33 @@ class KeyPair:
         return cls(Ed25519PrivateKey.generate(), X25519PrivateKey.generate())
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, *, passphrase: Passphrase | None = None) -> Self:
         """Return the keys of a folder.
 
-        Raises AuthError when a file is missing, damaged, of another kind, or open to other users.
+        ``passphrase`` is asked, once, where a key is encrypted. Raises AuthError when a file is
+        missing, damaged, of another kind, or open to other users, or its passphrase is another.
         """
-        signing = _load_private(folder / "signing.pem")
-        sealing = _load_private(folder / "sealing.pem")
+        ask = None if passphrase is None else functools.cache(passphrase)
+        signing, sealing = (_load_private(folder / name, passphrase=ask) for name in _FILES)
         if not isinstance(signing, Ed25519PrivateKey) or not isinstance(sealing, X25519PrivateKey):
             raise AuthError(
                 f"the keys in {folder} are of another kind",
                 why="signing.pem must be Ed25519 and sealing.pem X25519",
-                fix="restore the keys that were made at enrolment",
+                fix=_RESTORE,
             )
         return cls(signing, sealing)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, passphrase: bytes | None = None) -> None:
         """Write both keys, mode 0600; raise AuthError rather than replace a key.
+
+        With a passphrase both are encrypted.
 
         A mark stands in the folder while only one may be there: half a pair that a killed process
         has left beside its mark is of use to nobody and is replaced, any other key never.
         """
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         mark = folder / _UNFINISHED
-        pair: dict[Path, Ed25519PrivateKey | X25519PrivateKey] = {
-            folder / "signing.pem": self.signing,
-            folder / "sealing.pem": self.sealing,
-        }
+        pair = [folder / name for name in _FILES]
         there = [path for path in pair if path.exists()]
         if len(there) == len(pair):
             mark.unlink(missing_ok=True)
@@ -107,11 +120,23 @@ class KeyPair:
                 fix="choose an empty folder",
             )
         write_atomically(mark, b"")
-        for path, key in pair.items():
-            pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            write_atomically(path, pem)
-            path.chmod(0o600)
+        self.write(folder, passphrase=passphrase)
         mark.unlink()
+
+    def write(self, folder: Path, *, passphrase: bytes | None) -> None:
+        """Write both keys, mode 0600, over what lies there; with a passphrase encrypted.
+
+        For keys that lie there already: ``save`` alone makes new ones.
+        """
+        encryption: KeySerializationEncryption = NoEncryption()
+        if passphrase is not None:
+            demand_passphrase(passphrase)
+            encryption = BestAvailableEncryption(passphrase)
+        pair: tuple[Ed25519PrivateKey | X25519PrivateKey, ...] = (self.signing, self.sealing)
+        for name, key in zip(_FILES, pair, strict=True):
+            pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+            write_atomically(folder / name, pem)
+            (folder / name).chmod(0o600)
 
     @property
     def public(self) -> PublicKeys:
@@ -144,14 +169,61 @@ def read_private(path: Path, *, fix: str) -> bytes:
     return data
 
 
-def _load_private(path: Path) -> object:
-    fix = "restore the keys that were made at enrolment"
+def is_protected(folder: Path) -> bool:
+    """Return whether any private key of a folder is encrypted; AuthError when one is missing."""
+    return any(_ENCRYPTED in read_private(folder / name, fix=_RESTORE) for name in _FILES)
+
+
+def protect_keys(folder: Path, *, passphrase: bytes) -> None:
+    """Encrypt the keys of a folder, those of them that are in the clear.
+
+    A process killed in between leaves one of the two as it was: done again, it ends the work, and
+    until then both load with the passphrase. Raises AuthError as ``KeyPair.load`` does.
+    """
+    KeyPair.load(folder, passphrase=lambda: passphrase).write(folder, passphrase=passphrase)
+
+
+def unprotect_keys(folder: Path, *, passphrase: Passphrase) -> None:
+    """Write the keys of a folder in the clear; done again after it was killed, it ends the work.
+
+    Raises AuthError as ``KeyPair.load`` does.
+    """
+    KeyPair.load(folder, passphrase=passphrase).write(folder, passphrase=None)
+
+
+def demand_passphrase(passphrase: bytes) -> None:
+    """Raise UsageError for a new passphrase that is too short."""
+    if len(passphrase) < LEAST_PASSPHRASE:
+        raise UsageError(
+            "the passphrase is too short",
+            why=f"it has fewer than {LEAST_PASSPHRASE} bytes",
+            fix="choose a longer one, such as five words",
+        )
+
+
+def _load_private(path: Path, *, passphrase: Passphrase | None) -> object:
     name = f"{path.parent.name}/{path.name}"
-    data = read_private(path, fix=fix)
+    data = read_private(path, fix=_RESTORE)
+    password = None
+    if _ENCRYPTED in data:
+        if passphrase is None:
+            raise AuthError(
+                f"key {name} is protected by a passphrase",
+                why="none was given",
+                fix="take the protection away, or name the passphrase",
+            )
+        password = passphrase()
     try:
-        return load_pem_private_key(data, password=None)
+        return load_pem_private_key(data, password=password)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise AuthError(f"key {name} is no private key in PEM", fix=fix) from error
+        if password is not None:
+            raise AuthError(
+                f"key {name} does not open",
+                why="the passphrase is wrong, or the file is damaged",
+                fix="give the passphrase that was set when the key was protected, or restore a "
+                "backup",
+            ) from error
+        raise AuthError(f"key {name} is no private key in PEM", fix=_RESTORE) from error
 
 
 def fingerprint(public: str) -> str:

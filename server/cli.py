@@ -6,9 +6,12 @@ import json
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
+
+from vitrael.server.lineage_cli import affected, recall
+from vitrael.server.study_cli import offer, start, stop
 
 if TYPE_CHECKING:
     from vitrael.core.study import Study
@@ -42,6 +45,7 @@ _STUDY = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--port", type=click.IntRange(1024, 65_000), help="First port. [default: free ones]")
 @click.option("--resume", is_flag=True, help="Go on with the last run where it stopped.")
+@click.option("--require-proxy", is_flag=True, help="Fail without nginx to stand in front.")
 @_JSON
 def demo(
     *,
@@ -52,6 +56,7 @@ def demo(
     home: Path | None,
     port: int | None,
     resume: bool,
+    require_proxy: bool,
     as_json: bool,
 ) -> int:
     """Run a whole study on this machine: three sites, one signed release.
@@ -65,18 +70,22 @@ def demo(
         DemoPlan,
         choose_home,
         demand_prepared,
+        demo_layout,
         prepare_demo,
     )
     from vitrael.server.demo_run import program, run_demo  # noqa: PLC0415
+    from vitrael.server.proxy import demand_nginx, find_nginx  # noqa: PLC0415
 
+    nginx = demand_nginx() if require_proxy else find_nginx()
     place = home.absolute() if home else choose_home(Path("demo-home"), resume=resume)
     if resume:
         demand_prepared(place)
     click.echo(f"home: {place}", err=True)
-    plan = DemoPlan(home=place, study=study_file, scans=scans, policy=policy, patients=patients)
+    plan = DemoPlan(place, study_file, scans, policy, patients, port=port, nginx=nginx)
     study = prepare_demo(plan, tell=lambda text: click.echo(text, err=True))
     try:
-        outcome, code = run_demo(place, study, port=port, began=began)
+        layout = demo_layout(place, study, port=port, nginx=nginx)
+        outcome, code = run_demo(layout, study, began=began)
     except KeyboardInterrupt:
         again = [program(), "demo", "--resume", "--home", str(place)]
         click.echo(f"\nTo go on where it stopped: {shlex.join(again)}", err=True)
@@ -87,7 +96,11 @@ def demo(
 
 @click.group()
 def study() -> None:
-    """Check and explain studies."""
+    """Check, offer, start and stop studies."""
+
+
+for command in (offer, start, stop, affected):
+    study.add_command(command)
 
 
 @study.command(epilog="Example: 'vitrael study check deploy/studies/brain-demo.toml'.")
@@ -168,40 +181,4 @@ def release() -> None:
     """Recall what should no longer be used."""
 
 
-@release.command(epilog="Example: 'vitrael release recall brain-demo@1 --home DIR --reason TEXT'.")
-@click.argument("name", metavar="NAME@VERSION")
-@click.option("--home", type=click.Path(path_type=Path), required=True, help="Coordinator's home.")
-@click.option("--reason", required=True, help="One sentence that everybody will read.")
-@click.option("--dry-run", is_flag=True, help="Show the recall; publish nothing.")
-@click.option("--yes", is_flag=True, help="Recall without asking.")
-@_JSON
-def recall(*, name: str, home: Path, reason: str, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Recall a published release: from now on pull and verify refuse it."""
-    from vitrael.privacy.keys import KeyPair  # noqa: PLC0415
-    from vitrael.privacy.release.catalogue import publish_recall  # noqa: PLC0415
-    from vitrael.privacy.release.manifest import MANIFEST, parse_reference  # noqa: PLC0415
-    from vitrael.privacy.release.recall import sign_recall  # noqa: PLC0415
-    from vitrael.privacy.release.trust import load_trust  # noqa: PLC0415
-    from vitrael.server.settings import utc_now  # noqa: PLC0415
-    from vitrael.server.studies.recording import record_recall  # noqa: PLC0415
-
-    reference = parse_reference(name)
-    catalogue = home / "catalogue"
-    manifest = catalogue / reference.name / str(reference.version) / MANIFEST
-    if not manifest.is_file():
-        from vitrael.core.errors import UsageError  # noqa: PLC0415
-
-        raise UsageError(
-            f"{name} is not in {catalogue}", fix="name a release that this coordinator published"
-        )
-    facts: dict[str, Any] = {"release": name, "reason": reason, "published": not dry_run}
-    key = KeyPair.load(home / "keys").signing
-    notice = sign_recall(manifest.read_bytes(), key, reason=reason, now=utc_now())
-    if not dry_run:
-        if not yes:
-            click.confirm(f"Recall {name} for good?", abort=True, err=True)
-        publish_recall(catalogue, reference, recall=notice, trust=load_trust(home / "trust.json"))
-        if (home / "mlflow").is_dir():
-            record_recall(home)
-    told = f"{name} would be recalled: {reason}" if dry_run else f"{name} is recalled: {reason}"
-    click.echo(json.dumps(facts) if as_json else told)
+release.add_command(recall)

@@ -1,8 +1,8 @@
 """``vitrael demo``: make three hospitals on this machine and run a study over them.
 
-Everything a hospital or the coordinator would do by hand is done here: keys and enrolment, the
-scans (phantoms, or NIfTI files parted by patient), the consents by the site's own command. What
-follows is the production layout on loopback (``server.rehearsal``).
+Everything a hospital or the coordinator would do by hand is done here, by the same commands:
+invitation, join and approval, the scans (phantoms, or NIfTI files parted by patient), the consents.
+What follows is the production layout on loopback (``server.rehearsal``).
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import hashlib
 import json
 import secrets
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +31,6 @@ from vitrael.core.data.recipes import RECIPES
 from vitrael.core.data.walk import walk_files
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import (
-    EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_PARTIAL,
     CohortError,
@@ -42,9 +39,8 @@ from vitrael.core.errors import (
     UsageError,
 )
 from vitrael.core.study import Study, load_study, parse_study
-from vitrael.privacy.keys import KeyPair, save_public_keys, save_roster
-from vitrael.privacy.release.trust import save_trust, trust_roster
-from vitrael.server.federation.layout import site_home
+from vitrael.server.demo_enrollment import ask_sites, enroll_sites
+from vitrael.server.federation.layout import RehearsalLayout, site_home
 
 PHANTOM_PATIENTS = 160
 PHANTOM_VISITS = 2
@@ -70,6 +66,10 @@ class DemoPlan:
     """None: that of the study."""
     patients: int | None = None
     """Phantoms a site; None: ``PHANTOM_PATIENTS`` of them."""
+    port: int | None = None
+    """First port; None: free ones."""
+    nginx: str | None = None
+    """The program in front; None: our own stand-in."""
 
 
 def choose_home(folder: Path, *, resume: bool) -> Path:
@@ -107,7 +107,7 @@ def prepare_demo(plan: DemoPlan, *, tell: Callable[[str], None]) -> Study:
         plan.home.mkdir(parents=True, exist_ok=True)
         write_atomically(plan.home / "study.toml", document)
         study = load_study(plan.home / "study.toml")
-        _enroll(plan.home, study, phantoms=plan.scans is None)
+        _enroll(plan, study, tell=tell)
         taken = _take_in(plan, study, tell=tell)
         _consent(plan.home, study)
         note = {**taken, "asked": _asked_scans(plan)}
@@ -188,31 +188,31 @@ def _demand_space(home: Path) -> None:
         )
 
 
-def _enroll(home: Path, study: Study, *, phantoms: bool) -> None:
-    """Make everybody's keys and tell each party the others' public ones."""
-    coordinator = _keys(home / "keys")
-    sites = {site: _keys(site_home(home, site) / "keys") for site in study.roster.sites}
-    members = {site: keys.public for site, keys in sites.items()}
-    save_roster(members, home / "roster.json")
-    trust = trust_roster(members, coordinator=coordinator.public, threshold=len(members))
-    save_trust(trust, home / "trust.json")
-    for site in sites:
-        folder = site_home(home, site)
-        save_public_keys(coordinator.public, folder / "coordinator.json")
-        save_roster(members, folder / "roster.json")
-        write_atomically(folder / "site.toml", tomli_w.dumps({"name": site}).encode())
-        key = folder / "keys" / "split.key"
+def _enroll(plan: DemoPlan, study: Study, *, tell: Callable[[str], None]) -> None:
+    """Let every site join with keys that it makes itself; its split key is its own too.
+
+    For phantoms that one follows from the study, so that runs compare.
+    """
+    for site in study.roster.sites:
+        key = site_home(plan.home, site) / "keys" / "split.key"
         if not key.exists():
-            write_atomically(key, _split_key(study, site, phantoms=phantoms))
+            key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(key, _split_key(study, site, phantoms=plan.scans is None))
             key.chmod(0o600)
+    enroll_sites(demo_layout(plan.home, study, port=plan.port, nginx=plan.nginx), study, tell=tell)
 
 
-def _keys(folder: Path) -> KeyPair:
-    if (folder / "sealing.pem").exists():
-        return KeyPair.load(folder)
-    keys = KeyPair.create()
-    keys.save(folder)
-    return keys
+def demo_layout(
+    home: Path, study: Study, *, port: int | None, nginx: str | None
+) -> RehearsalLayout:
+    """Return who takes part in a demo and where."""
+    return RehearsalLayout(
+        home=home,
+        sites=study.roster.sites,
+        port=port,
+        nginx=nginx,
+        threads=study.performance.threads,
+    )
 
 
 def _split_key(study: Study, site: str, *, phantoms: bool) -> bytes:
@@ -291,7 +291,7 @@ def _ingest(
     tell("taking the files in at every site, as a hospital would: vitrael site ingest")
     study = str(home / "study.toml")
     common = ("--study", study, "--cohort", COHORT, "--workers", "1", "--json")
-    heard = _ask_sites(
+    heard = ask_sites(
         home,
         {site: ("ingest", str(folder), *common) for site, folder in folders.items()},
         timeout_s=_INGEST_S,
@@ -315,46 +315,9 @@ def _ingest(
 
 def _consent(home: Path, study: Study) -> None:
     """Have every site's operator say yes, by the command that a hospital would use."""
-    command = ("consent", str(home / "study.toml"), "--yes", "--json")
+    command = ("consent", study.protocol.name, "--yes", "--json")
     asked = dict.fromkeys(study.roster.sites, command)
-    heard = _ask_sites(home, asked, timeout_s=_CONSENT_S)
+    heard = ask_sites(home, asked, timeout_s=_CONSENT_S)
     for site, (code, _, why) in heard.items():
         if code != EXIT_OK:
             raise ProcessError(f"site {site} did not consent", why=why)
-
-
-def _ask_sites(
-    home: Path, commands: Mapping[str, tuple[str, ...]], *, timeout_s: float
-) -> dict[str, tuple[int, str, str]]:
-    """Run one of a site's commands at each site, all at once; no process is left behind.
-
-    Returned are exit code, answer, and what went wrong in words.
-    """
-    program = str(Path(sys.executable).parent / "vitrael")
-    asked: dict[str, subprocess.Popen[str]] = {}
-    try:
-        for site, command in commands.items():
-            asked[site] = subprocess.Popen(  # noqa: S603 - our own command
-                [program, "site", *command, "--home", str(site_home(home, site))],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        return {site: _hear(process, timeout_s=timeout_s) for site, process in asked.items()}
-    finally:
-        for process in asked.values():
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
-
-
-def _hear(process: subprocess.Popen[str], *, timeout_s: float) -> tuple[int, str, str]:
-    try:
-        answer, said = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return EXIT_INTERRUPTED, "", f"it did not answer within {timeout_s:g} s"
-    *_, last = said.strip().splitlines() or [f"exit code {process.returncode}"]
-    return process.returncode, answer, last.removeprefix("Error: ")  # progress stands above it

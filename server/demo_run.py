@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,13 @@ from vitrael.core.messages import StageName
 from vitrael.core.study import Study
 from vitrael.privacy.release.manifest import RECALLED
 from vitrael.server.demo import PREPARED
+from vitrael.server.federation import flower_home
 from vitrael.server.federation.exchange import ABSENT_S
 from vitrael.server.federation.layout import RehearsalLayout
 from vitrael.server.progress import Progress
 from vitrael.server.registry import Registry, ui_command, ui_page
 from vitrael.server.rehearsal import rehearse
-from vitrael.server.studies.recording import recording
+from vitrael.server.studies.recording import Recorder
 
 _ONCE = frozenset(get_args(StageName)) - {"codec", "teacher"}
 """Stages that ask each site once; the others go by rounds."""
@@ -38,20 +38,16 @@ class DemoOutcome:
     text: str
 
 
-def run_demo(
-    home: Path, study: Study, *, port: int | None, began: float
-) -> tuple[DemoOutcome, int]:
+def run_demo(layout: RehearsalLayout, study: Study, *, began: float) -> tuple[DemoOutcome, int]:
     """Run what is left of a prepared home's study; return its outcome and the exit code.
 
     ``began`` is the moment, by ``time.monotonic``, from which its seconds are counted. 7 stands
     for a study that would end with 0 and had to leave unreadable scans out.
     """
-    layout = RehearsalLayout(
-        home=home, sites=study.roster.sites, port=port, threads=study.performance.threads
-    )
+    home = layout.home
     progress = Progress(sites=len(study.roster.sites), began=began)
-    with recording(home):
-        code = rehearse(layout, on_event=progress.follow, timeout_s=longest_run_s(study))
+    code = rehearse(layout, on_event=progress.follow, timeout_s=longest_run_s(study))
+    Recorder(home).catch_up()
     document = json.loads((home / "outcome.json").read_bytes())
     experiment = Registry.open(home).experiment(study.protocol.name, study.digest)
     commands = {**_commands(home, document), "mlflow_page": ui_page(experiment)}
@@ -83,7 +79,7 @@ def longest_run_s(study: Study) -> float:
 
 def program() -> str:
     """Return the command of this installation with its path: its folder may be on no PATH."""
-    return str(Path(sys.executable).parent / "vitrael")
+    return flower_home.program("vitrael")
 
 
 def _unreadable(home: Path) -> int:
@@ -133,6 +129,8 @@ def _tell(outcome: dict[str, Any], study: Study) -> str:
             for kind, sentence in outcome["findings"]
             if kind in marks
         ]
+    if outcome.get("status") == "partial":
+        lines.append(f"A site was absent from a round: {outcome['sentence']}")
     lines += ["", f"Report:   {outcome['report']}", f"MLflow:   {outcome['mlflow']}"]
     lines.append(f"          and then {outcome['mlflow_page']}")
     if "pull" in outcome:

@@ -19,6 +19,15 @@ from vitrael.core.weights import Tensors, pack_tensors, unpack_tensors
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
+class DamagedError(StorageError):
+    """An object is missing or its bytes are not what they were; whoever made it can again."""
+
+    def __init__(self, digest: Digest, what: str, *, why: str, fix: str) -> None:
+        """Keep the object's name beside the sentence."""
+        super().__init__(what, why=why, fix=fix)
+        self.digest = digest
+
+
 class ObjectStore:
     """A folder of immutable objects, one file each, named by the digest of the file's bytes."""
 
@@ -53,7 +62,8 @@ class ObjectStore:
     def get_bytes(self, digest: Digest) -> bytes:
         """Return the bytes that have this digest.
 
-        Raises StorageError when the object is missing or its bytes no longer have the digest.
+        Raises DamagedError when the object is missing or its bytes no longer have the digest,
+        StorageError when the disk cannot be read.
         """
         path = self._path(digest)
         with self._explaining(digest):
@@ -64,7 +74,7 @@ class ObjectStore:
     def path(self, digest: Digest) -> Path:
         """Return the object's file, verified now, for a reader that takes it part by part.
 
-        Memory stays at 1 MiB whatever the size; raises StorageError as ``get_bytes``.
+        Memory stays at 1 MiB whatever the size; raises as ``get_bytes``.
         """
         path = self._path(digest)
         with self._explaining(digest):
@@ -73,7 +83,7 @@ class ObjectStore:
         return path
 
     def get_json(self, digest: Digest) -> Any:  # noqa: ANN401 - any JSON value
-        """Return the JSON value that has this digest; raises StorageError as ``get_bytes``."""
+        """Return the JSON value that has this digest; raises as ``get_bytes``."""
         data = self.get_bytes(digest)
         try:
             return json.loads(data)
@@ -81,7 +91,7 @@ class ObjectStore:
             raise StorageError(f"object {digest} is no JSON document") from error
 
     def get_tensors(self, digest: Digest) -> dict[str, np.ndarray]:
-        """Return the arrays of the safetensors file; raises StorageError as ``get_bytes``."""
+        """Return the arrays of the safetensors file; raises as ``get_bytes``."""
         data = self.get_bytes(digest)
         try:
             return unpack_tensors(data)
@@ -104,7 +114,8 @@ class ObjectStore:
         try:
             yield
         except FileNotFoundError as error:
-            raise StorageError(
+            raise DamagedError(
+                digest,
                 f"object {digest} is missing",
                 why="it was never stored here or its file was removed",
                 fix="run the stage again that made it",
@@ -129,7 +140,8 @@ class ObjectStore:
 
 def _check(found: Digest, digest: Digest, path: Path) -> None:
     if found != digest:
-        raise StorageError(
+        raise DamagedError(
+            digest,
             f"object {digest} is damaged",
             why="its bytes have another digest",
             fix=f"remove {path} and run the stage again that made it",

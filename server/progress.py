@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from vitrael.server.rehearsal import Event
 
 STAGES = (
     "consent",
+    "canary",
     "codec",
     "latents",
     "calibration",
@@ -61,6 +62,8 @@ class Progress:
         line = event.data
         if event.who == "coordinator" and line["event"] in ("begun", "kept", "finished"):
             self._turn(str(line["stage"]), int(line["round"]), str(line["event"]))
+        elif line.get("event") in ("absent", "damaged"):
+            self._warn(line)
         elif line.get("total"):
             same_stage = (line["stage"], line["round"]) == (self._stage, self._round)
             if same_stage and line.get("event") != "answer":
@@ -77,6 +80,14 @@ class Progress:
             self._line(f"{title}: finished before, kept")
         else:
             self._line(f"{title}: done in {self.clock() - self._began:.0f} s")
+
+    def _warn(self, line: Mapping[str, Any]) -> None:
+        """Say who is absent and why, or what is done again."""
+        title = self._title(str(line["stage"]), int(line["round"]))
+        if line["event"] == "damaged":
+            self._line(f"{title}: what was kept is damaged, it is done again")
+        else:
+            self._line(f"{title}: {line.get('site')} is absent: {line.get('reason')}")
 
     def _show(self) -> None:
         alone = "coordinator" in self._shares

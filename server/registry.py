@@ -149,6 +149,13 @@ class Registry:
         found = self._client.get_registered_model(model).aliases
         return {alias: int(version) for alias, version in found.items()}
 
+    def find_student(self, key: Digest) -> tuple[str, int] | None:
+        """Return the registered model and its version that a student's stage became, or None."""
+        for found in self._client.search_model_versions():
+            if found.tags.get(_KEY) == key:
+                return str(found.name), int(found.version)
+        return None
+
     def record_release(self, experiment: str, record: RunRecord, release: ReleaseRecord) -> str:
         """Return the id of the one run that logs the release as a dataset with its digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag  # noqa: PLC0415

@@ -1,30 +1,36 @@
-"""Consent: a site's signed yes to one protocol with one roster, without which no task starts."""
+"""Consent: a site's signed yes to one protocol with one roster, without which no task starts.
+
+It also binds what it was given for: the version of the cohort, the installed software, the terms of
+privacy, a number of rounds and an end. What differs from it is refused before the task starts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Final
 
 from pydantic import ValidationError
 
 from vitrael.client.site.ingest.told import read_summary
-from vitrael.client.site.journal import Entry, Journal
 from vitrael.client.site.store import Store, StoredConsent
-from vitrael.core.errors import ConsentError
-from vitrael.core.messages import Consent, Task
-from vitrael.core.study import Study
-from vitrael.core.version import package_version
+from vitrael.core.data.manifest import MANIFEST_NAME, read_manifest
+from vitrael.core.digest import Digest, digest_json
+from vitrael.core.errors import ConsentError, EnvelopeError
+from vitrael.core.messages import CohortTerms, Consent, PrivacyTerms, Task
+from vitrael.core.study import Protocol, Study
+from vitrael.core.version import lock_digest, package_version
 from vitrael.privacy.envelope import open_consent, sign_consent
+from vitrael.privacy.journal import Entry, Journal
 from vitrael.privacy.keys import KeyPair, PublicKeys, roster_digest
 
-DEFAULT_DAYS = 90
+DEFAULT_DAYS: Final = 90
 """How long a consent holds unless the operator says otherwise."""
 
-Counts = dict[Literal["patients", "scans"], int | None]
-"""None stands for a count that is too small to be told."""
+AGAIN: Final = "run `vitrael site consent STUDY` again at the site"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +42,29 @@ class Agreement:
     envelope: bytes
 
 
-def count_cohort(folder: Path) -> Counts:
-    """Return how many patients and scans a cohort's summary tells; small counts are not told."""
+def describe_cohort(folder: Path) -> CohortTerms:
+    """Return name, version and counts of a cohort as a consent names them; few are not told."""
+    manifest = read_manifest(folder / MANIFEST_NAME)
     summary = read_summary(folder)
-    return {"patients": summary.patients, "scans": summary.images}
+    return CohortTerms(
+        name=folder.name,
+        version=manifest.version,
+        digest=manifest.digest,
+        patients=summary.patients,
+        scans=summary.images,
+    )
+
+
+def privacy_terms(protocol: Protocol) -> PrivacyTerms:
+    """Return what a protocol says of privacy; an empirical one has no epsilon."""
+    screening = protocol.screening
+    return PrivacyTerms(
+        path=protocol.path,
+        policy=protocol.policy,
+        screening=screening.enabled,
+        false_match_rate=screening.false_match_rate,
+        votes=protocol.distillation.candidates if screening.enabled else 0,
+    )
 
 
 def planned_rounds(study: Study) -> int:
@@ -48,55 +73,88 @@ def planned_rounds(study: Study) -> int:
     return max(systems.codec.training.rounds, systems.teacher.training.rounds)
 
 
+def members_of(study: Study, roster: Mapping[str, PublicKeys]) -> dict[str, PublicKeys]:
+    """Return those of a roster whom a study names, in the study's order.
+
+    The enrolled members may be more. Raises ConsentError when the study names one who is not among
+    them.
+    """
+    if missing := [name for name in study.roster.sites if name not in roster]:
+        raise ConsentError(
+            "the study names sites that are not enrolled",
+            why=f"roster.json does not hold {', '.join(missing)}",
+            fix="run `vitrael site fetch`, or ask the coordinator to enroll them",
+        )
+    return {name: roster[name] for name in study.roster.sites}
+
+
 def draft_consent(
     study: Study,
     *,
     site: str,
     keys: PublicKeys,
     members: Mapping[str, PublicKeys],
-    cohort: Counts,
+    cohort: CohortTerms,
     now: datetime,
     days: float = DEFAULT_DAYS,
     max_rounds: int | None = None,
 ) -> Consent:
     """Return the consent that this site would sign to a study.
 
-    ``members`` are all who take part, with their keys; ``cohort`` holds counts only. Without
+    Of ``members``, all who are enrolled with their keys, those count whom the study names. Without
     ``max_rounds`` the consent covers the rounds that the protocol names. Raises ConsentError when
-    the study's roster and the members differ, or when this site is not among them.
+    the study names somebody else, or when this site is not among them.
     """
-    _check_members(study, members, site=site, own=keys)
+    roster = members_of(study, members)
+    demand_membership(roster, site=site, own=keys)
     return Consent(
         site=site,
         protocol=study.protocol.digest,
-        roster=roster_digest(members),
+        roster=roster_digest(roster),
+        members={name: digest_json(member.model_dump()) for name, member in roster.items()},
         package_version=package_version(),
+        lock=lock_digest(),
+        cohort=cohort,
         purpose=study.protocol.purpose,
+        privacy=privacy_terms(study.protocol),
         max_rounds=planned_rounds(study) if max_rounds is None else max_rounds,
         given_utc=now.isoformat(timespec="seconds"),
         expires_utc=(now + timedelta(days=days)).isoformat(timespec="seconds"),
-        cohort=cohort,
     )
 
 
 def keep_consent(
     consent: Consent, study: Study, store: Store, *, keys: KeyPair, journal: Journal
 ) -> None:
-    """Sign a consent, note it in the journal and keep it; from now on tasks under it are obeyed."""
+    """Sign a consent, note it in the journal and keep it; from now on tasks under it are obeyed.
+
+    It counts from its last step alone. Who is killed before it has given none: the next command
+    writes that into the journal and says it (``control.Control.settle``), and what was consented
+    to before stands as it was.
+    """
     envelope = sign_consent(consent, keys)
-    journal.append(
-        Entry(
-            event="consent",
-            protocol=consent.protocol,
-            reason=f"until {consent.expires_utc}, {consent.max_rounds} rounds",
-        )
-    )
-    store.save_consent(
-        StoredConsent(envelope, study.model_dump(mode="json")),
+    unfinished = Entry(
+        event="repaired",
         protocol=consent.protocol,
         roster=consent.roster,
-        given_utc=consent.given_utc,
+        reason=f"a consent begun at {consent.given_utc} was not finished: none was given",
     )
+    given = Entry(
+        event="consent",
+        protocol=consent.protocol,
+        roster=consent.roster,
+        reason=f"until {consent.expires_utc}, {consent.max_rounds} rounds",
+    )
+    with store.acting():
+        owed = store.decisions.owe(unfinished)
+        journal.append(given)
+        store.save_consent(
+            StoredConsent(envelope, study.model_dump(mode="json")),
+            protocol=consent.protocol,
+            roster=consent.roster,
+            given_utc=consent.given_utc,
+            settles=owed,
+        )
 
 
 def find_agreement(
@@ -119,64 +177,107 @@ def find_agreement(
             why=f"the task names {task.roster}",
             fix="run `vitrael site consent STUDY` for the new roster",
         )
-    agreement = _open(found[task.roster], own=own)
-    _check_covers(agreement, task, site=site, now=now)
+    stored = found[task.roster]
+    if stored.withdrawn_utc:
+        raise withdrawn(site, stored.withdrawn_utc)
+    agreement = open_agreement(stored, own=own)
+    _check_covers(agreement, task, site=site)
+    if reason := fault_of(agreement.consent, site=site, now=now):
+        raise reason
+    if task.round >= agreement.consent.max_rounds:
+        raise ConsentError(
+            f"round {task.round + 1} of {task.stage} is more than site {site} consented to",
+            why=f"the consent covers {agreement.consent.max_rounds} rounds of a stage",
+            fix="run `vitrael site consent STUDY --rounds N`",
+        )
     return agreement
 
 
-def _open(stored: StoredConsent, *, own: PublicKeys) -> Agreement:
-    consent = open_consent(stored.envelope, own)
+def withdrawn(site: str, utc: str) -> ConsentError:
+    """Return the error for a consent that was taken back."""
+    return ConsentError(
+        f"site {site} has taken its consent to this protocol back",
+        why=f"its operator did so at {utc}",
+        fix="go on without this site, or ask it to consent again",
+    )
+
+
+def open_agreement(stored: StoredConsent, *, own: PublicKeys) -> Agreement:
+    """Return what a stored consent says.
+
+    Raises ConsentError when this site has not signed it, with the key and in the form of today, and
+    when its study cannot be read any more.
+    """
+    try:
+        consent = open_consent(stored.envelope, own)
+    except EnvelopeError as error:
+        raise ConsentError(
+            "the consent of this site cannot be used any more",
+            why=f"another key or version of the package signed it: {error.what}",
+            fix=AGAIN,
+        ) from error
     try:
         study = Study.model_validate(stored.study)
     except ValidationError as error:
         raise ConsentError(
             "the study that was consented to cannot be read any more",
             why=f"version {consent.package_version} of the package wrote it",
-            fix="run `vitrael site consent STUDY` again",
+            fix=AGAIN,
         ) from error
     return Agreement(consent, study, stored.envelope)
 
 
-def _check_covers(agreement: Agreement, task: Task, *, site: str, now: datetime) -> None:
+def standing_agreements(store: Store, *, own: PublicKeys) -> Iterator[Agreement]:
+    """Yield the agreements that were not taken back; one that cannot be used any more is none."""
+    for stored in store.list_consents():
+        if not stored.withdrawn_utc:
+            with contextlib.suppress(ConsentError):
+                yield open_agreement(stored, own=own)
+
+
+def fault_of(consent: Consent, *, site: str, now: datetime) -> ConsentError | None:
+    """Return why a consent covers nothing at this time with this software, or None."""
+    if now >= datetime.fromisoformat(consent.expires_utc):
+        return ConsentError(
+            f"the consent of site {site} has expired",
+            why=f"it held until {consent.expires_utc}",
+            fix=AGAIN,
+        )
+    if consent.package_version != package_version():
+        return ConsentError(
+            f"site {site} consented to version {consent.package_version} of the package",
+            why=f"version {package_version()} is installed",
+            fix="install that version or consent again",
+        )
+    if consent.lock != lock_digest():
+        return ConsentError(
+            f"site {site} consented to other versions of the installed software",
+            why=f"its consent names {consent.lock} and {lock_digest()} is installed",
+            fix="install the versions of deploy/constraints.txt, or consent again",
+        )
+    return None
+
+
+def check_cohort(consent: Consent, *, name: str, digest: Digest) -> None:
+    """Raise ConsentError unless the site's cohort is the one that was consented to."""
+    if (name, digest) != (consent.cohort.name, consent.cohort.digest):
+        raise ConsentError(
+            "the cohort has changed since the consent was given",
+            why=f"the consent is for version {consent.cohort.version} of one cohort, and the "
+            "site now has another one for this study",
+            fix=AGAIN,
+        )
+
+
+def _check_covers(agreement: Agreement, task: Task, *, site: str) -> None:
     consent = agreement.consent
     said = (consent.site, consent.protocol, consent.roster, agreement.study.protocol.digest)
     if said != (site, task.protocol, task.roster, task.protocol):
         raise ConsentError(
             "the stored consent says something else than its place in the store",
             why="the store was changed by hand",
-            fix="run `vitrael site consent STUDY` again",
+            fix=AGAIN,
         )
-    if now >= datetime.fromisoformat(consent.expires_utc):
-        raise ConsentError(
-            f"the consent of site {site} has expired",
-            why=f"it held until {consent.expires_utc}",
-            fix="run `vitrael site consent STUDY` again",
-        )
-    if consent.package_version != package_version():
-        raise ConsentError(
-            f"site {site} consented to version {consent.package_version} of the package",
-            why=f"version {package_version()} is installed",
-            fix="install that version or consent again",
-        )
-    if task.round >= consent.max_rounds:
-        raise ConsentError(
-            f"round {task.round + 1} of {task.stage} is more than site {site} consented to",
-            why=f"the consent covers {consent.max_rounds} rounds of a stage",
-            fix="run `vitrael site consent STUDY --rounds N`",
-        )
-
-
-def _check_members(
-    study: Study, members: Mapping[str, PublicKeys], *, site: str, own: PublicKeys
-) -> None:
-    if set(study.roster.sites) != set(members):
-        differ = ", ".join(sorted(set(study.roster.sites) ^ set(members)))
-        raise ConsentError(
-            "the study's roster and the enrolled members differ",
-            why=f"only one of the two names {differ}",
-            fix="ask the coordinator for the roster of this study",
-        )
-    demand_membership(members, site=site, own=own)
 
 
 def demand_membership(members: Mapping[str, PublicKeys], *, site: str, own: PublicKeys) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 
 RECIPE_NAMES = ("brain-t1", "brain-lesion", "echo-apical", "xray-2d", "image-2d")
 """The keys of ``core.data.recipes.RECIPES``, which would take half a second to load here."""
+
+_TELL_COORDINATOR = (
+    "Give the digests of the versions to the coordinator: "
+    "vitrael study affected --site SITE --cohort-version DIGEST tells what was made with them."
+)
 
 
 @click.command()
@@ -145,6 +151,9 @@ def withdraw(subject: str, home: Path, *, dry_run: bool, yes: bool, as_json: boo
     subject of a table, sub-01 of BIDS. With - it is read from standard input, so that it stands in
     no history of commands. The files that the patient came from are yours: they are not touched.
 
+    The versions of the cohort that held the patient are named by their digests: with them the
+    coordinator finds what was made, and recalls it.
+
     Example: vitrael site withdraw - --home /srv/vitrael/north
     """
     from vitrael.client.site.ingest.findings import number_of  # noqa: PLC0415
@@ -161,6 +170,8 @@ def withdraw(subject: str, home: Path, *, dry_run: bool, yes: bool, as_json: boo
     words = _describe_patient(found.items, found.cohorts, known=found.known)
     if not as_json or not (dry_run or yes):  # nobody is asked about what was not told
         click.echo(words, err=as_json)
+        for held in found.versions:
+            click.echo(f"cohort {held.cohort}, version {held.version}: {held.digest}", err=as_json)
     files = size_bytes = 0
     if not dry_run:
         if not yes:
@@ -169,9 +180,14 @@ def withdraw(subject: str, home: Path, *, dry_run: bool, yes: bool, as_json: boo
         files, size_bytes = removed.files, removed.size_bytes
         said = "What was sent before cannot be called back"
         click.echo(f"withdrawn: {number_of(files, 'file')} removed. {said}", err=True)
+        if found.versions:
+            click.echo(_TELL_COORDINATOR, err=True)
     if as_json:
         document = {"items": found.items, "cohorts": list(found.cohorts), "known": found.known}
-        click.echo(json.dumps({**document, "files": files, "bytes": size_bytes}))
+        versions = [asdict(held) for held in found.versions]
+        click.echo(
+            json.dumps({**document, "versions": versions, "files": files, "bytes": size_bytes})
+        )
 
 
 @click.command()

@@ -15,9 +15,11 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +29,14 @@ from vitrael.client.site.database import explain_storage
 from vitrael.client.site.inbox import open_parcel
 from vitrael.client.site.settings import STEWARD_LOCK, SiteSettings
 from vitrael.core.digest import write_atomically
-from vitrael.core.errors import ProcessError, UsageError, VitraelError, storage_error
+from vitrael.core.errors import (
+    ConfigError,
+    ProcessError,
+    TaskStopped,
+    UsageError,
+    VitraelError,
+    storage_error,
+)
 from vitrael.core.messages import Parcel
 
 logger = logging.getLogger(__name__)
@@ -44,8 +53,12 @@ LONGEST_PATH = 100
 
 _LONGEST_LINE = 4096
 _PATIENCE_S = 10.0
+_POLL_S = 0.25
+"""How often the ear looks whether it is to end."""
 _ABANDONED_S = 10 * CONNECT_S
 """No courier waits that long for a steward that does not listen: whose parcel this was is gone."""
+_MOST_REPLIES = 4
+"""In the spool at a time: who asks again and again, and fetches nothing, fills no disk."""
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -55,34 +68,54 @@ def serve(
     *,
     ready: Callable[[Path], object],
     note: Note | None = None,
-    keep_on: Callable[[], bool] = lambda: True,
+    stopping: Callable[[], bool] = lambda: False,
+    rest: Callable[[], object] = lambda: None,
 ) -> None:
-    """Answer one request after another for as long as ``keep_on()`` holds.
+    """Answer one request after another until ``stopping()`` holds, which is looked at all the time.
 
     ``ready`` is called with the socket's path once it listens, ``note`` with the reason whenever
-    ``REFUSAL`` is about to go; without it the log alone tells the reason. Raises ProcessError
-    when another steward serves this home.
+    ``REFUSAL`` is about to go; without it the log alone tells the reason. ``rest`` is called after
+    each request, when nobody waits for an answer. Raises ProcessError when another steward serves
+    this home.
     """
     with _only_one(settings), _listening(settings) as (listener, path):
+        laid: deque[Path] = deque()
         ready(path)
-        while keep_on():
-            connection, _ = listener.accept()
+        listener.settimeout(_POLL_S)
+        while not stopping():
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                continue
             with connection:
-                _serve_one(connection, settings, answer, note=note)
+                _serve_one(connection, settings, answer, note=note, laid=laid)
+            rest()
 
 
 def _serve_one(
-    connection: socket.socket, settings: SiteSettings, answer: Answer, *, note: Note | None
+    connection: socket.socket,
+    settings: SiteSettings,
+    answer: Answer,
+    *,
+    note: Note | None,
+    laid: deque[Path],
 ) -> None:
+    """Answer one request; ``laid`` holds the replies that may still be in the spool."""
     folder = None
     try:
         name = read_request(connection)
         most = settings.document.limits.parcel_bytes
         with open_parcel(settings.inbox / name, most=most) as parcel:
             reply = answer(parcel)
+        while len(laid) >= _MOST_REPLIES:
+            shutil.rmtree(laid.popleft(), ignore_errors=True)
         folder = settings.outbox / uuid.uuid4().hex
         write_parcel(folder, reply)
+        laid.append(folder)
         line = json.dumps({"parcel": folder.name}).encode() + b"\n"
+    except TaskStopped as error:
+        logger.info("no answer: %s", error)
+        return  # the courier hears nothing, and its message is sent again
     except VitraelError as error:
         line = _refuse(error.sentence(), note)
     except OSError as error:
@@ -101,12 +134,12 @@ def _serve_one(
 
 def _refuse(reason: str, note: Note | None) -> bytes:
     """Return what the courier is told, the same whatever the reason, once the reason is noted."""
-    logger.warning("request refused: %s", reason)
+    logger.warning("request refused: %s", reason, extra={"reason": reason})
     if note is not None:
         try:
             note(reason, len(REFUSAL))
         except VitraelError as error:
-            logger.error("the refusal stands in no journal: %s", error.sentence())  # noqa: TRY400
+            logger.error("the refusal stands in no journal: %s", error)  # noqa: TRY400
     return REFUSAL
 
 
@@ -192,10 +225,29 @@ def _clear_spool(settings: SiteSettings) -> None:
                 shutil.rmtree(left_over, ignore_errors=True)
 
 
+def _demand_own(folder: Path) -> None:
+    """Raise ConfigError unless this user alone may put or remove what stands in a folder.
+
+    The courier, another user in the same group, could otherwise put a link in the place of
+    ``spool/out`` or of a reply, and the steward would write and remove where that leads.
+    """
+    found = folder.lstat()
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    if not own or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            f"the folder {folder} can be changed by other users",
+            why="they could lead the steward to another place",
+            fix="give it to the steward's user with mode 0750; nobody but spool/in takes parcels",
+        )
+
+
 @contextmanager
 def _listening(settings: SiteSettings) -> Iterator[tuple[socket.socket, Path]]:
-    for folder in (settings.inbox, settings.outbox):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o770)
+    settings.outbox.parent.mkdir(exist_ok=True, mode=0o750)
+    settings.inbox.mkdir(exist_ok=True, mode=0o770)
+    settings.outbox.mkdir(exist_ok=True, mode=0o750)
+    for folder in (settings.outbox.parent, settings.outbox):
+        _demand_own(folder)
     _clear_spool(settings)
     with contextlib.ExitStack() as stack:
         path = settings.home / "steward.sock"
@@ -209,5 +261,6 @@ def _listening(settings: SiteSettings) -> Iterator[tuple[socket.socket, Path]]:
         listener.listen(8)
         note = {"socket": str(path), "pid": os.getpid()}
         write_atomically(settings.steward, json.dumps(note).encode())
+        settings.steward.chmod(0o640)  # a courier under another user looks there
         stack.callback(settings.steward.unlink, missing_ok=True)
         yield listener, path

@@ -7,28 +7,37 @@ written into the journal before it is handed over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
+from vitrael.client.site.ceilings import check_left
+from vitrael.client.site.departures import Departures
 from vitrael.client.site.ingest.summary import CohortSummary
-from vitrael.client.site.journal import Entry, Journal
 from vitrael.client.site.settings import Limits
 from vitrael.client.site.store import Finished
-from vitrael.client.site.tasks import TaskResult
+from vitrael.client.site.tasks import TaskResult, study_layouts
 from vitrael.core.configs import Section
-from vitrael.core.errors import DataError, WeightsError
-from vitrael.core.messages import ENVELOPE, Reply, StageName, Task
+from vitrael.core.digest import Digest
+from vitrael.core.errors import DataError, StorageError, WeightsError
+from vitrael.core.messages import ENVELOPE, Head, Reply, StageName, Task
+from vitrael.core.study import Study
 from vitrael.core.weights import Tensors, check_like
 from vitrael.privacy.envelope import attachment_digests, make_reply_parcel
 from vitrael.privacy.evidence import PLANT_CLASSES
+from vitrael.privacy.journal import Entry, Journal, Kept
 from vitrael.privacy.keys import KeyPair, PublicKeys, fingerprint
 
 MOST_EXAMPLES: Final = 10_000_000
 _LONGEST_REASON = 1000
+
+Count = Annotated[int, Field(ge=0, le=1 << 40)]
+"""A number of things; a larger one would be a message of its own."""
+Layouts = Callable[[Study], Mapping[str, Tensors]]
+"""Study -> attachment -> arrays like the weights that the study trains."""
 
 
 class Body(Section):
@@ -44,10 +53,19 @@ class ConsentBody(Body):
     summary: CohortSummary
 
 
+class CanaryBody(Body):
+    """How fast this site trains: images of the study's own batches, and the seconds they took."""
+
+    codec_images: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)]
+    codec_s: Annotated[float, Field(ge=0)]
+    teacher_images: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)]
+    teacher_s: Annotated[float, Field(ge=0)]
+
+
 class TrainingBody(Body):
     """How training went: losses, each the mean since the point before it."""
 
-    curve_images: Annotated[list[int], Field(max_length=200)] = Field(default_factory=list)
+    curve_images: Annotated[list[Count], Field(max_length=200)] = Field(default_factory=list)
     curve_loss: Annotated[list[float], Field(max_length=200)] = Field(default_factory=list)
 
 
@@ -57,7 +75,7 @@ class MeasuredBody(Body):
     estimable: bool = True
     reason: Annotated[str, StringConstraints(max_length=500)] = ""
     metrics: dict[str, float] = Field(default_factory=dict)
-    counts: dict[str, int] = Field(default_factory=dict)
+    counts: dict[str, Count] = Field(default_factory=dict)
 
 
 class FilterBody(MeasuredBody):
@@ -125,6 +143,7 @@ _AUDIT = frozenset(
 
 RULES: Final[Mapping[StageName, StageRule]] = {
     "consent": StageRule(ConsentBody),
+    "canary": StageRule(CanaryBody),
     "codec": StageRule(TrainingBody, like_input=("codec",)),
     "latents": StageRule(Body, arrays={"moments": _MOMENTS}),
     "calibration": StageRule(FilterBody, labels=_CALIBRATION),
@@ -149,22 +168,71 @@ class Outbox:
         keys: KeyPair,
         coordinator: PublicKeys,
         limits: Limits,
+        layouts: Layouts | None = study_layouts,
     ) -> None:
-        """Take the journal and whom replies are for."""
+        """Take the journal, whom replies are for, and what weights a study has.
+
+        Without ``layouts`` weights are compared with those that the task brought, and with no
+        study's: only where the tasks are not those of this package.
+        """
         self._journal = journal
         self._site = site
         self._keys = keys
         self._coordinator = coordinator
         self._limits = limits
+        self._layouts = layouts
+        self._known: tuple[Digest, Mapping[str, Tensors]] | None = None
+        self._departures = Departures(journal.path)
         self._to = f"coordinator {fingerprint(coordinator.signing)[:19]}"
 
-    def check(self, task: Task, result: TaskResult, inputs: Mapping[str, Tensors]) -> Finished:
+    def demand_same_past(self, task: Task) -> None:
+        """Raise StorageError unless this site's journal has the line that the task quotes of it.
+
+        The coordinator quotes what this site told it in a reply, whose own line came next. Where
+        one of these lines is missing, an older backup was restored or the journal was rewritten,
+        and nothing may leave that would hide it.
+        """
+        told = task.yours
+        if told is None:
+            return
+        longer = self._journal.head().lines > told.lines
+        if not (longer and self._journal.holds(Kept(told.lines, told.hash))):
+            raise StorageError(
+                "the journal is not the one that the coordinator was told of",
+                why=f"line {told.lines} is missing in it or another one, or the line after it is",
+                fix="restore the newest backup of journal.jsonl and journal.head.json; nothing "
+                "leaves before",
+            )
+
+    def demand_weights(self, task: Task, inputs: Mapping[str, Tensors], *, study: Study) -> None:
+        """Raise WeightsError unless the weights that a task brings are like those of the study.
+
+        Checked before the task begins: a training of another network is not even tried.
+        """
+        for name in RULES[task.stage].like_input:
+            if name in inputs:
+                self._demand_layout(name, inputs[name], study)
+
+    def bytes_left_for(self, protocol: Digest) -> int:
+        """Return how many bytes have left this site for a protocol, as its journal counts them."""
+        return self._departures.total(protocol)
+
+    def check(
+        self,
+        task: Task,
+        result: TaskResult,
+        inputs: Mapping[str, Tensors],
+        *,
+        study: Study,
+    ) -> Finished:
         """Return what may leave; raise DataError or WeightsError for anything else."""
         rule = RULES[task.stage]
         body = _check_body(rule, result.body)
         if not 0 <= result.num_examples <= MOST_EXAMPLES:
             raise DataError("the outbox refuses the count of examples", why="it is out of bounds")
         _check_attachments(rule, result.tensors, inputs)
+        for name in rule.like_input:
+            self._demand_layout(name, result.tensors[name], study)
         size = sum(a.nbytes for tensors in result.tensors.values() for a in tensors.values())
         if size > self._limits.parcel_bytes:
             raise DataError(
@@ -181,6 +249,7 @@ class Outbox:
                 "num_examples": finished.num_examples,
                 "body": dict(finished.body),
                 "outputs": attachment_digests(finished.tensors),
+                "cohort": finished.cohort,
             }
         )
         return self._release(task, reply, finished.tensors)
@@ -197,12 +266,15 @@ class Outbox:
 
         ``size`` counts the bytes of the fixed sentences that its bearers get.
         """
-        entry = Entry(event="refused", bytes=size, reason=reason[:_LONGEST_REASON])
+        entry = Entry(
+            event="refused", origin=self._site, bytes=size, reason=reason[:_LONGEST_REASON]
+        )
         self._journal.append(entry)
 
     def _reply(
         self, task: Task, *, status: Literal["done", "refused", "failed"], reason: str = ""
     ) -> Reply:
+        head = self._journal.head()
         return Reply(
             protocol=task.protocol,
             roster=task.roster,
@@ -212,7 +284,17 @@ class Outbox:
             nonce=task.nonce,
             status=status,
             reason=reason,
+            journal=Head(lines=head.lines, hash=head.hash),
         )
+
+    def _demand_layout(self, name: str, tensors: Tensors, study: Study) -> None:
+        """Raise WeightsError unless tensors are like those that the study trains under a name."""
+        if self._layouts is None:
+            return
+        digest = study.protocol.digest
+        if self._known is None or self._known[0] != digest:
+            self._known = (digest, self._layouts(study))
+        _check_same(name, tensors, self._known[1][name])
 
     def _release(
         self, task: Task, reply: Reply, attachments: Mapping[str, Tensors]
@@ -220,19 +302,29 @@ class Outbox:
         parcel = make_reply_parcel(
             reply, attachments, site=self._keys, coordinator=self._coordinator
         )
+        size = sum(len(data) for data in parcel.values())
+        if reply.status == "done":  # a sentence that refuses may always go
+            left = self.bytes_left_for(task.protocol)
+            check_left(self._limits, left_bytes=left, more_bytes=size)
         fields = {*reply.body, "num_examples"} if reply.num_examples else {*reply.body}
         self._journal.append(
             Entry(
                 event="sent" if reply.status == "done" else reply.status,
                 to=self._to,
+                origin=self._site,
+                key=fingerprint(self._coordinator.signing),
                 protocol=task.protocol,
+                roster=task.roster,
                 stage=task.stage,
                 round=task.round,
+                attempt=task.attempt,
                 nonce=task.nonce,
-                bytes=sum(len(data) for data in parcel.values()),
+                bytes=size,
                 fields=tuple(sorted(fields)),
                 attachments={name: str(digest) for name, digest in reply.outputs.items()},
                 reason=reply.reason,
+                other="" if task.journal is None else task.journal.hash,
+                other_lines=0 if task.journal is None else task.journal.lines,
             )
         )
         return parcel

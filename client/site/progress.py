@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from vitrael.client.site.journal import Clock
 from vitrael.core.digest import canonical_json
+from vitrael.privacy.journal import Clock
 
 _LEAST_S = 0.5
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
-from vitrael.client.site.journal import Clock
+from vitrael.privacy.journal import Clock
 
 EVERY: Final = timedelta(minutes=1)
 """1440 lines a day at most, half a megabyte."""

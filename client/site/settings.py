@@ -3,18 +3,22 @@
 A site may set its name and its own ``[performance]`` and ``[limits]``; what a study computes is
 the study's alone. Layout of the home folder::
 
-    site.toml  coordinator.json  roster.json  keys/        fixed at enrolment
+    site.toml  coordinator.json  authority.pem  keys/      fixed at enrollment
+    roster.json  standing.json   studies/                  as the coordinator said last
+    keys.next/ keys.old/         backup.json               a rotation; how many backups there were
     cohorts/   records/          updates/                  private, kept, finished
     withdrawn.json  home.lock                              who must not come back
     store.sqlite  journal.jsonl  journal.head.json         what was done and what left
     spool/                                                 in transit
-    progress.jsonl  steward.json  steward.log              for the operator
+    progress.jsonl  metrics.prom  steward.json  steward.log for the operator
+    flower/                                                the courier's
 
 ``keys`` holds ``signing.pem``, ``sealing.pem`` and ``split.key``. ``records`` holds what one stage
 leaves for a later one and cannot be made again, since a stage is answered once: the filter's
 operating point and the digests of the audited images. Of what can be computed again, latents and
-the index of each cohort are on disk, below ``cohorts``, and count as patient data; all else stays
-in the steward's memory. Only ``spool`` and the operator's files may be cleared by hand.
+the index of each cohort are on disk, below ``cohorts``, and a training in work, below ``training``
+in its records; both count as patient data. All else stays in the steward's memory. Only ``spool``
+and the operator's files may be cleared by hand.
 """
 
 from __future__ import annotations
@@ -22,15 +26,21 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
+from vitrael.client.site.passphrase import read_passphrase
+from vitrael.client.site.rotation import settle_rotation
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest
 from vitrael.core.errors import AuthError, ConfigError, UsageError
+from vitrael.core.messages import StageName
 from vitrael.core.study import Name, Performance, explain_fault
-from vitrael.privacy.keys import read_private
+from vitrael.privacy.enrollment import Address
+from vitrael.privacy.keys import KeyPair, Passphrase, read_private
+
+METRICS_FILE = "metrics.prom"
 
 STEWARD_LOCK = "steward.lock"
 """In the home folder: held alone by the steward that runs, shared by what changes cohorts."""
@@ -44,6 +54,42 @@ class Limits(Section):
     """Ceilings that no study can lift."""
 
     parcel_bytes: int = Field(default=2 << 30, gt=0, description="most bytes of one parcel")
+    study_bytes: int | None = Field(
+        default=None, gt=0, description="most bytes that leave for one protocol"
+    )
+    rounds: int | None = Field(default=None, ge=1, description="most rounds of a stage")
+    stages: tuple[StageName, ...] | None = None
+    """The only stages that are answered; None: all."""
+    smallest_roster: int = Field(default=1, ge=1, description="fewest sites of a study")
+    epsilon: float | None = Field(
+        default=None, ge=0, description="most privacy budget over all studies; 0: no dp study"
+    )
+
+
+class Network(Section):
+    """How the courier reaches the coordinator."""
+
+    proxy: str | None = Field(
+        default=None,
+        pattern=r"^http://[^\s/@]+:[0-9]{1,5}$",
+        description="the hospital's HTTPS CONNECT proxy, http://host:port",
+    )
+    authority: Path | None = None
+    """PEM file of the authority by which the hospital inspects TLS; trusted beside the
+    coordinator's."""
+    node_port: int = Field(default=9094, ge=1024, le=65_535, description="SuperNode, loopback")
+    metrics_port: int | None = Field(
+        default=None, ge=1024, le=65_535, description="health and metrics, loopback; None: none"
+    )
+
+
+class Schedule(Section):
+    """When the steward computes; outside of it tasks wait, at most until their deadline."""
+
+    hours: Annotated[
+        str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")
+    ]
+    """``20:00-06:00`` in the local time of the machine; may pass midnight."""
 
 
 class SiteDocument(Section):
@@ -55,6 +101,12 @@ class SiteDocument(Section):
     limits: Limits = Limits()
     cohort: Name | None = None
     """The cohort that serves studies; needed only where several fit one."""
+    address: Address | None = None
+    """Where the coordinator is reached; from the invitation."""
+    network: Network = Network()
+    schedule: Schedule | None = None
+    release: Literal["automatic", "manual"] = "automatic"
+    """``manual``: nothing leaves before this site's operator has released it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +126,15 @@ class SiteSettings:
         """Folder of the private keys and of the key that parts patients into splits."""
         return self.home / "keys"
 
+    def load_keys(self, ask: Passphrase | None = None) -> KeyPair:
+        """Return the private keys; a rotation that was approved and then cut short is ended first.
+
+        Where they are protected, ``ask`` gives the passphrase, or it comes from where
+        ``passphrase`` looks. Raises AuthError when they cannot be used.
+        """
+        settle_rotation(self.home)
+        return KeyPair.load(self.keys, passphrase=ask or (lambda: read_passphrase("keys")))
+
     def read_split_key(self) -> bytes:
         """Return the secret that parts this site's patients into splits (``keys/split.key``).
 
@@ -90,6 +151,11 @@ class SiteSettings:
     def roster(self) -> Path:
         """Names and public keys of all members, fixed at enrolment."""
         return self.home / "roster.json"
+
+    @property
+    def studies(self) -> Path:
+        """Folder of the studies that the coordinator offers, as they were fetched."""
+        return self.home / "studies"
 
     @property
     def cohorts(self) -> Path:
@@ -130,6 +196,11 @@ class SiteSettings:
     def journal(self) -> Path:
         """Hash-chained record of all that left."""
         return self.home / "journal.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """Counts and seconds of the steward, which the courier shows on a local port."""
+        return self.home / METRICS_FILE
 
     @property
     def progress(self) -> Path:

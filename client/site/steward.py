@@ -10,33 +10,44 @@ ask again with one voxel changed would learn from every answer.
 from __future__ import annotations
 
 import logging
-import traceback
+import math
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from vitrael.client.site.consent import Agreement, find_agreement
+from vitrael.client.site.backup.restored import demand_confirmed
+from vitrael.client.site.checkpoints import forget_checkpoints
+from vitrael.client.site.consent import Agreement, standing_agreements
+from vitrael.client.site.control import Control
 from vitrael.client.site.ingest.places import Home
-from vitrael.client.site.journal import Clock, Journal
-from vitrael.client.site.outbox import Outbox
+from vitrael.client.site.memory import give_back_memory
+from vitrael.client.site.outbox import Layouts, Outbox
+from vitrael.client.site.permits import Permits
 from vitrael.client.site.progress import ProgressFile
 from vitrael.client.site.refusals import Refusals
+from vitrael.client.site.schedule import Hours, Local, local_time
 from vitrael.client.site.settings import SiteSettings
 from vitrael.client.site.store import Finished, Store
-from vitrael.client.site.tasks import TASKS, SiteContext, TaskRunner
+from vitrael.client.site.tasks import TASKS, SiteContext, TaskRunner, study_layouts
+from vitrael.client.site.waiting import NEVER_HELD, POLL_S, Waiting, demand_not_rejected
 from vitrael.core.data.cohort import Cohort, find_cohort
 from vitrael.core.errors import (
     AuthError,
     CohortError,
     ConsentError,
     EnvelopeError,
+    TaskStopped,
     VitraelError,
     storage_error,
 )
+from vitrael.core.logs import place_of
 from vitrael.core.messages import ENVELOPE, Parcel, StageName, Task
 from vitrael.core.study import Study
 from vitrael.privacy.envelope import open_task, open_task_attachments
-from vitrael.privacy.keys import KeyPair, load_public_keys
+from vitrael.privacy.journal import Clock, Journal
+from vitrael.privacy.keys import load_public_keys
 
 logger = logging.getLogger(__name__)
 
@@ -76,41 +87,59 @@ class Steward:
         clock: Clock,
         tasks: Mapping[StageName, TaskRunner] = TASKS,
         load_cohort: Callable[[SiteSettings, Study], Cohort] = open_cohort,
+        stopping: Callable[[], bool] = lambda: False,
+        sleep: Callable[[float], None] = time.sleep,
+        local: Local = local_time,
+        layouts: Layouts | None = study_layouts,
     ) -> None:
         """Open keys, store and journal.
 
+        ``layouts`` says what weights a study has; None only for tasks that train none of its own.
         Raises AuthError or StorageError when they cannot be used, or when the journal is not whole.
         """
         self._settings = settings
         self._clock = clock
         self._tasks = tasks
         self._load_cohort = load_cohort
-        self._keys = KeyPair.load(settings.keys)
+        self._keys = settings.load_keys()
         self._coordinator = load_public_keys(settings.coordinator)
         self._store = Store(settings.store, updates=settings.updates)
         self._progress = ProgressFile(settings.progress, clock=clock)
-        journal = Journal(settings.journal, clock=clock, witness=self._store)
+        self._journal = Journal(settings.journal, clock=clock, witness=self._store)
         try:
-            journal.demand_whole()
+            self._journal.demand_whole()
+            for owed in Control(self._store, self._journal, clock=clock).settle():
+                logger.warning("written down after the fact: %s", owed)
         except VitraelError:
             self._store.close()
             raise
         self._outbox = Outbox(
-            journal,
+            self._journal,
             site=settings.name,
             keys=self._keys,
             coordinator=self._coordinator,
             limits=settings.document.limits,
+            layouts=layouts,
         )
         self._refusals = Refusals(self._outbox.note_refusal, clock=clock)
+        self._local = local
+        self._permits = Permits(
+            settings,
+            self._store,
+            own=self._keys.public,
+            clock=clock,
+            left_bytes=self._outbox.bytes_left_for,
+        )
+        self._waiting = Waiting(self._permits, clock=clock, sleep=sleep, stopping=stopping)
         self._context: SiteContext | None = None
+        self._worked = False
 
     def close(self) -> None:
         """Write down what refusals were only counted, and close the store."""
         try:
             self._refusals.settle()
         except VitraelError as error:
-            logger.error("refusals stand in no journal: %s", error.sentence())  # noqa: TRY400
+            logger.error("refusals stand in no journal: %s", error)  # noqa: TRY400
         finally:
             self._store.close()
 
@@ -118,26 +147,52 @@ class Steward:
         """Return the sealed and signed reply to a parcel.
 
         A task that cannot be done is answered with status ``refused`` (no consent, no right) or
-        ``failed`` and one sentence. Raises EnvelopeError for what deserves no reply at all (whoever
+        ``failed`` and one sentence. Raises TaskStopped when the process is to end before the task
+        is finished, EnvelopeError for what deserves no reply at all (whoever
         refuses its bearer then calls ``note_refusal``), and StorageError when not even the journal
         can be written. Of ``parcel`` the envelope alone is read until its signature holds.
         """
         task = self._open(parcel)
+        self._outbox.demand_same_past(task)
+        demand_confirmed(self._settings.home, task)
         self._refusals.settle()
         try:
             finished = self._finish(task, parcel)
             return self._outbox.send(task, finished)
+        except TaskStopped:
+            raise  # nobody is answered: the task goes on when it is sent again
         except AuthError as error:
-            logger.warning("refused: round %d of %s", task.round + 1, task.stage)
-            return self._outbox.send_word(task, status="refused", reason=error.sentence())
+            sentence = error.sentence()
+            logger.warning(
+                "refused: %s",
+                sentence,
+                extra={"stage": task.stage, "round": task.round + 1, "reason": sentence},
+            )
+            return self._outbox.send_word(task, status="refused", reason=sentence)
         except VitraelError as error:
             reason = error.sentence()
         except OSError as error:
             reason = storage_error("the task's work", error).sentence()
         except Exception as error:  # noqa: BLE001 - the process boundary: logged, told by type alone
             reason = self._explain_unexpected(error)
-        logger.warning("failed: round %d of %s", task.round + 1, task.stage)
+        logger.warning(
+            "failed: %s",
+            reason,
+            extra={"stage": task.stage, "round": task.round + 1, "reason": reason},
+        )
         return self._outbox.send_word(task, status="failed", reason=reason)
+
+    def consent_ends(self) -> dict[str, datetime]:
+        """Return until when each consent holds that was not taken back; raise as the store does."""
+        own = self._keys.public
+        given = [each.consent for each in standing_agreements(self._store, own=own)]
+        return {one.protocol: datetime.fromisoformat(one.expires_utc) for one in given}
+
+    def rest(self) -> None:
+        """Give the memory of a task back once it is answered; what is kept warm stays."""
+        if self._worked:
+            give_back_memory()
+            self._worked = False
 
     def note_refusal(self, reason: str, size: int) -> None:
         """Write down why a parcel got no signed reply, and the bytes that its bearer gets instead.
@@ -159,9 +214,7 @@ class Steward:
 
     def _finish(self, task: Task, parcel: Parcel) -> Finished:
         now = self._clock()
-        agreement = find_agreement(
-            task, self._store, site=self._settings.name, own=self._keys.public, now=now
-        )
+        agreement = self._permits.demand(task)
         if not self._store.claim_nonce(task, now=now):
             raise EnvelopeError(
                 "the task's nonce was used before by another task",
@@ -170,18 +223,64 @@ class Steward:
             )
         # A consent is always the newest that was given; all else is computed once.
         done = None if task.stage == "consent" else self._store.find_finished(task)
-        if done is not None:
-            return done
-        _check_fresh(task, now=now)
-        self._check_first(task)
+        if done is None:
+            _check_fresh(task, now=now)
+            self._check_first(task)
+            agreement = self._wait_for_hours(task, agreement)
+            done = self._compute(task, parcel, agreement)
+        self._demand_leave(task, done)
+        return done
+
+    def _compute(self, task: Task, parcel: Parcel, agreement: Agreement) -> Finished:
         inputs = open_task_attachments(task, parcel, site=self._keys)
+        self._outbox.demand_weights(task, inputs, study=agreement.study)
         self._progress.begin(task.stage, task.round)
         context = self._prepare_context(agreement)
+        context.report = self._watch(task)
+        self._worked = True
         result = self._tasks[task.stage](task, inputs, context)
-        finished = self._outbox.check(task, result, inputs)
+        finished = self._outbox.check(task, result, inputs, study=agreement.study)
         if task.stage != "consent":
+            finished = replace(finished, cohort=agreement.consent.cohort.digest)
             self._store.finish(task, finished, now=self._clock())
+            forget_checkpoints(context.records)
         return finished
+
+    def _wait_for_hours(self, task: Task, agreement: Agreement) -> Agreement:
+        """Return the agreement that stands once the site computes; a consent waits for nothing."""
+        schedule = self._settings.document.schedule
+        if schedule is None or task.stage == "consent":
+            return agreement
+        self._waiting.for_hours(task, Hours.of(schedule), local=self._local)
+        return self._permits.demand(task)
+
+    def _demand_leave(self, task: Task, finished: Finished) -> None:
+        """Raise VitraelError unless a result may leave now; a consent needs no release."""
+        if task.stage not in NEVER_HELD:
+            if self._settings.document.release == "manual":
+                self._waiting.for_release(task, finished, self._store, self._journal)
+            demand_not_rejected(task, self._store)
+        self._permits.demand_still(task)
+
+    def _watch(self, task: Task) -> Callable[[int, int], None]:
+        """Return what a task reports to.
+
+        It raises TaskStopped when the process is to end and something is left to be done, and
+        ConsentError when the consent was taken back.
+        """
+        looked_s = -math.inf
+
+        def report(done: int, total: int) -> None:
+            nonlocal looked_s
+            self._progress.report(done, total)
+            if done < total:
+                self._waiting.demand_running()
+            now_s = time.monotonic()
+            if now_s - looked_s >= POLL_S:
+                looked_s = now_s
+                self._permits.demand_still(task)
+
+        return report
 
     def _check_first(self, task: Task) -> None:
         """Raise ConsentError when the round has its answer, or is none of the stage's.
@@ -208,6 +307,7 @@ class Steward:
         context, consent = self._context, agreement.consent
         records = self._settings.records_of(protocol=consent.protocol, roster=consent.roster)
         if context is None or context.records != records:
+            self._context = None  # gone before the next one fills the memory
             for folder in (records.parent, records):
                 folder.mkdir(mode=0o700, exist_ok=True)
             context = SiteContext(
@@ -225,9 +325,8 @@ class Steward:
 
     def _explain_unexpected(self, error: Exception) -> str:
         """Return a sentence with the error's type; its place goes to the log, its text nowhere."""
-        frames = traceback.extract_tb(error.__traceback__)
-        places = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
-        logger.error("unexpected %s in %s", type(error).__name__, places)
+        told = {"error": type(error).__name__, "place": place_of(error)}
+        logger.error("unexpected %s in %s", told["error"], told["place"], extra=told)
         return VitraelError(
             f"the task failed at site {self._settings.name}",
             why=f"an unexpected {type(error).__name__}",

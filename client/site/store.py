@@ -8,88 +8,29 @@ remembers where the journal ended, so that a journal that is removed or cut is m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import JSON, Engine, String, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
 
 from vitrael.client.site.database import explain_storage, open_engine
-from vitrael.client.site.journal import Kept
+from vitrael.client.site.decisions import Decisions, settle_in
+from vitrael.client.site.ingest.places import take_lock
+from vitrael.client.site.tables import ConsentRow, FinishedRow, JournalHeadRow, NonceRow
 from vitrael.core.digest import Digest, digest_bytes, write_atomically
 from vitrael.core.errors import StorageError
 from vitrael.core.messages import Task
 from vitrael.core.weights import Tensors, pack_tensors, unpack_tensors
+from vitrael.privacy.journal import Kept
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 """Alembic's folder for this store."""
-
-_DIGEST = String(71)
-_UTC = String(40)
-_NAME = String(48)
-
-
-class Base(DeclarativeBase):
-    """Parent of the store's tables."""
-
-    type_annotation_map = {Digest: _DIGEST, dict[str, Any]: JSON}  # noqa: RUF012 - SQLAlchemy's way
-
-
-class ConsentRow(Base):
-    """A yes of this site to one protocol with one roster; a later one takes its place."""
-
-    __tablename__ = "consents"
-
-    protocol: Mapped[Digest] = mapped_column(primary_key=True)
-    roster: Mapped[Digest] = mapped_column(primary_key=True)
-    envelope: Mapped[bytes]
-    """The consent as this site signed it."""
-    study: Mapped[dict[str, Any]]
-    """The study document that was read when the consent was given."""
-    given_utc: Mapped[str] = mapped_column(_UTC)
-
-
-class NonceRow(Base):
-    """A nonce that was seen, and the one task that it belongs to."""
-
-    __tablename__ = "nonces"
-
-    nonce: Mapped[str] = mapped_column(String(32), primary_key=True)
-    task: Mapped[Digest]
-    seen_utc: Mapped[str] = mapped_column(_UTC)
-
-
-class FinishedRow(Base):
-    """A finished Update: never computed twice."""
-
-    __tablename__ = "finished"
-
-    protocol: Mapped[Digest] = mapped_column(primary_key=True)
-    stage: Mapped[str] = mapped_column(_NAME, primary_key=True)
-    round: Mapped[int] = mapped_column(primary_key=True)
-    input_digest: Mapped[Digest] = mapped_column(primary_key=True)
-    roster: Mapped[Digest]
-    """Empty where an earlier version did not write it down."""
-    num_examples: Mapped[int]
-    body: Mapped[dict[str, Any]]
-    outputs: Mapped[dict[str, Any]]
-    """Digest of each attachment."""
-    finished_utc: Mapped[str] = mapped_column(_UTC)
-
-
-class JournalHeadRow(Base):
-    """Number and digest of the journal's last line; one row."""
-
-    __tablename__ = "journal_head"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    lines: Mapped[int]
-    hash: Mapped[Digest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +39,7 @@ class StoredConsent:
 
     envelope: bytes
     study: Mapping[str, JsonValue]
+    withdrawn_utc: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +49,8 @@ class Finished:
     body: Mapping[str, JsonValue]
     tensors: Mapping[str, Tensors]
     num_examples: int
+    cohort: Digest | None = None
+    """Version of the cohort that it was made with."""
 
 
 class Store:
@@ -116,6 +60,7 @@ class Store:
         """Open the store and bring its tables up to date; StorageError when that cannot be."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._updates = updates
+        self._lock = path.with_suffix(".lock")
         self._engine = open_engine(path)
         with explain_storage("the site's store"):
             _migrate(self._engine)
@@ -124,11 +69,41 @@ class Store:
         """Close every connection."""
         self._engine.dispose()
 
+    @property
+    def decisions(self) -> Decisions:
+        """What the operator has decided."""
+        return Decisions(self._transaction)
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Hold the store for one act of the operator, of several transactions and a journal line.
+
+        Raises StorageError when another command does not let it go.
+        """
+        with explain_storage("the site's store"):
+            handle = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            take_lock(handle, "the site's store")
+            yield
+        finally:
+            os.close(handle)
+
     def save_consent(
-        self, consent: StoredConsent, *, protocol: Digest, roster: Digest, given_utc: str
+        self,
+        consent: StoredConsent,
+        *,
+        protocol: Digest,
+        roster: Digest,
+        given_utc: str,
+        settles: int | None = None,
     ) -> None:
-        """Keep a consent in the place of an earlier one to the same protocol and roster."""
+        """Keep a consent in the place of an earlier one to the same protocol and roster.
+
+        The owed line ``settles`` is taken off its list in the same moment.
+        """
         with self._transaction() as session:
+            if settles is not None:
+                settle_in(session, settles)
             session.merge(
                 ConsentRow(
                     protocol=protocol,
@@ -136,6 +111,7 @@ class Store:
                     envelope=consent.envelope,
                     study=dict(consent.study),
                     given_utc=given_utc,
+                    withdrawn_utc=consent.withdrawn_utc,
                 )
             )
 
@@ -143,7 +119,26 @@ class Store:
         """Return the consents to a protocol by their rosters."""
         with self._transaction() as session:
             rows = session.scalars(select(ConsentRow).where(ConsentRow.protocol == protocol))
-            return {row.roster: StoredConsent(row.envelope, row.study) for row in rows}
+            return {row.roster: _stored(row) for row in rows}
+
+    def list_consents(self) -> list[StoredConsent]:
+        """Return all consents, also those that were taken back, the oldest first."""
+        with self._transaction() as session:
+            return [
+                _stored(row)
+                for row in session.scalars(select(ConsentRow).order_by(ConsentRow.given_utc))
+            ]
+
+    def rounds_answered(self, protocol: Digest, roster: Digest) -> dict[str, int]:
+        """Return how many rounds of each stage were finished under a protocol and roster."""
+        query = (
+            select(FinishedRow.stage, func.count(FinishedRow.round.distinct()))
+            .where(FinishedRow.protocol == protocol, FinishedRow.roster.in_((roster, "")))
+            .group_by(FinishedRow.stage)
+            .order_by(FinishedRow.stage)
+        )
+        with self._transaction() as session:
+            return dict(session.execute(query).all())
 
     def claim_nonce(self, task: Task, *, now: datetime) -> bool:
         """Return whether the nonce is new or belongs to this very task."""
@@ -174,6 +169,7 @@ class Store:
                     num_examples=result.num_examples,
                     body=dict(result.body),
                     outputs=outputs,
+                    cohort=result.cohort or Digest(""),
                     finished_utc=now.isoformat(timespec="milliseconds"),
                 )
             )
@@ -189,9 +185,10 @@ class Store:
             if row is None:
                 return None
             body, outputs, num_examples = row.body, row.outputs, row.num_examples
+            cohort = row.cohort or None
         with explain_storage("a finished update"):
             tensors = {name: self._read(Digest(digest)) for name, digest in outputs.items()}
-        return Finished(body, tensors, num_examples)
+        return Finished(body, tensors, num_examples, cohort)
 
     def has_other_answer(self, task: Task) -> bool:
         """Return whether the task's round was finished before with other inputs.
@@ -238,6 +235,10 @@ class Store:
     def _transaction(self) -> Iterator[Session]:
         with explain_storage("the site's store"), Session(self._engine) as session, session.begin():
             yield session
+
+
+def _stored(row: ConsentRow) -> StoredConsent:
+    return StoredConsent(row.envelope, row.study, row.withdrawn_utc)
 
 
 def _migrate(engine: Engine) -> None:

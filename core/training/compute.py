@@ -17,10 +17,14 @@ class Compute:
     bf16: bool
 
 
-def prepare_compute(*, device: str, threads: int, bf16: str) -> Compute:
+def prepare_compute(
+    *, device: str, threads: int, bf16: str, vram_frac: float | None = None
+) -> Compute:
     """Set torch's threads and return the device; bfloat16 only where the processor computes in it.
 
-    Raises ConfigError when ``cuda`` is asked for and absent.
+    ``vram_frac`` is the share of the GPU's memory that this process may take: what asks for more
+    fails with torch's own error instead of taking it from who else uses the GPU. Raises ConfigError
+    when ``cuda`` is asked for and absent.
     """
     torch.set_num_threads(threads)
     if device == "cuda":
@@ -31,6 +35,8 @@ def prepare_compute(*, device: str, threads: int, bf16: str) -> Compute:
                 fix='set performance.device = "cpu", or give --device cpu to a command that has '
                 "this option, or install a CUDA build of torch",
             )
+        if vram_frac is not None:
+            torch.cuda.set_per_process_memory_fraction(vram_frac)
         return Compute("cuda", bf16=bf16 == "auto" and torch.cuda.is_bf16_supported())
     features = torch.cpu.get_capabilities()
     native = bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))

@@ -10,7 +10,7 @@ filter that is off was shown them, and dropped none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import numpy as np
@@ -135,14 +135,21 @@ def screening_measurement(
     )
 
 
-def participation_measurement(*, took_part: int, roster: int) -> Measurement:
-    """Return the share of the roster's sites that answered in every stage."""
+def participation_measurement(
+    *, contributed: Collection[str], judged: Collection[str]
+) -> Measurement:
+    """Return the share of the sites in the model that judged what came of it.
+
+    A site ``contributed`` when its answer went into the weights, and ``judged`` when it calibrated,
+    screened and audited. Not estimable when no site contributed.
+    """
     return counted(
         "participation.complete",
-        part=took_part,
-        whole=roster,
+        part=len(set(contributed) & set(judged)),
+        whole=len(set(contributed)),
         unit="sites",
-        method="sites that answered in every stage",
+        method="of the sites whose updates are in the model, those that calibrated, screened and "
+        "audited",
     )
 
 

@@ -243,6 +243,11 @@ def _participation_lines(participation: Mapping[str, Any], sites: Sequence[str])
     lines = [f"Sites on the roster: {', '.join(sites)}."]
     if isinstance(stages, Mapping):
         lines += [f"- {name}: {', '.join(map(str, took))}" for name, took in sorted(stages.items())]
+    for what, joint in (("absent", "absent from"), ("outliers", "far from the others in")):
+        told = participation.get(what)
+        for name, sites_told in sorted(told.items()) if isinstance(told, Mapping) else ():
+            named = ", ".join(f"{site} ({why})" for site, why in sites_told.items())
+            lines.append(f"- {joint} {name}: {named}")
     return "\n".join(lines)
 
 

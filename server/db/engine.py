@@ -20,7 +20,7 @@ from vitrael.core.errors import StorageError
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0001"
+HEAD = "0002"
 """Newest revision in ``migrations/versions``; a test holds the two together."""
 
 MIGRATIONS = Path(__file__).parent / "migrations"

@@ -13,35 +13,20 @@ import traceback
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
+import httpx
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from vitrael.core.configs import Section
 from vitrael.core.digest import write_atomically
-from vitrael.core.errors import EXIT_INTERRUPTED, ConfigError, VitraelError
+from vitrael.core.errors import EXIT_INTERRUPTED, ConfigError, NetworkError, VitraelError
 from vitrael.server.federation.exchange import Exchange, FlowerExchange
 from vitrael.server.federation.guards import explained_storage
+from vitrael.server.federation.run_state import RunState, RunStatus
 from vitrael.server.settings import utc_now
 
 StudyRunner = Callable[[Path, Exchange], int | None]
 """Runs the study of a home; None means exit code 0."""
-
-
-RunStatus = Literal["running", "finished", "failed"]
-
-
-class RunState(Section):
-    """What ``run.json`` says."""
-
-    status: RunStatus
-    run_id: str
-    """Flower's number of the run, as text: JSON readers round integers of 64 bits."""
-    pid: int
-    utc: str
-    sentence: str = ""
-    exit_code: int = 0
 
 
 def make_app(run: StudyRunner) -> ServerApp:
@@ -85,6 +70,11 @@ def serve(
         _log(home, clock())
         note("failed", error.sentence(), error.exit_code)
         raise
+    except httpx.HTTPError as error:
+        _log(home, clock())
+        why = f"the SuperLink was lost: {type(error).__name__}"
+        note("failed", why, NetworkError.exit_code)
+        raise
     except Exception as error:
         _log(home, clock())
         note("failed", f"the ServerApp failed: {type(error).__name__}; logs/serverapp.log tells", 1)
@@ -92,15 +82,8 @@ def serve(
     except BaseException:
         note("failed", "the ServerApp was stopped", EXIT_INTERRUPTED)
         raise
-    note("finished", code=code or 0)
-
-
-def read_run(home: Path) -> RunState | None:
-    """Return what ``run.json`` says, None when no run has started."""
-    try:
-        return RunState.model_validate_json((home / "run.json").read_bytes())
-    except FileNotFoundError:
-        return None
+    status, sentence = _how_it_ended(home)
+    note(status, sentence, code or 0)
 
 
 def read_nodes(home: Path) -> dict[str, int]:
@@ -116,6 +99,16 @@ def read_nodes(home: Path) -> dict[str, int]:
         raise ConfigError(
             f"{path} does not name the sites with their node ids", fix="enrol the sites again"
         ) from error
+
+
+def _how_it_ended(home: Path) -> tuple[RunStatus, str]:
+    """Return what ``outcome.json`` says of the sites; a study that leaves none is finished."""
+    try:
+        outcome = json.loads((home / "outcome.json").read_bytes())
+    except (OSError, ValueError):
+        return "finished", ""
+    status: RunStatus = "partial" if outcome.get("status") == "partial" else "finished"
+    return status, str(outcome.get("sentence", ""))
 
 
 def _log(home: Path, moment: datetime) -> None:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import httpx
 
 from vitrael.core.errors import NetworkError
-from vitrael.server.federation.pki import load_node_key
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
@@ -75,35 +74,12 @@ class SuperLink:
             raise NetworkError(f"the SuperLink did not register the node of site {name}")
         return int(response.node_id)
 
-    def sign_off(self, node_id: int, *, key: Path) -> None:
-        """Tell the SuperLink, with the node's own key, that the node is gone.
+    def unregister(self, node_id: int) -> None:
+        """Remove a node for good: it is cut off, and its key is never taken again."""
+        from flwr.proto.control_pb2 import UnregisterNodeRequest  # noqa: PLC0415 - slow to import
 
-        A SuperNode that was killed could not say so itself, and until its heartbeats run out,
-        60 s, the SuperLink refuses another one with the same key.
-        """
-        from flwr.proto.fleet_pb2 import DeactivateNodeRequest  # noqa: PLC0415 - slow to import
-        from flwr.supercore.interceptors import (  # noqa: PLC0415 - slow to import
-            RuntimeVersionHttpInterceptor,
-        )
-        from flwr.supernode.fleet_http_client import FleetHttpClient  # noqa: PLC0415
-        from flwr.supernode.node_auth_http_interceptor import (  # noqa: PLC0415
-            NodeAuthHttpInterceptor,
-        )
-
-        private = load_node_key(key)
-        with _as_network_error(self.address), self._direct() as direct:
-            fleet = FleetHttpClient.from_server_address(
-                self.address,
-                insecure=False,
-                root_certificates=self.authority.read_bytes(),
-                interceptors=[
-                    RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-                    NodeAuthHttpInterceptor(private, private.public_key()),
-                    direct,
-                ],
-            )
-            with fleet:
-                fleet.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+        with self._control() as control:
+            control.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
 
     def start_run(self, bundle: Path, *, config: dict[str, str]) -> int:
         """Start a run of an app folder and return its number."""

@@ -44,12 +44,13 @@ class Exchange(Protocol):
     """Carries one parcel to each of several sites and brings back what they answer."""
 
     def send(
-        self, parcels: Mapping[str, Parcel], *, deadline_s: float
+        self, parcels: Mapping[str, Parcel], *, deadline_s: float | Mapping[str, float]
     ) -> Iterator[tuple[str, Parcel | str]]:
         """Yield each addressed site exactly once, as it settles.
 
         With the site comes its reply parcel, or one sentence that says why there is none. A
-        site that does not answer within ``deadline_s`` seconds is yielded with that reason.
+        site that does not answer within ``deadline_s`` seconds, all the same or each its own, is
+        yielded with that reason.
         """
 
 
@@ -71,6 +72,7 @@ class _Errand:
 
     site: str
     parcel: Parcel
+    deadline_s: float
     until: float = math.inf
     """The moment at which the site's time is up; set when the parcel is sent first."""
     absent_since: float = 0.0
@@ -105,7 +107,7 @@ class FlowerExchange:
     sleep: Callable[[float], None] = time.sleep
 
     def send(
-        self, parcels: Mapping[str, Parcel], *, deadline_s: float
+        self, parcels: Mapping[str, Parcel], *, deadline_s: float | Mapping[str, float]
     ) -> Iterator[tuple[str, Parcel | str]]:
         """Yield each addressed site exactly once; see Exchange.
 
@@ -114,31 +116,32 @@ class FlowerExchange:
         unknown = sorted(parcels.keys() - self.nodes.keys())
         if unknown:
             raise ConfigError(f"site {unknown[0]} has no Flower node", fix="register its node key")
-        if not (math.isfinite(deadline_s) and deadline_s > 0):
-            raise ConfigError(f"deadline_s is {deadline_s}", why="it must be finite and above zero")
         now = self.clock()
-        errands = [_Errand(site, parcel, absent_since=now) for site, parcel in parcels.items()]
-        return self._send(_Pending(errands), deadline_s=deadline_s)
+        errands = [
+            _Errand(site, parcel, _seconds_for(site, deadline_s), absent_since=now)
+            for site, parcel in parcels.items()
+        ]
+        return self._send(_Pending(errands))
 
-    def _send(self, pending: _Pending, *, deadline_s: float) -> Iterator[tuple[str, Parcel | str]]:
+    def _send(self, pending: _Pending) -> Iterator[tuple[str, Parcel | str]]:
         started = look_again = self.clock()
         while pending.absent or pending.sent:
             if pending.absent and self.clock() >= look_again:
-                yield from self._push(pending, deadline_s=deadline_s)
+                yield from self._push(pending)
                 look_again = self.clock() + _PRESENCE_POLL_S
             yield from self._pull(pending)
-            yield from _expired(pending, now=self.clock(), deadline_s=deadline_s)
+            yield from _expired(pending, now=self.clock())
             if pending.absent or pending.sent:
                 waited = self.clock() - started
                 self.sleep(min(_SLOWEST_POLL_S, max(_POLL_S, waited / 50)))
 
-    def _push(self, pending: _Pending, *, deadline_s: float) -> Iterator[tuple[str, str]]:
+    def _push(self, pending: _Pending) -> Iterator[tuple[str, str]]:
         present = set(self.grid.get_node_ids())
         for errand in list(pending.absent):
             site, now = errand.site, self.clock()
             if self.nodes[site] in present:
                 pending.absent.remove(errand)
-                errand.until = min(errand.until, now + deadline_s)
+                errand.until = min(errand.until, now + errand.deadline_s)
                 errand.attempts += 1
                 message_id = self._push_one(errand, seconds=errand.until - now)
                 if message_id is None:
@@ -176,11 +179,19 @@ class FlowerExchange:
                 yield errand.site, _read(reply, site=errand.site)
 
 
-def _expired(pending: _Pending, *, now: float, deadline_s: float) -> Iterator[tuple[str, str]]:
+def _seconds_for(site: str, deadline_s: float | Mapping[str, float]) -> float:
+    """Return a site's deadline; raise ConfigError for one that is no time."""
+    seconds = deadline_s[site] if isinstance(deadline_s, Mapping) else deadline_s
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ConfigError(f"deadline_s is {seconds}", why="it must be finite and above zero")
+    return seconds
+
+
+def _expired(pending: _Pending, *, now: float) -> Iterator[tuple[str, str]]:
     for message_id, errand in list(pending.sent.items()):
         if now >= errand.until:
             del pending.sent[message_id]
-            yield errand.site, f"site {errand.site} did not answer within {deadline_s:g} s"
+            yield errand.site, f"site {errand.site} did not answer within {errand.deadline_s:g} s"
     for errand in list(pending.absent):
         if now >= errand.until:
             pending.absent.remove(errand)

@@ -16,15 +16,15 @@ Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 
 @contextlib.contextmanager
-def locked(home: Path) -> Iterator[None]:
-    """Hold a home's lock; raise UsageError when another rehearsal does."""
+def locked(home: Path, *, name: str = "rehearsal.lock", what: str = "rehearsal") -> Iterator[None]:
+    """Hold a home's lock; raise UsageError when another of the same kind does."""
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "rehearsal.lock").open("ab") as file:
+    with (home / name).open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UsageError(
-                f"another rehearsal runs in {home}", fix="wait for it, end it, or use another home"
+                f"another {what} runs in {home}", fix="wait for it, end it, or use another home"
             ) from error
         yield
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-from vitrael.core.errors import ConfigError
 
 
 def forget_socket(home: Path) -> None:
@@ -22,14 +19,3 @@ def listens(home: Path) -> bool:
         return Path(str(note["socket"])).exists()
     except (OSError, ValueError, KeyError, TypeError):
         return (home / "steward.sock").exists()
-
-
-def read_sites(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the entries of ``sites.json``; empty when there is no such file yet."""
-    try:
-        entries = json.loads(path.read_bytes())
-        return {str(name): dict(entry) for name, entry in entries.items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is damaged", fix="enrol the sites again") from error

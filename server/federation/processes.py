@@ -29,7 +29,9 @@ from vitrael.core.digest import write_atomically
 from vitrael.core.errors import NetworkError, ProcessError
 
 HOME_MARK = "VITRAEL_REHEARSAL_HOME"
-"""The variable by which a process is known to belong to a home."""
+"""The variable by which a process is known to belong to a rehearsal's home, its sites included."""
+SERVER_MARK = "VITRAEL_SERVER_HOME"
+"""The variable by which a process is known to be a coordinator's own."""
 
 _FLOWER = frozenset(
     {
@@ -38,12 +40,19 @@ _FLOWER = frozenset(
     }
 )
 _COURIER = "vitrael.client.site.courier."
+_NGINX = "nginx: master process "
+"""How nginx writes its own command line, over its environment; its workers end with it."""
 _GRACE_S = 5.0
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def child_environment(
-    base: Mapping[str, str], *, home: Path, flower_home: Path, threads: int = 1
+    base: Mapping[str, str],
+    *,
+    home: Path,
+    flower_home: Path,
+    threads: int = 1,
+    mark: str = HOME_MARK,
 ) -> dict[str, str]:
     """Return the environment of a child: nobody is called, nothing is installed.
 
@@ -67,7 +76,7 @@ def child_environment(
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",  # sites share the processor; a spinning thread stops others
         "PYTHONUNBUFFERED": "1",
-        HOME_MARK: str(home),
+        mark: str(home),
     }
 
 
@@ -133,6 +142,8 @@ class ProcessGroup:
     """All children of one home."""
 
     home: Path
+    mark: str = HOME_MARK
+    """The variable that each child carries; see ``child_environment``."""
     children: dict[str, Child] = field(default_factory=dict)
 
     def start(
@@ -176,45 +187,69 @@ class ProcessGroup:
                     fix=f"{first}, then resume",
                 )
 
-    def end(self, *, first: Sequence[str] = ()) -> None:
+    def end(self, *, first: Sequence[str] = (), grace_s: float | None = None) -> None:
         """End every child and all that they started: SIGTERM, then SIGKILL; never raises.
 
-        The children named in ``first`` get their SIGTERM, and a moment to obey, before the rest.
+        The children named in ``first`` get their SIGTERM, and ``grace_s`` to obey, before the
+        rest.
         """
+        grace_s = _GRACE_S if grace_s is None else grace_s
         early = [child for name, child in self.children.items() if name in first]
         for group in (early, list(self.children.values())):
             for child in group:
                 _signal_session(child.pid, signal.SIGTERM)
-            _wait_for(group, seconds=_GRACE_S)
-        for child in self.children.values():
-            _signal_session(child.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(timeout=_GRACE_S)
+            _wait_for(group, seconds=grace_s)
+        self.kill()
         self.children.clear()
-        end_leftovers(self.home)
+        end_leftovers(self.home, mark=self.mark)
+
+    def end_one(self, name: str) -> None:
+        """End one child, if there is one of that name, and all that it started."""
+        child = self.children.pop(name, None)
+        if child is not None:
+            _signal_session(child.pid, signal.SIGTERM)
+            _wait_for([child], seconds=_GRACE_S)
+            self._kill(child)
+            self._record()
+
+    def kill(self) -> None:
+        """Kill every child with all that it started."""
+        for child in self.children.values():
+            self._kill(child)
+
+    def _kill(self, child: Child) -> None:
+        _signal_session(child.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.process.wait(timeout=_GRACE_S)
 
     def _record(self) -> None:
         entries = {
             child.name: {"pid": child.pid, "command": list(child.command)}
             for child in self.children.values()
         }
-        write_atomically(_pid_file(self.home), json.dumps(entries, indent=1).encode())
+        path = _pid_file(self.home, mark=self.mark)
+        write_atomically(path, json.dumps(entries, indent=1).encode())
 
 
-def end_leftovers(home: Path) -> list[int]:
+def end_leftovers(home: Path, *, mark: str = HOME_MARK) -> list[int]:
     """End the processes of a home that an earlier parent left behind; return their ids.
 
     A process counts when its environment carries the home's mark, or when its command line names
-    the home and is that of a Flower program, of a courier, or what ``processes.json`` has under
-    its id. Another home whose path only begins alike is not this one.
+    the home and is what was recorded under its id; of a rehearsal, whose sites' homes lie below
+    its own, also when it is that of a Flower program or of a courier. Another home whose path
+    only begins alike is not this one.
     """
-    pid_file = _pid_file(home)
+    pid_file = _pid_file(home, mark=mark)
     try:
         entries = json.loads(pid_file.read_bytes()).values()
         recorded = {int(entry["pid"]): list(map(str, entry["command"])) for entry in entries}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         recorded = {}
-    found = [p for p in psutil.process_iter() if _belongs(p, home=home, recorded=recorded)]
+    found = [
+        process
+        for process in psutil.process_iter()
+        if _belongs(process, home=home, recorded=recorded, mark=mark)
+    ]
     for send in (psutil.Process.terminate, psutil.Process.kill):
         for process in found:
             with contextlib.suppress(psutil.Error):
@@ -235,8 +270,8 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def _pid_file(home: Path) -> Path:
-    return home / "processes.json"
+def _pid_file(home: Path, *, mark: str) -> Path:
+    return home / ("processes.json" if mark == HOME_MARK else "server-processes.json")
 
 
 def _spawn(
@@ -270,17 +305,22 @@ def _wait_for(children: Sequence[Child], *, seconds: float) -> None:
             child.process.wait(timeout=max(until - time.monotonic(), 0.0))
 
 
-def _belongs(process: psutil.Process, *, home: Path, recorded: Mapping[int, list[str]]) -> bool:
+def _belongs(
+    process: psutil.Process, *, home: Path, recorded: Mapping[int, list[str]], mark: str
+) -> bool:
     if process.pid == os.getpid():
         return False
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
         command = process.cmdline()
-        ours = command if _is_program(command) else _common_end(command, recorded.get(process.pid))
+        if (title := " ".join(command)).startswith(_NGINX):
+            return mark == HOME_MARK and _names(title, home)
+        whole = mark == HOME_MARK and _is_program(command)
+        ours = command if whole else _common_end(command, recorded.get(process.pid))
         if any(_names(part, home) for part in ours):
             return True
-        return bool(process.environ().get(HOME_MARK) == str(home))
+        return bool(process.environ().get(mark) == str(home))
     except (psutil.Error, OSError):
         return False
 

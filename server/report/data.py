@@ -124,6 +124,21 @@ class Screening(Section):
     votes: tuple[SiteVote, ...]
 
 
+class SiteRound(Section):
+    """What one site did in one round; of one that was absent nothing but that it was asked."""
+
+    stage: str
+    """With the round's number, such as ``codec 2``."""
+    site: Name
+    answered: bool
+    examples: str = ""
+    """The name of a bucket of ``privacy.leakage``; empty where none were counted."""
+    weight: float | None = Field(default=None, ge=0, le=1)
+    """Its share in the mean, in tenths."""
+    seconds: float | None = Field(default=None, ge=0)
+    size_bytes: int | None = Field(default=None, ge=0)
+
+
 class Event(Section):
     """One line of the participation record."""
 
@@ -154,6 +169,7 @@ class ReportData(Section):
     conditioning: Conditioning | None = None
     curves: tuple[Curve, ...] = ()
     stages: tuple[StageSummary, ...] = ()
+    rounds: tuple[SiteRound, ...] = ()
     events: tuple[Event, ...] = ()
 
     @property

@@ -5,17 +5,38 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 
 from vitrael.core.digest import Digest
-from vitrael.core.errors import DataError, QuorumError, VitraelError, WeightsError
-from vitrael.core.messages import ENVELOPE, Parcel, Reply, StageName, Task
-from vitrael.core.weights import Tensors
+from vitrael.core.errors import DataError, QuorumError, StorageError, VitraelError, WeightsError
+from vitrael.core.messages import Parcel, Reply, StageName, Task
+from vitrael.core.weights import Tensors, check_finite
 from vitrael.privacy.audit.tallies import check_tally
-from vitrael.privacy.envelope import attachment_digests, make_task_parcel, open_reply_parcel
+from vitrael.privacy.envelope import (
+    OpenedReply,
+    attachment_digests,
+    make_task_parcel,
+    open_reply_parcel,
+)
+from vitrael.server.studies.absences import (
+    Absence,
+    Kind,
+    find_deadlines,
+    find_not_asked,
+)
 from vitrael.server.studies.run import StudyRun
 
 _LONGEST_REASON = 500
+_SMALL_BYTES: Final = 16 << 20
+"""More than any answer takes beside the weights that it brings back: the envelope has 8 MiB."""
+_BRINGS: Final[Mapping[StageName, str]] = {
+    "codec": "codec",
+    "latents": "moments",
+    "teacher": "denoiser",
+    "screening": "votes",
+}
+"""The one attachment that the answer to a stage may have; the other stages have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +47,10 @@ class Answer:
     tensors: Mapping[str, Digest]
     envelope: bytes
     """The reply as the site signed it."""
+    size_bytes: int
+    """Of the sealed parcel."""
+    seconds: float
+    """From when all were asked to when this came."""
 
     def digest_of(self, name: str) -> Digest:
         """Return the digest of an attachment; raise WeightsError when the reply has none."""
@@ -41,7 +66,12 @@ class Answers:
     """Who answered, in the order of the roster, and who did not and why."""
 
     by_site: dict[str, Answer] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)
+    absences: dict[str, Absence] = field(default_factory=dict)
+
+    @property
+    def absent(self) -> dict[str, str]:
+        """The reason of each site that is absent."""
+        return {site: absence.reason for site, absence in sorted(self.absences.items())}
 
     @property
     def bodies(self) -> dict[str, dict[str, Any]]:
@@ -56,7 +86,32 @@ class Answers:
     @property
     def details(self) -> dict[str, Any]:
         """What the participation record keeps."""
-        return {"absent": self.absent} if self.absent else {}
+        kinds = {site: absence.kind for site, absence in sorted(self.absences.items())}
+        told = {
+            site: {
+                "examples": answer.reply.num_examples,
+                "bytes": answer.size_bytes,
+                "seconds": round(answer.seconds, 3),
+                "outputs": dict(answer.tensors),
+                "cohort": answer.reply.cohort,
+            }
+            for site, answer in self.by_site.items()
+        }
+        return {"answers": told, **({"absent": self.absent, "kinds": kinds} if kinds else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One exchange: what was asked of whom, and what an answer is held to."""
+
+    run: StudyRun
+    stage: StageName
+    tasks: Mapping[str, Task]
+    began: datetime
+    most_bytes: int
+    earlier: Mapping[str, Mapping[Digest, int]]
+    """For each site its updates of other rounds, by digest."""
+    check: Callable[[Answer], object] | None
 
 
 def ask_sites(
@@ -66,38 +121,50 @@ def ask_sites(
     *,
     round_index: int = 0,
     check: Callable[[Answer], object] | None = None,
+    compare: Callable[[Mapping[str, Answer]], Mapping[str, str]] | None = None,
     quorum: int | None = None,
 ) -> Answers:
     """Return every site's answer to one task.
 
-    A reply counts when its signature, its digests and its reference to the task hold, its status
-    is "done", and ``check`` raises no error for it: what cannot be used later must not be kept.
-    Raises QuorumError, which names the absent sites and their reasons, when fewer sites than the
-    quorum answer, that of the study unless another is given.
+    Asked are the members of the roster, whoever else is connected, but for those who take no part
+    any more. Each has the time that its canary told, and never more than the study's deadline. A
+    reply counts when its size, signature, digests and its reference to the task hold, its status
+    is "done", it is no update of another round, and ``check`` raises no error for it: what cannot
+    be used later must not be kept. ``compare`` sees all that are left and names those to refuse,
+    with the reason. Raises QuorumError, which names the absent sites and their reasons, when fewer
+    sites than the quorum answer, that of the study unless another is given. A round whose result
+    was lost is asked of those who took part in it, and needs them all: another result would be one
+    that no site goes on from.
     """
-    tasks = _make_tasks(run, stage, round_index, attachments)
-    parcels = {
-        site: make_task_parcel(task, attachments, coordinator=run.keys, site=run.members[site])
-        for site, task in tasks.items()
-    }
-    arrived: dict[str, Answer] = {}
-    absent: dict[str, str] = {}
-    deadline_s = run.study.protocol.federation.deadline_s
-    for site, parcel in run.exchange.send(parcels, deadline_s=deadline_s):
-        if isinstance(parcel, str):
-            absent[site] = parcel
-            continue
-        try:
-            arrived[site] = _open_answer(run, tasks[site], parcel, check)
-        except VitraelError as error:
-            absent[site] = error.sentence()
-        run.tell(stage, round_index, "answer", done=len(arrived), total=len(tasks))
-    answers = Answers({s: arrived[s] for s in run.members if s in arrived}, absent)
+    again = run.find_lost(stage, round_index)
+    answers = Answers(absences=find_not_asked(run, stage, again))
+    for site, reason in answers.absent.items():
+        run.tell(stage, round_index, "absent", about={"site": site, "reason": reason})
+    deadlines = {s: d for s, d in find_deadlines(run, stage).items() if s not in answers.absences}
+    tasks = _make_tasks(run, stage, round_index, attachments, deadlines)
+    asked = _Asked(
+        run=run,
+        stage=stage,
+        tasks=tasks,
+        began=run.clock(),
+        most_bytes=_most_bytes(stage, attachments),
+        earlier=_earlier_updates(run, stage, round_index, attachments),
+        check=check,
+    )
+    arrived = _exchange(asked, attachments, deadlines, answers.absences)
+    for site, reason in (compare(arrived) if compare is not None else {}).items():
+        del arrived[site]
+        run.journal.refused(tasks[site], reason)
+        answers.absences[site] = Absence("outlier", reason)
+        run.tell(stage, round_index, "absent", about={"site": site, "reason": reason})
+    answers.by_site = arrived
     quorum = quorum or run.study.protocol.federation.quorum
-    if len(answers.by_site) < quorum:
-        reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(absent.items()))
+    if again is not None:
+        quorum = max(quorum, len(again.participants))
+    if len(arrived) < quorum:
+        reasons = "; ".join(f"{site}: {reason}" for site, reason in answers.absent.items())
         raise QuorumError(
-            f"stage {stage}: {len(answers.by_site)} of {len(tasks)} sites answered, "
+            f"stage {stage}: {len(arrived)} of {len(run.members)} sites answered, "
             f"{quorum} are needed",
             why=reasons,
             fix="mend what is named, then resume the study",
@@ -105,11 +172,78 @@ def ask_sites(
     return answers
 
 
+def _exchange(
+    asked: _Asked,
+    attachments: Mapping[str, Tensors],
+    deadlines: Mapping[str, float],
+    absences: dict[str, Absence],
+) -> dict[str, Answer]:
+    """Send every task, return the answers that count, and write down why the others do not."""
+    run, tasks = asked.run, asked.tasks
+    arrived: dict[str, Answer] = {}
+    round_index = next((task.round for task in tasks.values()), 0)
+    parcels = {
+        site: make_task_parcel(task, attachments, coordinator=run.keys, site=run.members[site])
+        for site, task in tasks.items()
+    }
+    for site, parcel in parcels.items():
+        run.journal.asked(tasks[site], parcel)
+        about: dict[str, str | float] = {"site": site, "bytes": _size(parcel)}
+        about["deadline_s"] = deadlines[site]
+        run.tell(asked.stage, round_index, "asked", about=about)
+    for site, came in run.exchange.send(parcels, deadline_s=deadlines) if parcels else ():
+        seconds = max(0.0, (run.clock() - asked.began).total_seconds())
+        result = _settle(asked, site, came, seconds=seconds)
+        size = 0 if isinstance(came, str) else _size(came)
+        about = {"site": site, "seconds": round(seconds, 3), "bytes": size}
+        if isinstance(result, Absence):
+            absences[site] = result
+            about["reason"] = result.reason
+            run.tell(asked.stage, round_index, "absent", about=about)
+        else:
+            arrived[site] = result
+            done, total = len(arrived), len(tasks)
+            run.tell(asked.stage, round_index, "answer", done=done, total=total, about=about)
+    return {site: arrived[site] for site in run.members if site in arrived}
+
+
+def _settle(asked: _Asked, site: str, came: Parcel | str, *, seconds: float) -> Answer | Absence:
+    """Return the answer that a parcel holds, or why it is none; the journal has it first.
+
+    Raises StorageError when the coordinator's own disk fails: that is no site's failing.
+    """
+    task, journal = asked.tasks[site], asked.run.journal
+    if isinstance(came, str):
+        journal.missed(task, came)
+        return Absence("silent", came)
+    try:
+        opened = _open_reply(asked, task, came)
+    except VitraelError as error:
+        journal.refused(task, error.sentence(), size=_size(came))
+        return Absence("unusable", error.sentence())
+    journal.received(task, opened, came)
+    if opened.reply.status != "done":
+        kind: Kind = "declined" if opened.reply.status == "refused" else "failed"
+        return Absence(kind, f"{opened.reply.status}: {_printable(opened.reply.reason)}")
+    try:
+        return _open_answer(asked, opened, size_bytes=_size(came), seconds=seconds)
+    except StorageError:
+        raise
+    except VitraelError as error:
+        journal.refused(task, error.sentence())
+        return Absence("unusable", error.sentence())
+
+
 def _make_tasks(
-    run: StudyRun, stage: StageName, round_index: int, attachments: Mapping[str, Tensors]
+    run: StudyRun,
+    stage: StageName,
+    round_index: int,
+    attachments: Mapping[str, Tensors],
+    deadlines: Mapping[str, float],
 ) -> dict[str, Task]:
-    """Return the task of each site; they differ in site and nonce alone."""
+    """Return the task of each site; they differ in site, nonce and deadline alone."""
     attempt = _earlier_attempts(run, stage, round_index)
+    head = run.journal.head()
     return {
         site: Task(
             protocol=run.study.protocol.digest,
@@ -120,39 +254,83 @@ def _make_tasks(
             attempt=attempt,
             nonce=secrets.token_hex(16),
             issued_utc=run.clock().isoformat(),
-            deadline_s=run.study.protocol.federation.deadline_s,
+            deadline_s=deadline_s,
             inputs=attachment_digests(attachments),
+            journal=head,
+            yours=run.journal.head_of(site),
         )
-        for site in run.members
+        for site, deadline_s in deadlines.items()
     }
+
+
+def _most_bytes(stage: StageName, attachments: Mapping[str, Tensors]) -> int:
+    """Return how large an answer may be: as the weights that it was asked to change, and a bit."""
+    like = attachments.get(_BRINGS.get(stage, ""), {})
+    return _SMALL_BYTES + sum(array.nbytes for array in like.values())
+
+
+def _earlier_updates(
+    run: StudyRun, stage: StageName, round_index: int, attachments: Mapping[str, Tensors]
+) -> dict[str, dict[Digest, int]]:
+    """Return the updates that each site gave in other rounds, but for what is sent now anyway."""
+    sent = set(attachment_digests(attachments).values())
+    earlier: dict[str, dict[Digest, int]] = {}
+    for record in run.finished():
+        if record.key.stage != stage or record.key.round == round_index:
+            continue
+        for site, told in record.details.get("answers", {}).items():
+            for digest in set(told["outputs"].values()) - sent:
+                earlier.setdefault(site, {})[Digest(digest)] = record.key.round
+    return earlier
 
 
 def _earlier_attempts(run: StudyRun, stage: StageName, round_index: int) -> int:
     """Return how often this round was begun before the attempt that runs now."""
-    history = run.ledger.history(run.study.protocol.digest)
-    begun = sum((record.key.stage, record.key.round) == (stage, round_index) for record in history)
+    begun = sum((r.key.stage, r.key.round) == (stage, round_index) for r in run.history())
     return max(0, begun - 1)
 
 
-def _open_answer(
-    run: StudyRun, task: Task, parcel: Parcel, check: Callable[[Answer], object] | None
-) -> Answer:
-    reply, tensors = open_reply_parcel(parcel, coordinator=run.keys, site=run.members[task.site])
-    reply.check_answers(task)
-    if reply.status != "done":
-        raise VitraelError(f"{reply.status}: {_printable(reply.reason)}")
-    stored = {name: run.objects.put_tensors(t) for name, t in tensors.items()}
-    answer = Answer(reply, stored, parcel[ENVELOPE])
-    if check is not None:
+def _open_reply(asked: _Asked, task: Task, parcel: Parcel) -> OpenedReply:
+    """Return what the site signed for this very task; nothing too large is opened."""
+    if (size := _size(parcel)) > asked.most_bytes:
+        raise WeightsError(
+            f"the answer of {task.site} is refused",
+            why=f"it has {size:,} bytes, and no more than {asked.most_bytes:,} can be meant",
+        )
+    run = asked.run
+    return open_reply_parcel(parcel, task, coordinator=run.keys, site=run.members[task.site])
+
+
+def _open_answer(asked: _Asked, opened: OpenedReply, *, size_bytes: int, seconds: float) -> Answer:
+    reply, tensors = opened.reply, opened.tensors
+    if strange := sorted(tensors.keys() - {_BRINGS.get(asked.stage)}):
+        raise WeightsError(
+            f"the answer of {reply.site} is refused", why=f"{strange[0]} was not asked for"
+        )
+    for arrays in tensors.values():
+        check_finite(arrays)
+    for digest in reply.outputs.values():
+        if digest in asked.earlier.get(reply.site, {}):
+            number = asked.earlier[reply.site][digest] + 1
+            raise WeightsError(
+                f"the update of {reply.site} is refused", why=f"it is that of round {number} again"
+            )
+    stored = {name: asked.run.objects.put_tensors(t) for name, t in tensors.items()}
+    answer = Answer(reply, stored, opened.envelope, size_bytes, seconds)
+    if asked.check is not None:
         try:
-            check(answer)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            asked.check(answer)
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise DataError(
                 "the answer is malformed",
-                why=f"what stage {task.stage} needs is not in it ({type(error).__name__})",
+                why=f"what stage {asked.stage} needs is not in it ({type(error).__name__})",
                 fix="run the same package version everywhere",
             ) from error
     return answer
+
+
+def _size(parcel: Parcel) -> int:
+    return sum(len(data) for data in parcel.values())
 
 
 def usable_tally(answer: Answer) -> None:

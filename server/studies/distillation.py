@@ -241,6 +241,7 @@ def _compute(run: StudyRun) -> Compute:
         device=performance.device,
         threads=performance.coordinator_threads,
         bf16=performance.bf16,
+        vram_frac=performance.vram_frac,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,26 @@ from vitrael.core.messages import StageName
 from vitrael.core.metrics.moments import add_moments, correlation, mean_and_covariance
 from vitrael.core.weights import Tensors, check_like, module_tensors
 from vitrael.privacy.envelope import attachment_digests, open_consent
-from vitrael.server.federation.aggregate import weighted_mean
+from vitrael.server.federation.aggregate import aggregate
 from vitrael.server.studies.correspondence import Answer, ask_sites, usable_tally
+from vitrael.server.studies.norms import UpdateNorms
 from vitrael.server.studies.run import StageResult, StudyRun
 
 _MOMENTS = ("latent", "condition", "ceiling")
 
 
 def collect_consents(run: StudyRun) -> dict[str, Any]:
-    """Stage ``consent``: every site's signed yes to this protocol with this roster."""
+    """Stage ``consent``: every site's signed yes to this protocol with this roster.
+
+    A run is bound to sites that said yes: without that of every named one it does not begin, and
+    the coordinator may take who is missing off the roster.
+    """
 
     def work() -> StageResult:
-        answers = ask_sites(run, "consent", {}, check=lambda answer: _consent(run, answer))
+        everybody = len(run.members)
+        answers = ask_sites(
+            run, "consent", {}, check=lambda answer: _consent(run, answer), quorum=everybody
+        )
         consents = {site: _consent(run, answer) for site, answer in answers.by_site.items()}
         return StageResult({"consents": consents}, answers.details, tuple(consents))
 
@@ -34,7 +43,11 @@ def collect_consents(run: StudyRun) -> dict[str, Any]:
 
 
 def _consent(run: StudyRun, answer: Answer) -> dict[str, Any]:
-    """Return what a site consented to; raise ConsentError when it is another study."""
+    """Return what a site consented to.
+
+    Raises ConsentError when it is another study, when the site's version of the package may take no
+    part, and when the site has taken its yes back since.
+    """
     envelope = str(answer.reply.body["consent"])
     consent = open_consent(envelope.encode(), run.members[answer.reply.site])
     if (consent.protocol, consent.roster) != (run.study.protocol.digest, run.roster):
@@ -42,6 +55,18 @@ def _consent(run: StudyRun, answer: Answer) -> dict[str, Any]:
             f"the consent of {answer.reply.site} is for another study",
             why="its protocol or roster differs",
             fix="let the site consent to this study",
+        )
+    site, version = answer.reply.site, consent.package_version
+    if not run.study.protocol.federation.admits(version):
+        raise ConsentError(
+            f"version {version} of the package at {site} may take no part",
+            why=f'protocol.federation.software is "{run.study.protocol.federation.software}"',
+            fix="install a version that the study admits, and consent again",
+        )
+    withdrawn = run.standings.find_withdrawn(run.study.protocol.digest).get(site)
+    if withdrawn is not None and datetime.fromisoformat(consent.given_utc) <= withdrawn:
+        raise ConsentError(
+            f"{site} withdrew its consent", why="it has not given another since", fix="ask the site"
         )
     counts = answer.reply.body.get("summary")
     return {"envelope": envelope, "summary": counts, **consent.model_dump(mode="json")}
@@ -134,27 +159,33 @@ def _train_rounds(
         def work(before: Digest = before, round_index: int = round_index) -> StageResult:
             tensors = run.objects.get_tensors(before)
             attachments = {part: tensors, **(beside or {})}
+            norms = UpdateNorms(run, part, before)
 
             def check(answer: Answer) -> None:
                 check_like(run.objects.get_tensors(answer.digest_of(part)), tensors)
                 _curve(answer)
 
-            answers = ask_sites(run, stage, attachments, round_index=round_index, check=check)
-            mean = weighted_mean(
-                [
-                    (run.objects.path(answer.digest_of(part)), answer.reply.num_examples)
-                    for answer in answers.by_site.values()
-                ]
+            answers = ask_sites(
+                run,
+                stage,
+                attachments,
+                round_index=round_index,
+                check=check,
+                compare=norms.refuse_outliers,
+            )
+            updates = norms.weigh(answers.by_site)
+            mean = aggregate(
+                list(updates.values()),
+                run.study.protocol.federation,
+                start=run.objects.path(before),
             )
             document = {part: run.objects.put_tensors(mean)}
-            return StageResult(
-                document,
-                {
-                    **answers.details,
-                    "curves": {site: _curve(answer) for site, answer in answers.by_site.items()},
-                },
-                tuple(answers.by_site),
-            )
+            details = {
+                **answers.details,
+                **norms.details,
+                "curves": {site: _curve(answer) for site, answer in answers.by_site.items()},
+            }
+            return StageResult(document, details, tuple(answers.by_site))
 
         inputs = {"weights": before, "beside": attachment_digests(beside or {})}
         document = run.stage(stage, inputs, work, round_index=round_index)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
 
-from sqlalchemy import Engine, Select, select
+from sqlalchemy import Engine, Select, func, select
 from sqlalchemy.orm import Session
 
 from vitrael.core.digest import Digest, digest_json
@@ -157,6 +157,28 @@ class Ledger:
             row.details = {**row.details, **(details or {})}
             session.flush()
             return _record(row)
+
+    def discard(self, record: StageRecord, reason: str) -> StageRecord:
+        """Return a finished record as failed: its output is lost, and it is to be done again.
+
+        What is known of the attempt stays in the history. Raises StorageError when the record is
+        not finished.
+        """
+        with explain_failures(), Session(self._engine) as session, session.begin():
+            row = session.get(StageRow, record.id)
+            if row is None or row.status != "finished":
+                raise StorageError(f"{_title(record.key)} cannot be discarded: it is not finished")
+            row.status, row.output_digest, row.reason = "failed", None, reason
+            session.flush()
+            return _record(row)
+
+    def protocols(self) -> tuple[Digest, ...]:
+        """Return every protocol of which a stage was begun, the oldest first."""
+        query = (
+            select(StageRow.protocol).group_by(StageRow.protocol).order_by(func.min(StageRow.id))
+        )
+        with explain_failures(), self._reading() as session:
+            return tuple(session.scalars(query))
 
     def history(self, protocol: Digest) -> tuple[StageRecord, ...]:
         """Return every attempt at a stage of this protocol, in the order of their beginning."""

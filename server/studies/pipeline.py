@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrael.core.digest import Digest, write_atomically
-from vitrael.core.errors import EXIT_OK, EXIT_REFUSED
+from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL, EXIT_REFUSED, VitraelError
 from vitrael.privacy.gates import LEAKS, Verdict
+from vitrael.server.objects import DamagedError
+from vitrael.server.studies.canary import try_sites
 from vitrael.server.studies.distillation import (
     sample_candidates,
     screen_candidates,
@@ -22,6 +25,7 @@ from vitrael.server.studies.federated import (
     train_codec,
     train_teacher,
 )
+from vitrael.server.studies.participation import RunOutcome, tell_outcome
 from vitrael.server.studies.releasing import (
     assemble_bundle,
     audit_samples,
@@ -42,11 +46,34 @@ def run_study(home: Path, exchange: Exchange) -> int:
 
     0: released, or a rehearsal in which every site answered, one had too few patients to calibrate
     a filter, and no leak was measured; such a rehearsal is refused as well, and nothing of it can
-    be published. 6: refused. ``outcome.json`` and the report say which and why. What was finished
-    before is not done again.
+    be published. 7: the same, but a site was absent from a round. 6: refused. ``outcome.json`` and
+    the report say which and why. What was finished before is not done again, unless it is damaged:
+    then its stage is done again from the one before, and no site computes twice.
     """
     run = open_run(home, exchange)
+    try:
+        return _mend_and_run(run)
+    except VitraelError as error:
+        failure = {"status": "failed", "sentence": error.sentence(), "roster": run.roster}
+        _keep_outcome(run, failure)
+        raise
+
+
+def _mend_and_run(run: StudyRun) -> int:
+    """Run what is left; what turns out damaged is made again, once, and so is what that needs."""
+    mended: set[Digest] = set()
+    while True:
+        try:
+            return _run_stages(run)
+        except DamagedError as error:
+            if error.digest in mended or not run.discard(error.digest):
+                raise
+            mended.add(error.digest)
+
+
+def _run_stages(run: StudyRun) -> int:
     collect_consents(run)
+    try_sites(run)
     codec = train_codec(run)
     scale = scale_latents(run, codec)
     codec = Digest(scale["codec"])
@@ -67,9 +94,10 @@ def run_study(home: Path, exchange: Exchange) -> int:
         signing = sign_release(run, bundle=bundle, tallies=tallies)
         publish_release(run, decision=decision, signing=signing)
     page = write_study_report(run, samples=samples, decision=decision)
-    _write_outcome(run, verdict, page=page, screening=screening)
+    outcome = tell_outcome(run)
+    _write_outcome(run, verdict, page=page, screening=screening, outcome=outcome)
     too_few = _too_few_patients(run, calibration=calibration, screening=screening)
-    return _exit_code(run, verdict, too_few=too_few)
+    return _exit_code(run, verdict, too_few=too_few, partial=outcome.status == "partial")
 
 
 def _too_few_patients(
@@ -82,17 +110,25 @@ def _too_few_patients(
     return enabled and blind and all(sites == set(run.members) for sites in answered)
 
 
-def _exit_code(run: StudyRun, verdict: Verdict, *, too_few: bool) -> int:
+def _exit_code(run: StudyRun, verdict: Verdict, *, too_few: bool, partial: bool) -> int:
     leak = any(f.outcome == "refused" and f.gate.measurement in LEAKS for f in verdict.findings)
     if verdict.passed or (is_rehearsal(run.study) and too_few and not leak):
-        return EXIT_OK
+        return EXIT_PARTIAL if partial else EXIT_OK
     return EXIT_REFUSED
 
 
 def _write_outcome(
-    run: StudyRun, verdict: Verdict, *, page: Path, screening: dict[str, Any]
+    run: StudyRun,
+    verdict: Verdict,
+    *,
+    page: Path,
+    screening: dict[str, Any],
+    outcome: RunOutcome,
 ) -> None:
-    outcome = {
+    document = {
+        "status": outcome.status,
+        "sentence": outcome.sentence,
+        "roster": run.roster,
         "outcome": verdict.outcome,
         "reason": verdict.reason,
         "policy": verdict.policy,
@@ -102,4 +138,8 @@ def _write_outcome(
         "release": f"{run.study.protocol.name}@{run.study.protocol.version}",
         "report": str(page),
     }
-    write_atomically(run.home / "outcome.json", json.dumps(outcome, indent=1).encode() + b"\n")
+    _keep_outcome(run, document)
+
+
+def _keep_outcome(run: StudyRun, document: Mapping[str, Any]) -> None:
+    write_atomically(run.home / "outcome.json", json.dumps(document, indent=1).encode() + b"\n")

@@ -7,22 +7,20 @@ already is not recorded twice.
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vitrael.core.digest import Digest, canonical_json
-from vitrael.core.errors import StorageError
 from vitrael.core.study import Study, load_study
 from vitrael.privacy.evidence import Evidence
+from vitrael.privacy.keys import load_roster, roster_digest
 from vitrael.server.db.engine import open_database
 from vitrael.server.objects import ObjectStore
 from vitrael.server.registry import Registry, ReleaseRecord, RunRecord
 from vitrael.server.studies.ledger import Ledger, StageRecord
+from vitrael.server.studies.run import find_members
 
-_POLL_S = 3.0
 _LARGEST_ARTIFACT_BYTES = 4 << 20
 
 
@@ -33,6 +31,7 @@ class Recorder:
         """Open ledger, objects and MLflow of a coordinator's home."""
         self.home = home
         self.study: Study = load_study(home / "study.toml")
+        self.roster = roster_digest(find_members(self.study, load_roster(home / "roster.json")))
         self.ledger = Ledger(open_database(home / "server.sqlite"))
         self.objects = ObjectStore(home / "objects")
         self.registry = Registry.open(home)
@@ -47,7 +46,8 @@ class Recorder:
     def catch_up(self) -> None:
         """Record every stage that finished since the last call."""
         for record in self.ledger.history(self.study.protocol.digest):
-            if record.status == "finished" and record.id not in self._recorded:
+            own = record.details.get("roster") == self.roster
+            if own and record.status == "finished" and record.id not in self._recorded:
                 self._record(record)
                 self._recorded.add(record.id)
 
@@ -133,47 +133,3 @@ def _not_estimable(evidence: Evidence | None) -> dict[str, str]:
     measured = () if evidence is None else evidence.measurements
     names = [measurement.name for measurement in measured if measurement.value is None]
     return {"not_estimable": ", ".join(names)} if names else {}
-
-
-def record_recall(home: Path) -> None:
-    """Move the alias of a recalled release's student from ``released`` to ``recalled``."""
-    recorder = Recorder(home)
-    version = recorder.registry.aliases(recorder.model).get("released")
-    if version is not None:
-        recorder.registry.move_alias(recorder.model, version, to="recalled")
-
-
-@contextmanager
-def recording(home: Path) -> Iterator[None]:
-    """Record the study of a home while the body runs, and what is left when it ends.
-
-    MLflow is opened in the thread, so that nothing waits for it. Its failure is raised when the
-    body has ended without one of its own.
-    """
-    ended = threading.Event()
-    failures: list[Exception] = []
-
-    def follow() -> None:
-        try:
-            recorder = Recorder(home)
-            while not ended.wait(_POLL_S):
-                recorder.catch_up()
-            recorder.catch_up()
-        except Exception as error:  # noqa: BLE001 - carried to the thread that waits
-            failures.append(error)
-
-    thread = threading.Thread(target=follow, name="recording", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(timeout=120)
-    if failures:
-        raise failures[0]
-    if thread.is_alive():
-        raise StorageError(
-            "the record in MLflow is not finished",
-            why="it did not answer for 120 s",
-            fix="resume the study; what is missing is recorded then",
-        )

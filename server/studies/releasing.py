@@ -29,11 +29,15 @@ from vitrael.privacy.release.sign import add_signature
 from vitrael.privacy.release.trust import Trust, trust_roster
 from vitrael.privacy.release.verify import check_signature, verify_release
 from vitrael.server.studies.correspondence import Answer, ask_sites, usable_tally
+from vitrael.server.studies.participation import (
+    find_contributors,
+    find_judges,
+    record_participation,
+)
 from vitrael.server.studies.reporting import render_bundle_report
 from vitrael.server.studies.run import StageResult, StudyRun
 
 _VENTRICLE = COVARIATES.index("ventricle_ml")
-_SIGNING = "signing 1"
 
 
 def audit_samples(
@@ -86,10 +90,12 @@ def judge_release(
 ) -> dict[str, Any]:
     """Stage ``gates``: pool the tallies into Evidence and let the policy decide.
 
-    A site of the roster that was absent from one of the stages counts as one that measured nothing.
+    A site of the roster that was absent from one of the stages counts as one that measured nothing,
+    and whoever is in the model has to have judged what came of it.
     """
     protocol = run.study.protocol
-    took_part = _took_part(run)
+    contributors = sorted(find_contributors(run))
+    judges = sorted(find_judges(run))
 
     def work() -> StageResult:
         tensors = run.objects.get_tensors(Digest(samples["samples"]))
@@ -101,7 +107,7 @@ def judge_release(
         }
         drawn = Digest(samples["samples"])
         measurements = (
-            participation_measurement(took_part=took_part, roster=len(run.members)),
+            participation_measurement(contributed=contributors, judged=judges),
             *pool_tallies(measured, confidence=confidence, samples=(drawn,)),
             *conditioning_measurements(
                 tensors["covariate"][:, _VENTRICLE],
@@ -124,7 +130,8 @@ def judge_release(
         "screening": screening,
         "samples": samples,
         "audit": audit,
-        "took_part": took_part,
+        "contributors": contributors,
+        "judges": judges,
         "policy": POLICIES[protocol.policy].model_dump(mode="json"),
     }
     return run.stage("gates", inputs, work)
@@ -276,39 +283,11 @@ def _contents(
         roster=run.roster,
         evidence=Evidence.model_validate(decision["evidence"]),
         verdict=Verdict.model_validate(decision["verdict"]),
-        participation=_participation(run),
+        participation=record_participation(run),
         code_version=package_version(),
         released=run.clock().date(),
         report_html=render_bundle_report(run, samples=samples, decision=decision),
     )
-
-
-def _participation(run: StudyRun) -> dict[str, Any]:
-    """Return the participation record: who took part in each stage, and who was absent.
-
-    Why is for the coordinator to know: a reason is a text of a site.
-    """
-    finished = [r for r in run.ledger.history(run.study.protocol.digest) if r.status == "finished"]
-    return {
-        "sites": list(run.members),
-        "stages": {
-            f"{record.key.stage} {record.key.round + 1}": list(record.participants)
-            for record in finished
-            if record.participants
-        },
-        "absent": {
-            f"{record.key.stage} {record.key.round + 1}": sorted(record.details["absent"])
-            for record in finished
-            if record.details.get("absent")
-        },
-    }
-
-
-def _took_part(run: StudyRun) -> int:
-    """Return how many sites answered in every stage that is before the gates."""
-    stages = _participation(run)["stages"]
-    before = [present for stage, present in stages.items() if stage != _SIGNING]
-    return sum(all(site in present for present in before) for site in run.members)
 
 
 def is_rehearsal(study: Study) -> bool:

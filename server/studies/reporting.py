@@ -27,6 +27,7 @@ from vitrael.server.report.data import (
     Event,
     ReportData,
     Screening,
+    SiteRound,
     SiteSummary,
     SiteVote,
     StageSummary,
@@ -35,6 +36,11 @@ from vitrael.server.report.data import (
 )
 from vitrael.server.report.html import ReportImages, render_report, write_report
 from vitrael.server.studies.ledger import StageRecord
+from vitrael.server.studies.participation import (
+    absence_words,
+    outlier_words,
+    record_participation,
+)
 from vitrael.server.studies.run import StudyRun
 
 _VENTRICLE = COVARIATES.index("ventricle_ml")
@@ -72,7 +78,7 @@ def build_report(
 ) -> ReportData:
     """Return everything that the report says; without ``reasons`` no why of a failure in it."""
     protocol = run.study.protocol
-    history = run.ledger.history(protocol.digest)
+    history = run.history()
     tensors = run.objects.get_tensors(Digest(samples["samples"]))
     evidence = Evidence.model_validate(decision["evidence"])
     screening = _document(run, history, "screening")
@@ -91,6 +97,7 @@ def build_report(
         conditioning=_conditioning(run, history, tensors, evidence),
         curves=_curves(history),
         stages=tuple(_stage(record, reasons=reasons) for record in history),
+        rounds=_rounds(run),
         events=_events(history, reasons=reasons),
     )
 
@@ -145,7 +152,7 @@ def _sites(
     for site in run.members:
         consent = consents.get(site)
         absences = [
-            _absence(record, record.details["absent"][site], reasons=reasons)
+            _absence(record, site, reasons=reasons)
             for record in history
             if record.status == "finished" and site in record.details.get("absent", {})
         ]
@@ -278,18 +285,39 @@ def _stage(record: StageRecord, *, reasons: bool) -> StageSummary:
     )
 
 
-def _absence(record: StageRecord, reason: str, *, reasons: bool) -> str:
+def _absence(record: StageRecord, site: str, *, reasons: bool) -> str:
+    """Return that a site was absent, and why: in its own words, or in ours alone."""
     where = f"absent from {record.key.stage}, round {record.key.round + 1}"
-    return f"{where}: {reason}" if reasons else where
+    if reasons:
+        return f"{where}: {record.details['absent'][site]}"
+    return f"{where}: {absence_words(record, site)}"
+
+
+def _rounds(run: StudyRun) -> tuple[SiteRound, ...]:
+    """Return every answer that was asked for, as the participation record tells it."""
+    return tuple(
+        SiteRound(
+            stage=title,
+            site=site,
+            answered=site in told["seconds"],
+            examples=told.get("examples", {}).get(site, ""),
+            weight=told.get("weights", {}).get(site),
+            seconds=told["seconds"].get(site),
+            size_bytes=told["bytes"].get(site),
+        )
+        for title, told in record_participation(run)["rounds"].items()
+        for site in told["invited"]
+    )
 
 
 def _events(history: Sequence[StageRecord], *, reasons: bool) -> tuple[Event, ...]:
-    return tuple(
-        Event(
-            utc=record.finished_utc or record.started_utc,
-            site=site,
-            event=_absence(record, reason, reasons=reasons),
-        )
-        for record in history
-        for site, reason in record.details.get("absent", {}).items()
-    )
+    events: list[Event] = []
+    for record in history:
+        moment, absent = record.finished_utc or record.started_utc, record.details.get("absent", {})
+        told = [(site, _absence(record, site, reasons=reasons)) for site in absent]
+        where = f"{record.key.stage}, round {record.key.round + 1}"
+        for site, words in outlier_words(record).items():
+            if site not in absent or reasons:
+                told.append((site, f"its update to {where}, was {words}"))
+        events += [Event(utc=moment, site=site, event=event) for site, event in told]
+    return tuple(events)

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vitrael.core.digest import Digest, digest_json
-from vitrael.core.errors import VitraelError
+from vitrael.core.errors import ConfigError, StorageError, StudyError, VitraelError
 from vitrael.core.study import Study, load_study
+from vitrael.core.version import package_version
 from vitrael.privacy.keys import KeyPair, PublicKeys, load_roster, roster_digest
 from vitrael.server.db.engine import open_database
 from vitrael.server.objects import ObjectStore
 from vitrael.server.settings import utc_now
-from vitrael.server.studies.ledger import Ledger, StageKey
+from vitrael.server.studies.ledger import Ledger, StageKey, StageRecord
+from vitrael.server.studies.standing import Standings
+from vitrael.server.studies.witness import TaskJournal
 
 if TYPE_CHECKING:
     from vitrael.server.federation.exchange import Exchange
 
+logger = logging.getLogger(__name__)
+
 _PATH_CHARS = r"[^\s\"',;:]+"
+_WORK: Final = frozenset({"codec", "latents", "teacher", "candidates", "student", "synthesis"})
+"""Stages that are work done, and no site's judgment or word: kept when the roster is amended."""
+_LOST: Final = "what it left is damaged or gone: it is done again"
+_STORED: Final = ("codec", "denoiser", "images", "conditions", "samples")
+"""Keys of a stage's document under which an object of the store is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,8 @@ class StudyRun:
     objects: ObjectStore
     exchange: Exchange
     clock: Callable[[], datetime]
+    standings: Standings
+    journal: TaskJournal
 
     @property
     def roster(self) -> Digest:
@@ -66,19 +79,15 @@ class StudyRun:
         """Return the stage's document, from the ledger if it is finished, else by doing the work.
 
         The stage is named by protocol, name, round and inputs, so that whatever it depends on
-        must be among the inputs. An error marks the attempt as failed and is raised on.
+        must be among the inputs. Work that was finished with the roster which this one amends is
+        kept too. An error marks the attempt as failed and is raised on.
         """
-        key = StageKey(
-            self.study.protocol.digest,
-            name,
-            round_index,
-            digest_json([self.roster, dict(inputs)]),
-        )
-        done = self.ledger.finished(key)
+        key = self._key(self.roster, name, inputs, round_index)
+        done = self.ledger.finished(key) or self._keep_earlier(key, inputs)
         if done is not None and done.output is not None:
             self.tell(name, round_index, "kept")
             return dict(self.objects.get_json(done.output))
-        record = self.ledger.begin(key)
+        record = self.ledger.begin(key, details={"roster": self.roster})
         self.tell(name, round_index, "begun")
         try:
             result = work()
@@ -94,10 +103,90 @@ class StudyRun:
         self.tell(name, round_index, "finished")
         return dict(result.document)
 
+    def history(self) -> tuple[StageRecord, ...]:
+        """Return every attempt at a stage with this roster, in the order of their beginning."""
+        return tuple(
+            record
+            for record in self.ledger.history(self.study.protocol.digest)
+            if record.details.get("roster") == self.roster
+        )
+
+    def finished(self) -> tuple[StageRecord, ...]:
+        """Return of each stage and round the last attempt that was finished with this roster.
+
+        They stand in the order of the stages' beginning, the rounds of one by number.
+        """
+        done = [record for record in self.history() if record.status == "finished"]
+        places = {stage: at for at, stage in enumerate(dict.fromkeys(r.key.stage for r in done))}
+        last = {(places[record.key.stage], record.key.round): record for record in done}
+        return tuple(last[place] for place in sorted(last))
+
+    def document(self, stage: str) -> dict[str, Any] | None:
+        """Return what the stage left, None when it is not finished with this roster."""
+        outputs = [r.output for r in self.finished() if r.key.stage == stage and r.output]
+        return dict(self.objects.get_json(outputs[-1])) if outputs else None
+
+    def discard(self, damaged: Digest) -> bool:
+        """Let the stages that made an object be done again; return whether there was one.
+
+        Sites give what they finished once more and compute nothing. The stage before is gone on
+        from, and the log says so.
+        """
+        records = self.ledger.history(self.study.protocol.digest)
+        makers = [r for r in records if r.status == "finished" and self._made(r, damaged)]
+        for record in makers:
+            self.ledger.discard(record, _LOST)
+            self.tell(record.key.stage, record.key.round, "damaged")
+            logger.warning("%s is damaged: its stage is done again", damaged)
+        return bool(makers)
+
+    def find_lost(self, stage: str, round_index: int) -> StageRecord | None:
+        """Return the attempt whose result was lost and not made again since, or None."""
+        own = [r for r in self.history() if (r.key.stage, r.key.round) == (stage, round_index)]
+        ended = [r for r in own if r.status == "finished" or r.reason == _LOST]
+        return ended[-1] if ended and ended[-1].reason == _LOST else None
+
+    def _made(self, record: StageRecord, damaged: Digest) -> bool:
+        if record.output is None or record.output == damaged:
+            return record.output == damaged
+        try:
+            document = self.objects.get_json(record.output)
+        except StorageError:
+            return False  # it is found when it is needed
+        return damaged in [document.get(key) for key in _STORED]
+
+    def _key(
+        self, roster: Digest, name: str, inputs: Mapping[str, Any], round_index: int
+    ) -> StageKey:
+        named = digest_json([roster, dict(inputs)])
+        return StageKey(self.study.protocol.digest, name, round_index, named)
+
+    def _keep_earlier(self, key: StageKey, inputs: Mapping[str, Any]) -> StageRecord | None:
+        """Return the predecessor's finished work as finished with this roster, or None."""
+        earlier = self.study.roster.predecessor
+        if earlier is None or key.stage not in _WORK:
+            return None
+        found = self.ledger.finished(self._key(earlier, key.stage, inputs, key.round))
+        if found is None or found.output is None:
+            return None
+        details = {**found.details, "roster": self.roster, "kept_from": earlier}
+        record = self.ledger.begin(key, participants=found.participants, details=details)
+        return self.ledger.finish(record, found.output)
+
     def tell(
-        self, stage: str, round_index: int, event: str, *, done: int = 0, total: int = 0
+        self,
+        stage: str,
+        round_index: int,
+        event: str,
+        *,
+        done: int = 0,
+        total: int = 0,
+        about: Mapping[str, str | float] | None = None,
     ) -> None:
-        """Append one line to the progress file that ``vitrael demo`` and the portal follow."""
+        """Append one line to the progress file that people follow.
+
+        ``about`` tells of one site: ``site`` is its name, then ``seconds``, ``bytes``, ``reason``.
+        """
         line = {
             "utc": self.clock().isoformat(),
             "stage": stage,
@@ -105,6 +194,7 @@ class StudyRun:
             "event": event,
             "done": done,
             "total": total,
+            **(about or {}),
         }
         with (self.home / "progress.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -120,16 +210,64 @@ def without_paths(text: str, *, home: Path) -> str:
 
 
 def open_run(home: Path, exchange: Exchange) -> StudyRun:
-    """Return the run of the study that a coordinator's home folder holds."""
+    """Return the run of the study that a coordinator's home folder holds.
+
+    Raises ConfigError when the study admits no such version of the package as is installed, and
+    when a site of its roster is not enrolled; StudyError when nothing is known of its predecessor.
+    """
     study = load_study(home / "study.toml")
-    members = load_roster(home / "roster.json")
-    return StudyRun(
+    _demand_version(study)
+    members = find_members(study, load_roster(home / "roster.json"))
+    engine = open_database(home / "server.sqlite")
+    run = StudyRun(
         home=home,
         study=study,
         keys=KeyPair.load(home / "keys"),
-        members={name: members[name] for name in study.roster.sites},
-        ledger=Ledger(open_database(home / "server.sqlite")),
+        members=members,
+        ledger=Ledger(engine),
         objects=ObjectStore(home / "objects"),
         exchange=exchange,
         clock=utc_now,
+        standings=Standings(engine),
+        journal=TaskJournal.of(home, members, clock=utc_now),
     )
+    _demand_predecessor(run)
+    return run
+
+
+def _demand_version(study: Study) -> None:
+    own = package_version()
+    if not study.protocol.federation.admits(own):
+        raise ConfigError(
+            f"the study {study.protocol.name} does not admit version {own} of the package",
+            why=f'protocol.federation.software is "{study.protocol.federation.software}"',
+            fix="install a version that it admits; several can be installed side by side",
+        )
+
+
+def find_members(study: Study, known: Mapping[str, PublicKeys]) -> dict[str, PublicKeys]:
+    """Return the members of a study's roster with their keys, in the study's order.
+
+    Raises ConfigError for one that is not enrolled.
+    """
+    if missing := [site for site in study.roster.sites if site not in known]:
+        raise ConfigError(
+            f"site {missing[0]} of the study's roster is not enrolled",
+            why="roster.json does not hold its keys",
+            fix="enroll it, or take it off the roster",
+        )
+    return {site: known[site] for site in study.roster.sites}
+
+
+def _demand_predecessor(run: StudyRun) -> None:
+    earlier = run.study.roster.predecessor
+    if earlier is None:
+        return
+    records = run.ledger.history(run.study.protocol.digest)
+    known = {record.details.get("roster") for record in records} - {run.roster}
+    if earlier not in known:
+        raise StudyError(
+            "roster.predecessor names a roster with which this study was never run here",
+            why=f"known are {', '.join(sorted(filter(None, known))) or 'none'}",
+            fix="write the one that outcome.json of the earlier run gives as roster",
+        )

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-FLOORS = ("core", "privacy", "client", "server", "deploy/studies")
+FLOORS = ("core", "privacy", "client", "server", "deploy/nginx", "deploy/studies")
 PIP_WHEEL = [
     sys.executable,
     "-m",

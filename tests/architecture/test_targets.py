@@ -37,7 +37,7 @@ def test_checks_run_without_hands(root: Path) -> None:
     lines = script.read_text(encoding="utf-8").splitlines()
     assert os.access(script, os.X_OK)
     called = re.findall(r"^make ([a-z]+)", "\n".join(lines), flags=re.MULTILINE)
-    assert called == ["test", "lint", "types", "layers", "docs", "demo"]
+    assert called == ["test", "lint", "types", "layers", "docs", "rehearse"]
     assert set(called) <= set(targets(root))
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+
+import psutil
 
 from vitrael.server.rehearsal import Rehearsal
 
@@ -21,3 +24,22 @@ def crash_server_app(rehearsal: Rehearsal) -> None:
     assert state is not None
     assert state.status == "running"
     os.kill(state.pid, signal.SIGKILL)
+
+
+def crash_supernode(rehearsal: Rehearsal, site: str) -> None:
+    """Kill a site's SuperNode, which its courier started."""
+    home = str(rehearsal.layout.site_home(site))
+    courier = psutil.Process(rehearsal.group.children[f"site {site}: courier"].pid)
+    (node,) = (
+        process
+        for process in courier.children(recursive=True)
+        if "vitrael.client.site.courier.node" in process.cmdline()
+        and any(home in word for word in process.cmdline())
+    )
+    node.kill()
+
+
+def crash_superlink(rehearsal: Rehearsal) -> None:
+    """Kill the SuperLink, which the coordinator started."""
+    entries = json.loads((rehearsal.layout.home / "server-processes.json").read_bytes())
+    os.kill(int(entries["superlink"]["pid"]), signal.SIGKILL)

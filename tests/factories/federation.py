@@ -16,23 +16,33 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.factories.enrollment import enroll_everywhere
 from tests.fakes.federation import HandlerExchange, SiteHandler
-from vitrael.client.site.consent import count_cohort, draft_consent, keep_consent
+from vitrael.client.site.consent import describe_cohort, draft_consent, keep_consent
 from vitrael.client.site.ingest.pipeline import Choices, ingest_folder
 from vitrael.client.site.ingest.places import Home
-from vitrael.client.site.journal import Journal
 from vitrael.client.site.settings import load_settings
 from vitrael.client.site.steward import Steward
 from vitrael.client.site.store import Store
-from vitrael.client.site.tasks import TASKS, SiteContext, TaskResult, TaskRunner
+from vitrael.client.site.tasks import (
+    TASKS,
+    SiteContext,
+    TaskResult,
+    TaskRunner,
+    study_layouts,
+)
 from vitrael.core.data.recipes import recipe_of_study
 from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL
 from vitrael.core.messages import ENVELOPE, Parcel, StageName, Task
 from vitrael.core.study import Study, load_study
 from vitrael.core.weights import Tensors
 from vitrael.privacy.envelope import open_task
+from vitrael.privacy.journal import Journal
 from vitrael.privacy.keys import KeyPair, load_public_keys, load_roster
+from vitrael.privacy.release.trust import save_trust, trust_roster
 from vitrael.server import demo
+from vitrael.server.federation.layout import RehearsalLayout
+from vitrael.server.offers import demand_enrolled
 from vitrael.server.studies.run import StudyRun, open_run
 
 SITES = ("north", "harbour", "valley")
@@ -154,8 +164,22 @@ def open_sites(home: Path, sites: Iterable[str]) -> Iterator[HandlerExchange]:
 def prepare_in_process(patch: pytest.MonkeyPatch) -> None:
     """Let ``prepare_demo`` start no process: each costs seconds of imports."""
     patch.setattr(demo, "_consent", consent_everywhere)
-    patch.setattr(demo, "_ask_sites", ingest_everywhere)
+    patch.setattr(demo, "ask_sites", ingest_everywhere)
+    patch.setattr(demo, "enroll_sites", enroll_in_process)
     patch.setattr(demo, "ProcessPoolExecutor", lambda *_, **__: InProcess())
+
+
+def enroll_in_process(
+    layout: RehearsalLayout, study: Study, *, tell: Callable[[str], None]
+) -> None:
+    """Do what invitation, join, approval, offer, fetch and start do."""
+    document = (layout.home / "study.toml").read_bytes()
+    settings = enroll_everywhere(layout.home, study.roster.sites, study=document)
+    members = demand_enrolled(settings, study)
+    coordinator = KeyPair.load(settings.keys).public
+    trust = trust_roster(members, coordinator=coordinator, threshold=len(members))
+    save_trust(trust, layout.home / "trust.json")
+    tell("enrolled")
 
 
 def ingest_everywhere(
@@ -199,7 +223,7 @@ def consent_everywhere(home: Path, study: Study) -> None:
             site=settings.name,
             keys=keys.public,
             members=load_roster(settings.roster),
-            cohort=count_cohort(settings.cohorts / demo.COHORT),
+            cohort=describe_cohort(settings.cohorts / demo.COHORT),
             now=utc_now(),
         )
         with closing(Store(settings.store, updates=settings.updates)) as store:
@@ -277,7 +301,10 @@ def federation(
             settings = load_settings(demo.site_home(home, site))
             own: dict[Any, TaskRunner] = {**TASKS, "screening": vote_as_told(dropped=place)}
             own.update((tasks or {}).get(site, {}))
-            steward = stack.enter_context(closing(Steward(settings, clock=utc_now, tasks=own)))
+            opened = Steward(
+                settings, clock=utc_now, tasks=own, layouts=None if tasks else study_layouts
+            )
+            steward = stack.enter_context(closing(opened))
 
             def handle(parcel: Parcel, site: str = site, steward: Steward = steward) -> Any:
                 task = open_task(parcel[ENVELOPE], coordinator)

@@ -21,12 +21,16 @@ class HandlerExchange:
     sites: Mapping[str, SiteHandler]
     sent: list[tuple[str, Parcel]] = field(default_factory=list)
     """Every parcel that was addressed to a site, in order."""
+    deadlines: list[tuple[str, float]] = field(default_factory=list)
+    """How many seconds each of them was given."""
 
     def send(
-        self, parcels: Mapping[str, Parcel], *, deadline_s: float
+        self, parcels: Mapping[str, Parcel], *, deadline_s: float | Mapping[str, float]
     ) -> Iterator[tuple[str, Parcel | str]]:
-        assert deadline_s > 0
         for site, parcel in parcels.items():
+            seconds = deadline_s[site] if isinstance(deadline_s, Mapping) else deadline_s
+            assert seconds > 0
+            self.deadlines.append((site, seconds))
             self.sent.append((site, parcel))
             if site in self.sites:
                 yield site, self.sites[site](parcel)

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 
 from vitrael.client.site.courier.spool import call_steward
 from vitrael.core.errors import VitraelError
-from vitrael.core.study import LONGEST_DEADLINE_S
+from vitrael.core.rounds import LONGEST_DEADLINE_S
 
 if TYPE_CHECKING:
     from vitrael.core.messages import Parcel

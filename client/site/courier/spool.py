@@ -1,14 +1,17 @@
 """Parcels as folders, and the call that hands one to the steward.
 
 A site's ``spool/in`` holds what came for the steward and ``spool/out`` what it answered, one
-folder a parcel, one file an entry. A folder appears whole or not at all: it is written under a
+folder a parcel, one file an entry, open to the group of the spool: courier and steward may be two
+users. A folder appears whole or not at all: it is written under a
 hidden name and renamed. The steward listens on a Unix socket and answers one line of JSON with
 another; the courier never waits longer than it is told to.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import socket
@@ -41,14 +44,37 @@ def write_parcel(folder: Path, parcel: Parcel) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir(mode=0o700)
-        for name, data in parcel.items():
-            (partial / name).write_bytes(data)
+        _fill(partial, parcel)
         partial.rename(folder)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
             raise storage_error("a parcel in the spool", error) from error
         raise
+
+
+def _fill(folder: Path, parcel: Parcel) -> None:
+    """Write the entries into a folder that was just made, and open both to the spool's group.
+
+    Whoever else may write beside it could put a link in its place, or in that of an entry: none is
+    followed, and nothing but what is made here is opened to anybody.
+    """
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(place).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "the folder is another user's")
+        for name, data in parcel.items():
+            _write_entry(place, name, data=data)
+        os.fchmod(place, 0o770)  # whatever the umask: the spool's own mode keeps others out
+    finally:
+        os.close(place)
+
+
+def _write_entry(place: int, name: str, *, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with os.fdopen(os.open(name, flags, 0o600, dir_fd=place), "wb") as file:
+        file.write(data)
+        os.fchmod(file.fileno(), 0o660)
 
 
 def read_parcel(folder: Path) -> dict[str, bytes]:

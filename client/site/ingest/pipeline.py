@@ -30,6 +30,7 @@ from vitrael.client.site.ingest.prepare import Outcome, PrepareJob, prepare_sour
 from vitrael.client.site.ingest.report import write_report
 from vitrael.client.site.ingest.summary import summarize
 from vitrael.client.site.ingest.told import save_summary
+from vitrael.client.site.ingest.versions import note_versions
 from vitrael.client.site.ingest.withdraw import finish_withdrawals
 from vitrael.core.data.manifest import Item, Manifest, write_manifest
 from vitrael.core.data.recipes import RECIPES, RecipeSettings
@@ -252,6 +253,7 @@ def conclude(
         version, digest = (before.version, before.digest) if before else (0, "")
         return replace(report, version=version, digest=digest, changed=False, report=None)
     if report.changed:
+        note_versions(place.folder, before, manifest)
         write_manifest(manifest, place.manifest)
     summary = summarize(manifest, left_out=left_out, findings=findings)
     leaving = save_summary(summary, manifest, place.folder)

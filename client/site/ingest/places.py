@@ -7,6 +7,7 @@ Layout below ``cohorts/NAME`` in the home folder, all of it for the site's user 
     index.sqlite         what was read before
     report.html          what a data steward should see; stays here
     summary.json         counts; the only part that may leave, noted in ../told.json
+    versions.json        all versions so far, and who is in them
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Withdrawal: a patient is gone from the next version of every cohort, and does not come back.
 
 In this order: the pseudonym goes on the site's list, so that no intake takes the patient in again;
-the manifest is replaced; shards, latents, and what the index and the report hold are removed. A
+what a training has learned so far goes; the manifest is replaced, and the versions that held the
+patient are marked; shards, latents, and what the index and the report hold are removed. A
 withdrawal that is killed is finished by asking for it again.
 """
 
@@ -12,11 +13,18 @@ from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass
 
+from vitrael.client.site.checkpoints import forget_all_checkpoints
 from vitrael.client.site.ingest.index import Index
 from vitrael.client.site.ingest.keeping import sweep_orphans
 from vitrael.client.site.ingest.places import CohortPlace, Home, only_one
 from vitrael.client.site.ingest.summary import summarize
 from vitrael.client.site.ingest.told import save_summary
+from vitrael.client.site.ingest.versions import (
+    HeldVersion,
+    find_versions,
+    mark_withdrawn,
+    note_versions,
+)
 from vitrael.core.data.layouts.names import plain_name
 from vitrael.core.data.manifest import Manifest, pseudonym_of, write_manifest
 from vitrael.core.data.retention import Removed
@@ -33,6 +41,8 @@ class Found:
     cohorts: tuple[str, ...]
     known: bool
     """Whether the patient was withdrawn before."""
+    versions: tuple[HeldVersion, ...] = ()
+    """Those that hold the patient; of one who was withdrawn before, all that held such a one."""
 
 
 def find_patient(home: Home, subject: str) -> Found:
@@ -45,15 +55,19 @@ def find_patient(home: Home, subject: str) -> Found:
     names = {subject.strip(), composed, plain_name(composed)}
     key = home.key()
     known = {pseudonym_of(name, key=key) for name in names if _is_text(name)}
-    held = {}
+    is_known = not known.isdisjoint(home.read_withdrawn())
+    held: dict[str, int] = {}
+    versions: list[HeldVersion] = []
     for name, place in home.cohorts().items():
         manifest = place.read()
         held[name] = sum(item.subject in known for item in manifest.items) if manifest else 0
+        versions += find_versions(place.folder, known, present=manifest, marked=is_known)
     return Found(
         subjects=frozenset(known),
         items=sum(held.values()),
         cohorts=tuple(name for name, own in held.items() if own),
-        known=not known.isdisjoint(home.read_withdrawn()),
+        known=is_known,
+        versions=tuple(versions),
     )
 
 
@@ -75,6 +89,7 @@ def remove_patient(home: Home, found: Found) -> Removed:
     removed = Removed()
     with home.without_steward():
         home.add_withdrawn(found.subjects)
+        forget_all_checkpoints(home.folder / "records")  # of a training on the patient's scans
         for place in home.cohorts().values():
             with only_one(place):
                 removed += _leave_cohort(place, found.subjects)
@@ -100,10 +115,14 @@ def _leave_cohort(place: CohortPlace, subjects: AbstractSet[str]) -> Removed:
     kept: set[Digest] = set()
     if (manifest := place.read()) is not None:
         if any(item.subject in subjects for item in manifest.items):
-            manifest = _without(manifest, subjects)
+            fewer = _without(manifest, subjects)
+            note_versions(place.folder, manifest, fewer)
+            mark_withdrawn(place.folder, subjects)
+            manifest = fewer
             write_manifest(manifest, place.manifest)
             save_summary(summarize(manifest), manifest, place.folder)
         kept |= {item.digest for item in manifest.items}
+    mark_withdrawn(place.folder, subjects)  # who is in earlier versions alone
     place.report.unlink(missing_ok=True)  # its montages show the patient
     if place.index.exists():
         with closing(Index(place.index)) as index:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from vitrael.client.site.store import Base
+from vitrael.client.site.tables import Base
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -74,6 +74,11 @@ class SiteContext:
         return self._performance.threads
 
     @property
+    def vram_frac(self) -> float | None:
+        """Which share of a GPU's memory a task may use; None: all."""
+        return self._performance.vram_frac
+
+    @property
     def bf16(self) -> str:
         """``auto`` or ``off``."""
         return self._performance.bf16
@@ -84,11 +89,24 @@ class SiteContext:
         return self.study.performance.model_copy(update=own.model_dump(exclude_unset=True))
 
 
+def study_layouts(study: Study) -> Mapping[str, Tensors]:
+    """Return, for each attachment of weights, arrays like those that the study trains."""
+    from vitrael.client.site.tasks import layouts  # noqa: PLC0415 - needs torch
+
+    return layouts.study_layouts(study)
+
+
 TaskRunner = Callable[[Task, Mapping[str, Tensors], SiteContext], TaskResult]
 
 
 def _consent(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
     from vitrael.client.site.tasks.consent import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
+def _canary(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.canary import run  # noqa: PLC0415
 
     return run(task, inputs, context)
 
@@ -138,6 +156,7 @@ def _signing(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) ->
 # Each entry imports its module when it is called: the steward starts without torch.
 TASKS: Final[Mapping[StageName, TaskRunner]] = {
     "consent": _consent,
+    "canary": _canary,
     "codec": _codec,
     "latents": _latents,
     "calibration": _calibration,

@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from vitrael.client.site.checkpoints import open_checkpoints
 from vitrael.client.site.tasks import SiteContext, TaskResult
 from vitrael.client.site.tasks.filtering import (
     forget_filter,
@@ -26,6 +27,7 @@ from vitrael.core.models import SYSTEMS
 from vitrael.core.models.reid import ReidEncoder, build_reid_encoder
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import torch_stream
+from vitrael.core.training.compute import Compute
 from vitrael.core.training.contrastive import VisitPairs
 from vitrael.core.training.loop import fit
 from vitrael.core.weights import Tensors
@@ -44,7 +46,7 @@ LEAST_TO_LEARN: Final = 2
 """Patients of F without whom there is nobody to tell apart."""
 
 
-def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:  # noqa: ARG001 - every task is called alike
+def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
     """Return counts and the encoder's verification; ``estimable`` says whether there is a filter.
 
     Too few patients to learn from, or for the asked rate, leave no operating point; the reason
@@ -52,7 +54,8 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     its salted digest and is empty without one.
     With ``codec`` among the inputs the filter also knows scans after the autoencoder's round trip.
     """
-    protocol, device = context.study.protocol, site_compute(context).device
+    protocol, compute = context.study.protocol, site_compute(context)
+    device = compute.device
     training, learning, calibration = (
         context.cohort.images(split) for split in (Split.TRAINING, Split.FILTER, Split.CALIBRATION)
     )
@@ -70,7 +73,7 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
         return TaskResult(body=body)
     codec = inputs.get("codec")
     round_trip = study_round_trip(context, codec)
-    encoder = _train(with_round_trips(learning, round_trip), context, device=device)
+    encoder = _train(task, with_round_trips(learning, round_trip), context, compute)
     verification = verify_encoder(calibration, encoder, device=device)
     gallery = build_gallery(
         with_round_trips(training, round_trip),
@@ -93,18 +96,21 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     return TaskResult(body=_body(point, verification, len(null), rate, counts))
 
 
-def _train(learning: PatientImages, context: SiteContext, *, device: str) -> ReidEncoder:
+def _train(
+    task: Task, learning: PatientImages, context: SiteContext, compute: Compute
+) -> ReidEncoder:
     protocol = context.study.protocol
     config = protocol.reid
-    encoder = build_reid_encoder(config, seed=protocol.seed).to(device)
+    encoder = build_reid_encoder(config, seed=protocol.seed).to(compute.device)
     fit(
         encoder,
         SYSTEMS[config.kind].objective(config, "encoder"),
-        VisitPairs(learning, device=device),
+        VisitPairs(learning, device=compute.device),
         config.training,
         length_images=config.training.length_images,
-        rng=torch_stream(protocol.seed, "reid", context.name, device=device),
-        progress=context.report,
+        rng=torch_stream(protocol.seed, "reid", context.name, device=compute.device),
+        poll=context.report,
+        checkpoints=open_checkpoints(task, context, compute),
     )
     return encoder
 

@@ -22,6 +22,6 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     wanted = context.study.protocol.data
     folder = find_cohort(settings.cohorts, wanted, name=settings.document.cohort)
     signed = open_consent(context.consent, context.keys.public).cohort
-    summary = tell_summary(folder, patients=signed.get("patients"), images=signed.get("scans"))
+    summary = tell_summary(folder, patients=signed.patients, images=signed.scans)
     body = {"consent": context.consent.decode(), "summary": summary.model_dump(mode="json")}
     return TaskResult(body=body)

@@ -22,7 +22,12 @@ _ENCODE_BATCH = 32
 
 def site_compute(context: SiteContext) -> Compute:
     """Return the device that the site's settings, or else the study, ask for."""
-    return prepare_compute(device=context.device, threads=context.threads, bf16=context.bf16)
+    return prepare_compute(
+        device=context.device,
+        threads=context.threads,
+        bf16=context.bf16,
+        vram_frac=context.vram_frac,
+    )
 
 
 def load_codec(context: SiteContext, tensors: Tensors, device: str) -> KLCodec:

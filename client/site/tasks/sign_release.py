@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
+from vitrael.client.site.consent import members_of
 from vitrael.client.site.tasks import SiteContext, TaskResult
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import DataError, StudyError, VerificationError
@@ -160,17 +161,17 @@ def _check_measured(
 ) -> None:
     """Raise VerificationError unless the signed tallies of all sites give this evidence.
 
+    The members are those of roster.json whom the study names: more may be enrolled.
     Its own reply is among them: a site gives one answer a stage, so what bears its signature is
     what it told.
     """
     protocol = context.study.protocol
-    known = load_roster(context.settings.roster)
-    if roster_digest(known) != task.roster:
+    members = members_of(context.study, load_roster(context.settings.roster))
+    if roster_digest(members) != task.roster:
         raise VerificationError(
             "roster.json is not the roster of this study",
             why="it was changed after the consent, and it says whose tallies are genuine",
             fix="restore roster.json, then ask the coordinator to resume the study",
         )
-    members = {site: known[site] for site in context.study.roster.sites}
     tallies = open_tallies(replies, members, protocol=protocol.digest)
     check_evidence(evidence, pool_tallies(tallies, confidence=protocol.audit.confidence))

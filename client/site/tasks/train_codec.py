@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vitrael.client.site.checkpoints import open_checkpoints
 from vitrael.client.site.tasks import SiteContext, TaskResult
 from vitrael.client.site.tasks.networks import draw_images, load_codec, site_compute, split_images
 from vitrael.core.data.splits import Split
@@ -33,7 +34,8 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
         length_images=length,
         start_images=task.round * length,
         rng=torch_stream(context.study.protocol.seed, "codec", task.round, context.name),
-        progress=context.report,
+        poll=context.report,
+        checkpoints=open_checkpoints(task, context, compute),
         bf16=compute.bf16,
     )
     return TaskResult(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from vitrael.client.site.checkpoints import open_checkpoints
 from vitrael.client.site.tasks import SiteContext, TaskResult
 from vitrael.client.site.tasks.networks import encode_images, load_codec, site_compute
 from vitrael.core.data.latent_cache import View, encode_cached
@@ -41,7 +42,8 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
         length_images=length,
         start_images=task.round * length,
         rng=torch_stream(protocol.seed, "teacher", task.round, context.name),
-        progress=context.report,
+        poll=context.report,
+        checkpoints=open_checkpoints(task, context, compute),
         bf16=compute.bf16,
     )
     return TaskResult(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from vitrael.server.db import models  # noqa: F401 - its tables register with Base
+from vitrael.server.db import models, sites  # noqa: F401 - their tables register with Base
 from vitrael.server.db.types import Base
 
 if context.is_offline_mode():

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from vitrael.core.digest import digest_bytes
+from vitrael.core.digest import canonical_json, digest_bytes
 from vitrael.core.errors import EnvelopeError
-from vitrael.core.messages import ENVELOPE, Consent, Reply, Task
+from vitrael.core.messages import ENVELOPE, CohortTerms, Consent, Head, PrivacyTerms, Reply, Task
 from vitrael.privacy.envelope import (
     MAX_ENVELOPE_BYTES,
     attachment_digests,
@@ -59,12 +59,17 @@ CONSENT = Consent(
     site="north",
     protocol=DIGEST,
     roster=DIGEST,
+    members={"north": DIGEST},
     package_version="1",
+    lock=DIGEST,
     purpose="rehearse",
+    privacy=PrivacyTerms(
+        path="empirical", policy="public", screening=True, false_match_rate=0.05, votes=8
+    ),
     max_rounds=2,
     given_utc="2031-05-01T12:00:00+00:00",
     expires_utc="2031-06-01T12:00:00+00:00",
-    cohort={"patients": 100, "scans": 120},
+    cohort=CohortTerms(name="main", version=1, digest=DIGEST, patients=100, scans=120),
 )
 
 
@@ -175,9 +180,86 @@ def test_parcels_come_back() -> None:
     inputs = open_task_attachments(task, task_parcel(), site=SITE)
     np.testing.assert_array_equal(inputs["codec"]["w"], WEIGHTS["codec"]["w"])
     parcel = make_reply_parcel(REPLY, WEIGHTS, site=SITE, coordinator=COORDINATOR.public)
-    reply, outputs = open_reply_parcel(parcel, coordinator=COORDINATOR, site=SITE.public)
-    assert reply == REPLY
-    np.testing.assert_array_equal(outputs["codec"]["w"], WEIGHTS["codec"]["w"])
+    opened = open_reply_parcel(parcel, TASK, coordinator=COORDINATOR, site=SITE.public)
+    assert opened.reply == REPLY == open_reply(opened.envelope, SITE.public)
+    np.testing.assert_array_equal(opened.tensors["codec"]["w"], WEIGHTS["codec"]["w"])
+
+
+def reply_parcel(reply: Reply = REPLY) -> dict[str, bytes]:
+    return make_reply_parcel(reply, WEIGHTS, site=SITE, coordinator=COORDINATOR.public)
+
+
+def test_reply_tells_whoever_carries_it_nothing() -> None:
+    reply = REPLY.model_copy(update={"reason": "the loss was", "body": {"curve_loss": [0.1875]}})
+    carried = b"".join(reply_parcel(reply).values())
+    signed = sign_reply(reply, SITE)
+    readable = (reply.reason.encode(), b"curve_loss", b"payload", b"keyid", DIGEST.encode()[7:])
+    assert not any(piece in carried for piece in readable)
+    assert WEIGHTS["codec"]["w"].tobytes() not in carried
+    assert b"payload" in signed  # what is not sealed would show it
+    assert reply_parcel(reply)[ENVELOPE] != reply_parcel(reply)[ENVELOPE]
+
+
+@pytest.mark.parametrize("reader", [SITE, FOREIGN], ids=["site", "foreign"])
+def test_reply_is_readable_to_the_coordinator_alone(reader: KeyPair) -> None:
+    with pytest.raises(EnvelopeError, match="cannot be unsealed"):
+        open_reply_parcel(reply_parcel(), TASK, coordinator=reader, site=SITE.public)
+    assert open_reply_parcel(reply_parcel(), TASK, coordinator=COORDINATOR, site=SITE.public)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"nonce": "1" * 32},
+        {"round": 1},
+        {"stage": "teacher"},
+        {"site": "harbour"},
+        {"protocol": digest_bytes(b"another")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_reply_to_another_task_is_not_even_unsealed(change: dict[str, object]) -> None:
+    other = TASK.model_copy(update=change)
+    with pytest.raises(EnvelopeError, match="cannot be unsealed"):
+        open_reply_parcel(reply_parcel(), other, coordinator=COORDINATOR, site=SITE.public)
+
+
+def test_reply_under_another_roster_is_refused() -> None:
+    other = TASK.model_copy(update={"roster": digest_bytes(b"another")})
+    with pytest.raises(EnvelopeError, match="answers another task"):
+        open_reply_parcel(reply_parcel(), other, coordinator=COORDINATOR, site=SITE.public)
+
+
+def test_reply_that_another_signed_is_refused_though_it_is_sealed_well() -> None:
+    parcel = make_reply_parcel(REPLY, WEIGHTS, site=FOREIGN, coordinator=COORDINATOR.public)
+    with pytest.raises(EnvelopeError, match="signature does not hold"):
+        open_reply_parcel(parcel, TASK, coordinator=COORDINATOR, site=SITE.public)
+
+
+def test_reply_that_is_not_sealed_or_too_large_is_refused() -> None:
+    for envelope in (sign_reply(REPLY, SITE), b"", bytes(40)):
+        with pytest.raises(EnvelopeError, match="cannot be unsealed"):
+            open_reply_parcel(
+                {**reply_parcel(), ENVELOPE: envelope},
+                TASK,
+                coordinator=COORDINATOR,
+                site=SITE.public,
+            )
+    swollen = {**reply_parcel(), ENVELOPE: bytes(MAX_ENVELOPE_BYTES + 100)}
+    with pytest.raises(EnvelopeError, match="too large"):
+        open_reply_parcel(swollen, TASK, coordinator=COORDINATOR, site=SITE.public)
+
+
+def test_documents_without_heads_keep_the_form_that_was_signed_before() -> None:
+    head = Head(lines=3, hash=DIGEST)
+    for document, names in ((TASK, {"journal", "yours"}), (REPLY, {"journal"})):
+        assert not names & json.loads(document.to_bytes()).keys()
+        quoting = document.model_copy(update=dict.fromkeys(names, head))
+        assert names <= json.loads(quoting.to_bytes()).keys()
+        assert type(document).from_bytes(quoting.to_bytes()) == quoting
+        spelled = canonical_json({**json.loads(document.to_bytes()), **dict.fromkeys(names)})
+        with pytest.raises(ValueError, match="canonical"):
+            type(document).from_bytes(spelled)
 
 
 def test_attachment_that_is_missing_or_not_named_is_refused() -> None:

@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 
 from vitrael.core.digest import write_atomically
-from vitrael.core.errors import AuthError
+from vitrael.core.errors import AuthError, UsageError
 from vitrael.privacy.keys import (
     KeyPair,
     fingerprint,
+    is_protected,
     load_public_keys,
     load_roster,
+    protect_keys,
     roster_digest,
     save_public_keys,
     save_roster,
+    unprotect_keys,
 )
 
 
@@ -130,3 +133,72 @@ def test_fingerprint_is_read_in_groups_and_tells_keys_apart() -> None:
     first, second = KeyPair.create().public.signing, KeyPair.create().public.signing
     assert [len(group) for group in fingerprint(first).split()] == [4] * 16
     assert fingerprint(first) != fingerprint(second)
+
+
+PHRASE = b"five words are enough here"
+
+
+def never() -> bytes:
+    raise AssertionError("nobody may be asked")
+
+
+def test_protected_keys_open_with_their_passphrase_alone(tmp_path: Path) -> None:
+    keys = KeyPair.create()
+    keys.save(tmp_path, passphrase=PHRASE)
+    assert is_protected(tmp_path)
+    assert KeyPair.load(tmp_path, passphrase=lambda: PHRASE).public == keys.public
+    with pytest.raises(AuthError, match="the passphrase is wrong") as caught:
+        KeyPair.load(tmp_path, passphrase=lambda: b"another passphrase")
+    assert caught.value.exit_code == 4
+    with pytest.raises(AuthError, match="protected by a passphrase: none was given"):
+        KeyPair.load(tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert keys.signing.private_bytes_raw() not in path.read_bytes()
+
+
+def test_passphrase_is_asked_for_once_and_only_where_it_is_needed(tmp_path: Path) -> None:
+    KeyPair.create().save(tmp_path)
+    KeyPair.load(tmp_path, passphrase=never)
+    protect_keys(tmp_path, passphrase=PHRASE)
+    answers = iter((PHRASE,))
+    KeyPair.load(tmp_path, passphrase=lambda: next(answers))
+    with pytest.raises(AssertionError):
+        KeyPair.load(tmp_path, passphrase=never)
+
+
+def test_protection_comes_and_goes_with_the_same_keys(tmp_path: Path) -> None:
+    keys = KeyPair.create()
+    keys.save(tmp_path)
+    protect_keys(tmp_path, passphrase=PHRASE)
+    with pytest.raises(AuthError, match="passphrase is wrong"):
+        unprotect_keys(tmp_path, passphrase=lambda: b"another passphrase")
+    assert is_protected(tmp_path)
+    unprotect_keys(tmp_path, passphrase=lambda: PHRASE)
+    assert not is_protected(tmp_path)
+    assert KeyPair.load(tmp_path).public == keys.public
+
+
+def test_protection_that_was_killed_is_ended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_one(path: Path, data: bytes) -> None:
+        if path.name == "sealing.pem":
+            raise KeyboardInterrupt
+        write_atomically(path, data)
+
+    keys = KeyPair.create()
+    keys.save(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("vitrael.privacy.keys.write_atomically", write_one)
+        with pytest.raises(KeyboardInterrupt):
+            protect_keys(tmp_path, passphrase=PHRASE)
+    assert KeyPair.load(tmp_path, passphrase=lambda: PHRASE).public == keys.public
+    protect_keys(tmp_path, passphrase=PHRASE)
+    assert b"ENCRYPTED" in (tmp_path / "sealing.pem").read_bytes()
+
+
+def test_short_passphrase_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="too short"):
+        KeyPair.create().save(tmp_path, passphrase=b"elevenbytes")
+    assert not (tmp_path / "signing.pem").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from vitrael.core.errors import EXIT_PARTIAL
 from vitrael.core.study import Study, load_study
 from vitrael.server import demo_run
 from vitrael.server.demo_run import longest_run_s, run_demo
+from vitrael.server.federation.layout import RehearsalLayout
 
 REFUSED = {
     "outcome": "refuse",
@@ -35,6 +35,20 @@ class FakeRegistry:
 
     def experiment(self, *_: object) -> str:
         return "7"
+
+
+class FakeRecorder:
+    """Has nothing to record."""
+
+    def __init__(self, _: Path) -> None:
+        pass
+
+    def catch_up(self) -> None:
+        pass
+
+
+def layout_of(home: Path, study: Study) -> RehearsalLayout:
+    return RehearsalLayout(home=home, sites=study.roster.sites)
 
 
 @pytest.fixture
@@ -59,27 +73,27 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return 0
 
     monkeypatch.setattr(demo_run, "rehearse", rehearse)
-    monkeypatch.setattr(demo_run, "recording", lambda _: nullcontext())
+    monkeypatch.setattr(demo_run, "Recorder", FakeRecorder)
     monkeypatch.setattr(demo_run, "Registry", FakeRegistry)
     return seen
 
 
 @pytest.mark.usefixtures("asked")
 def test_seconds_are_counted_from_the_start_of_the_command(home: Path, study: Study) -> None:
-    outcome, _ = run_demo(home, study, port=None, began=time.monotonic() - 1_000)
+    outcome, _ = run_demo(layout_of(home, study), study, began=time.monotonic() - 1_000)
     assert 1_000 <= outcome.document["seconds"] < 1_100
 
 
 def test_demo_waits_no_longer_than_its_study(
     home: Path, study: Study, asked: dict[str, Any]
 ) -> None:
-    run_demo(home, study, port=None, began=time.monotonic())
+    run_demo(layout_of(home, study), study, began=time.monotonic())
     assert asked["timeout_s"] == longest_run_s(study)
 
 
 @pytest.mark.usefixtures("asked")
 def test_end_names_report_findings_and_the_page_of_the_runs(home: Path, study: Study) -> None:
-    outcome, _ = run_demo(home, study, port=None, began=time.monotonic())
+    outcome, _ = run_demo(layout_of(home, study), study, began=time.monotonic())
     for told in ("report.html", "refused: too near", "mlflow server", "/#/experiments/7/runs"):
         assert told in outcome.text
     assert "all took part" not in outcome.text
@@ -87,9 +101,9 @@ def test_end_names_report_findings_and_the_page_of_the_runs(home: Path, study: S
 
 @pytest.mark.usefixtures("asked")
 def test_scans_that_were_left_out_make_it_partial(home: Path, study: Study) -> None:
-    assert run_demo(home, study, port=None, began=time.monotonic())[1] == 0
+    assert run_demo(layout_of(home, study), study, began=time.monotonic())[1] == 0
     (home / "prepared.json").write_text('{"scans": {"north": {"unreadable": 2}}}')
-    assert run_demo(home, study, port=None, began=time.monotonic())[1] == EXIT_PARTIAL
+    assert run_demo(layout_of(home, study), study, began=time.monotonic())[1] == EXIT_PARTIAL
 
 
 def test_patience_is_longer_than_all_that_a_study_may_wait_for_and_not_endless(
@@ -115,7 +129,7 @@ def test_demo_that_is_finished_tells_of_a_recall(
     folder.mkdir(parents=True)
     if recalled:
         (folder / "RECALLED.json").write_text("{}")
-    outcome, _ = run_demo(home, study, port=None, began=time.monotonic())
+    outcome, _ = run_demo(layout_of(home, study), study, began=time.monotonic())
     assert outcome.document["recalled"] is recalled
     assert ("It was recalled since" in outcome.text) is recalled
     assert Path(outcome.document["pull"].split()[0]).is_absolute()

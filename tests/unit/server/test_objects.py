@@ -11,7 +11,7 @@ import pytest
 from vitrael.core.digest import Digest, digest_bytes, digest_json
 from vitrael.core.errors import StorageError
 from vitrael.server import objects
-from vitrael.server.objects import ObjectStore
+from vitrael.server.objects import DamagedError, ObjectStore
 
 
 @pytest.fixture
@@ -47,8 +47,9 @@ def test_damaged_object_is_refused_and_healed_by_putting_it_again(
     digest = store.put_bytes(b"pane")
     (path,) = _files(tmp_path)
     path.write_bytes(b"pone")
-    with pytest.raises(StorageError, match="damaged: its bytes have another digest"):
+    with pytest.raises(DamagedError, match="damaged: its bytes have another digest") as caught:
         store.get_bytes(digest)
+    assert caught.value.digest == digest
     with pytest.raises(StorageError, match="damaged"):
         store.path(digest)
     store.put_bytes(b"pane")

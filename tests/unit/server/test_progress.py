@@ -50,10 +50,22 @@ def test_stage_is_told_from_beginning_to_end(watch: Watch) -> None:
     watch.coordinator("codec", "finished")
     watch.coordinator("teacher", "kept", number=1)
     assert watch.lines == [
-        f" 0:00 [ 2/{len(STAGES)}] codec …",
-        f" 1:05 [ 2/{len(STAGES)}] codec: done in 65 s",
-        f" 1:05 [ 5/{len(STAGES)}] teacher, round 2: finished before, kept",
+        f" 0:00 [ 3/{len(STAGES)}] codec …",
+        f" 1:05 [ 3/{len(STAGES)}] codec: done in 65 s",
+        f" 1:05 [ 6/{len(STAGES)}] teacher, round 2: finished before, kept",
     ]
+
+
+def test_absent_site_is_shown_with_its_reason(watch: Watch) -> None:
+    data = {"stage": "codec", "round": 1, "event": "absent", "done": 0, "total": 0}
+    about = {"site": "valley", "reason": "its disk is full"}
+    watch.progress.follow(Event("progress", "coordinator", data={**data, **about}))
+    assert watch.lines[-1].endswith("codec, round 2: valley is absent: its disk is full")
+
+
+def test_what_is_damaged_is_said_to_be_done_again(watch: Watch) -> None:
+    watch.coordinator("codec", "damaged", number=1)
+    assert watch.lines[-1].endswith("codec, round 2: what was kept is damaged, it is done again")
 
 
 def test_share_is_the_mean_over_all_sites_and_time_left_follows(watch: Watch) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 
 from tests.factories.cohort import recipe_settings, write_cohort
-from vitrael.client.site.consent import draft_consent, keep_consent
+from tests.fakes.clock import FakeClock
+from vitrael.client.site.consent import describe_cohort, draft_consent, keep_consent
+from vitrael.client.site.control import Control
 from vitrael.client.site.ingest.summary import summarize
 from vitrael.client.site.ingest.told import save_summary
-from vitrael.client.site.journal import Journal, Line, read_journal
 from vitrael.client.site.settings import SiteSettings, load_settings
 from vitrael.client.site.steward import Steward
 from vitrael.client.site.store import Store
 from vitrael.client.site.tasks import SiteContext, TaskResult, TaskRunner
+from vitrael.core.errors import EnvelopeError
 from vitrael.core.messages import Consent, Parcel, Reply, StageName, Task
 from vitrael.core.study import Study, load_study
 from vitrael.core.weights import Tensors
 from vitrael.privacy.envelope import attachment_digests, make_task_parcel, open_reply_parcel
+from vitrael.privacy.journal import Journal, Line, read_journal
 from vitrael.privacy.keys import KeyPair, roster_digest, save_public_keys, save_roster
 
 STUDY = """
@@ -72,21 +75,6 @@ released = 1
 sites = ["north", "harbour", "valley"]
 """
 
-START = datetime(2031, 5, 1, 12, tzinfo=UTC)
-
-
-@dataclass(slots=True)
-class FakeClock:
-    """Shows the time that it is set to."""
-
-    now: datetime = START
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def advance(self, **parts: float) -> None:
-        self.now += timedelta(**parts)
-
 
 @dataclass(slots=True)
 class CountingTask:
@@ -118,6 +106,7 @@ class Home:
     members: dict[str, KeyPair]
     clock: FakeClock = field(default_factory=FakeClock)
     nonces: int = 0
+    asked: list[Task] = field(default_factory=list)
 
     @property
     def settings(self) -> SiteSettings:
@@ -132,7 +121,7 @@ class Home:
             site="north",
             keys=self.keys.public,
             members={name: keys.public for name, keys in self.members.items()},
-            cohort={"patients": 12, "scans": None},
+            cohort=describe_cohort(self.settings.cohorts / "main"),
             now=self.clock(),
             days=days,
             max_rounds=max_rounds,
@@ -143,8 +132,16 @@ class Home:
         store.close()
         return draft
 
+    def control(self) -> Control:
+        store = Store(self.settings.store, updates=self.settings.updates)
+        journal = Journal(self.settings.journal, clock=self.clock, witness=store)
+        return Control(store, journal, clock=self.clock)
+
     def steward(self, tasks: Mapping[StageName, TaskRunner] | None = None) -> Steward:
-        return Steward(self.settings, clock=self.clock, **({"tasks": tasks} if tasks else {}))
+        """Return a steward; with tasks of its own it trains no weights of the study's."""
+        if tasks is None:
+            return Steward(self.settings, clock=self.clock)
+        return Steward(self.settings, clock=self.clock, tasks=tasks, layouts=None)
 
     def task(self, attachments: Mapping[str, Tensors] | None = None, **changes: object) -> Task:
         self.nonces += 1
@@ -160,7 +157,9 @@ class Home:
             "inputs": attachment_digests(weights() if attachments is None else attachments),
             **changes,
         }
-        return Task.model_validate(fields)
+        task = Task.model_validate(fields)
+        self.asked.append(task)
+        return task
 
     def parcel(
         self,
@@ -177,7 +176,14 @@ class Home:
         )
 
     def open(self, parcel: Parcel) -> tuple[Reply, dict[str, Tensors]]:
-        return open_reply_parcel(parcel, coordinator=self.coordinator, site=self.keys.public)
+        """Return what answers one of the tasks that were made here, the newest first."""
+        for task in reversed(self.asked):
+            with suppress(EnvelopeError):
+                opened = open_reply_parcel(
+                    parcel, task, coordinator=self.coordinator, site=self.keys.public
+                )
+                return opened.reply, opened.tensors
+        pytest.fail("the parcel answers no task that was made here")
 
     def lines(self) -> list[Line]:
         return list(read_journal(self.settings.journal))

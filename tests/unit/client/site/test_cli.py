@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from vitrael.client.site import cli
 from vitrael.client.site.cli import site
 from vitrael.client.site.consent import DEFAULT_DAYS
-from vitrael.client.site.data_cli import cache
 from vitrael.client.site.ingest.told import read_summary
 from vitrael.core.cli import run
 from vitrael.core.errors import AuthError, ConfigError, ConsentError, StorageError, UsageError
@@ -174,8 +172,11 @@ def test_site_that_is_not_on_its_roster_does_not_start(home: Home, wrong: str) -
 
 
 def test_every_command_takes_the_same_home(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    single = {name: command for name, command in site.commands.items() if name != "cache"}
-    for command in (*single.values(), *cache.commands.values()):
+    commands = site.commands.values()
+    groups = [command for command in commands if isinstance(command, click.Group)]
+    inner = [command for group in groups for command in group.commands.values()]
+    assert len(groups) > 1
+    for command in (*(each for each in commands if each not in groups), *inner):
         (option,) = (each for each in command.params if each.name == "home")
         assert (option.default, option.envvar) == (Path("vitrael-site"), "VITRAEL_SITE_HOME")
     monkeypatch.setenv("VITRAEL_SITE_HOME", str(home.path))
@@ -206,21 +207,10 @@ def test_help_promises_no_command_that_is_missing() -> None:
     assert f"{DEFAULT_DAYS} days by default" in call("consent", "--help").output
     said = call("--help").output
     assert "say no" not in said
-    assert set(site.commands) == {
-        *("cache", "consent", "deidentify", "ingest", "journal", "run", "withdraw")
-    }
-    assert "no command that withdraws" in " ".join(said.split())
-
-
-def test_log_is_bounded(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "LOG_BYTES", 2000)
-    logger = logging.getLogger("vitrael.test")
-    with cli._log_file(home.settings):
-        for _ in range(200):
-            logger.warning("request refused: %s", "x" * 100)
-    logs = list(home.path.glob("steward.log*"))
-    assert len(logs) == 2
-    assert sum(log.stat().st_size for log in logs) <= 4000
+    told = ("consent", "pause", "resume", "stop", "leave", "consents", "held", "release", "reject")
+    assert {*told} <= {*site.commands}
+    for name in told:
+        assert "Example: vitrael site" in call(name, "--help").output
 
 
 def test_journal_is_verified(home: Home) -> None:

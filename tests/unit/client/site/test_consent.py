@@ -10,19 +10,24 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.factories.cohort import write_cohort
-from vitrael.client.site.consent import count_cohort, find_agreement
+from vitrael.client.site.consent import check_cohort, describe_cohort, find_agreement
 from vitrael.client.site.ingest.summary import summarize
 from vitrael.client.site.ingest.told import TOLD_NAME, read_summary, save_summary
+from vitrael.client.site.permits import CohortIdentity
 from vitrael.client.site.store import Store
 from vitrael.core.data.manifest import MANIFEST_NAME, Manifest, read_manifest
-from vitrael.core.digest import digest_bytes
-from vitrael.core.errors import ConsentError, EnvelopeError
+from vitrael.core.digest import Digest, digest_bytes, digest_json
+from vitrael.core.errors import ConsentError
 from vitrael.core.messages import Reply
 from vitrael.core.study import Roster
+from vitrael.core.version import lock_digest
 from vitrael.privacy.keys import KeyPair, PublicKeys
 
 if TYPE_CHECKING:
     from tests.unit.client.site.conftest import Home
+
+
+DIGEST = digest_bytes(b"another version")
 
 
 @pytest.fixture
@@ -52,7 +57,15 @@ def test_given_consent_covers_its_tasks(home: Home, store: Store) -> None:
 
 
 def test_counts_are_all_that_is_told_of_the_cohort(home: Home) -> None:
-    assert count_cohort(home.settings.cohorts / "main") == {"patients": 12, "scans": None}
+    terms = describe_cohort(home.settings.cohorts / "main")
+    manifest = read_manifest(home.settings.cohorts / "main" / MANIFEST_NAME)
+    assert terms.model_dump() == {
+        "name": "main",
+        "version": 1,
+        "digest": manifest.digest,
+        "patients": 12,
+        "scans": None,
+    }
 
 
 def consent_reply(home: Home) -> Reply:
@@ -89,7 +102,8 @@ def test_few_patients_are_not_counted(home: Home) -> None:
     folder = home.path / "cohorts" / "few"
     manifest = write_cohort(folder, patients=10, visits=lambda _: 2)
     save_summary(summarize(manifest), manifest, folder)
-    assert count_cohort(folder) == {"patients": None, "scans": None}
+    terms = describe_cohort(folder)
+    assert (terms.patients, terms.scans) == (None, None)
 
 
 def test_no_consent_is_refused(home: Home, store: Store) -> None:
@@ -134,9 +148,44 @@ def test_other_package_version_is_refused(
         look(home, store)
 
 
+def test_other_lock_is_refused(home: Home, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = home.consent()
+    assert given.lock == lock_digest()
+    other = digest_bytes(b"one package newer")
+    monkeypatch.setattr("vitrael.client.site.consent.lock_digest", lambda: other)
+    with pytest.raises(ConsentError, match="other versions of the installed software"):
+        look(home, store)
+
+
+def test_consent_that_was_taken_back_is_refused_and_may_be_given_again(
+    home: Home, store: Store
+) -> None:
+    home.consent()
+    look(home, store)
+    home.control().stop(home.study.protocol.digest)
+    with pytest.raises(ConsentError, match="has taken its consent to this protocol back"):
+        look(home, store)
+    home.consent()
+    look(home, store)
+
+
+def test_consent_says_who_takes_part_and_what_it_means_for_privacy(home: Home) -> None:
+    given = home.consent()
+    assert set(given.members) == {*home.study.roster.sites}
+    assert given.members["valley"] == digest_json(home.members["valley"].public.model_dump())
+    assert given.privacy.model_dump() == {
+        "path": "empirical",
+        "policy": "rehearsal",
+        "screening": True,
+        "false_match_rate": 0.05,
+        "votes": 8,
+        "epsilon": None,
+    }
+
+
 def test_consent_that_another_key_signed_is_refused(home: Home, store: Store) -> None:
     home.consent()
-    with pytest.raises(EnvelopeError, match="signature does not hold"):
+    with pytest.raises(ConsentError, match=r"signature does not hold.*consent STUDY` again"):
         look(home, store, own=KeyPair.create().public)
 
 
@@ -160,10 +209,27 @@ def test_later_consent_takes_the_place_of_the_earlier(home: Home, store: Store) 
     assert agreement.consent == later
 
 
-def test_roster_that_differs_from_the_study_is_not_signed(home: Home) -> None:
-    fewer = home.study.model_copy(update={"roster": Roster(sites=("north",))})
-    with pytest.raises(ConsentError, match="harbour, valley"):
-        home.consent(fewer)
+def test_site_that_is_not_enrolled_is_not_signed_for(home: Home) -> None:
+    more = Roster(sites=("north", "harbour", "valley", "hill"))
+    with pytest.raises(ConsentError, match=r"roster\.json does not hold hill"):
+        home.consent(home.study.model_copy(update={"roster": more}))
+
+
+def test_enrolled_sites_that_the_study_does_not_name_do_not_count(home: Home) -> None:
+    named = home.consent().roster
+    home.members["hill"] = KeyPair.create()
+    assert home.consent().roster == named
+    study = home.study.model_copy(update={"roster": Roster(sites=("north", "harbour"))})
+    assert home.consent(study).roster != named
+
+
+def test_consent_holds_for_the_cohort_that_it_names_alone(home: Home) -> None:
+    consent, data = home.consent(), home.study.protocol.data
+    name, digest = CohortIdentity(home.settings).of(data)
+    check_cohort(consent, name=name, digest=digest)
+    for other in ({"name": "other", "digest": digest}, {"name": name, "digest": DIGEST}):
+        with pytest.raises(ConsentError, match="changed since the consent"):
+            check_cohort(consent, name=other["name"], digest=Digest(other["digest"]))
 
 
 def test_roster_with_other_keys_for_this_site_is_not_signed(home: Home) -> None:

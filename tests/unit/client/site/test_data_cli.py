@@ -284,16 +284,22 @@ def type_in(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("taken")
 def test_patient_is_withdrawn_by_name(home: Home, call: Call) -> None:
     before = files_below(home.folder)
+    digest = manifest_of(home).digest
     foreseen = call("withdraw", "sub-01", "--dry-run")
-    assert (foreseen.code, foreseen.out) == (0, "1 item in main\n")
+    told = f"1 item in main\ncohort main, version 1: {digest}\n"
+    assert (foreseen.code, foreseen.out) == (0, told)
     assert files_below(home.folder) == before
     said = call("withdraw", "sub-01", "--yes")
     assert (said.code, "1 file removed" in said.err) == (0, True)
     assert "cannot be called back" in said.err
+    assert digest in said.out
+    assert "--cohort-version DIGEST" in said.err
     assert home.read_withdrawn() == {pseudonym_of("sub-01", key=KEY)}
     assert len(manifest_of(home).items) == 2
     again = call("withdraw", "sub-01", "--yes", "--json")
-    assert again.document == {"items": 0, "cohorts": [], "known": True, "files": 0, "bytes": 0}
+    held = [{"cohort": "main", "version": 1, "digest": digest}]
+    none = {"items": 0, "cohorts": [], "files": 0, "bytes": 0}
+    assert again.document == {**none, "known": True, "versions": held}
 
 
 @pytest.mark.usefixtures("taken")
@@ -305,7 +311,7 @@ def test_patient_is_withdrawn_by_a_name_from_a_pipe(
     type_in("sub-01\n", monkeypatch)
     said = call("withdraw", "-", "--yes", "--json")
     assert said.document["items"] == 1
-    assert said.document.keys() == {"items", "cohorts", "known", "files", "bytes"}
+    assert said.document.keys() == {"items", "cohorts", "known", "versions", "files", "bytes"}
     assert home.read_withdrawn() == {pseudonym_of("sub-01", key=KEY)}
 
 

@@ -51,7 +51,8 @@ def test_finished_update_is_returned_however_late(
     parcel = home.parcel(home.task())
     first = home.open(steward.answer(parcel))[0]
     home.clock.advance(days=30)
-    assert home.open(steward.answer(parcel))[0] == first
+    again = home.open(steward.answer(parcel))[0]
+    assert again.model_copy(update={"journal": first.journal}) == first
     assert counting.calls == 1
 
 

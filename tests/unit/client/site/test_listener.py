@@ -14,10 +14,17 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from vitrael.client.site import inbox
+from vitrael.client.site.courier import spool
 from vitrael.client.site.courier.spool import call_steward, write_parcel
 from vitrael.client.site.listener import LONGEST_PATH, REFUSAL, read_request, serve
 from vitrael.client.site.tasks import TaskResult
-from vitrael.core.errors import EnvelopeError, ProcessError, StorageError, UsageError
+from vitrael.core.errors import (
+    ConfigError,
+    EnvelopeError,
+    ProcessError,
+    StorageError,
+    UsageError,
+)
 from vitrael.core.messages import Parcel
 from vitrael.privacy.keys import KeyPair
 
@@ -29,12 +36,9 @@ Listen = Callable[["Answer", int], "contextmanager[Path]"]
 
 
 @contextmanager
-def listening(
-    home: Home, answer: Answer, *, requests: int, note: Note | None = None
-) -> Iterator[Path]:
-    """Serve that many requests in a thread."""
-    left = iter(range(requests))
-    ready = threading.Event()
+def listening(home: Home, answer: Answer, *, note: Note | None = None) -> Iterator[Path]:
+    """Serve in a thread for as long as the block takes."""
+    ready, stopping = threading.Event(), threading.Event()
     paths: list[Path] = []
 
     def announce(path: Path) -> None:
@@ -44,13 +48,16 @@ def listening(
     thread = threading.Thread(
         target=serve,
         args=(home.settings, answer),
-        kwargs={"ready": announce, "note": note, "keep_on": lambda: next(left, None) is not None},
+        kwargs={"ready": announce, "note": note, "stopping": stopping.is_set},
         daemon=True,  # a failed test must not wait for the request that it never made
     )
     thread.start()
     assert ready.wait(10)
-    yield paths[0]
-    thread.join(10)
+    try:
+        yield paths[0]
+    finally:
+        stopping.set()
+        thread.join(10)
     assert not thread.is_alive()
 
 
@@ -68,7 +75,7 @@ def hear(path: Path, data: bytes) -> bytes:
 
 
 def test_courier_and_steward_understand_each_other(home: Home) -> None:
-    with listening(home, echo, requests=1):
+    with listening(home, echo):
         assert call_steward(home.path, {"envelope": b"x"}, wait_s=10) == {"envelope": b"x"}
     assert list(home.settings.inbox.iterdir()) == list(home.settings.outbox.iterdir()) == []
 
@@ -82,7 +89,7 @@ def test_error_is_noted_and_the_next_request_is_served(
     def refuse(_parcel: Parcel) -> dict[str, bytes]:
         raise answers.pop(0)
 
-    with listening(home, refuse, requests=2, note=lambda *note: notes.append(note)):
+    with listening(home, refuse, note=lambda *note: notes.append(note)):
         for said in ("not for us", "ValueError"):
             with pytest.raises(ProcessError, match="its log tells why") as caught:
                 call_steward(home.path, {"envelope": b"x"}, wait_s=10)
@@ -96,7 +103,7 @@ def test_error_is_noted_and_the_next_request_is_served(
 def test_refusal_stands_in_the_journal_with_its_bytes(home: Home) -> None:
     write_parcel(home.settings.inbox / "a", {"envelope": b"no envelope"})
     with closing(home.steward()) as steward:
-        told = listening(home, steward.answer, requests=1, note=steward.note_refusal)
+        told = listening(home, steward.answer, note=steward.note_refusal)
         with told as path:
             assert hear(path, b'{"parcel": "a"}\n') == REFUSAL
     line = home.lines()[-1]
@@ -107,7 +114,7 @@ def test_refusal_stands_in_the_journal_with_its_bytes(home: Home) -> None:
 def test_bad_parcel_is_noted_once(home: Home) -> None:
     write_parcel(home.settings.inbox / "a", {"envelope": b"no envelope"})
     with closing(home.steward()) as steward:
-        told = listening(home, steward.answer, requests=1, note=steward.note_refusal)
+        told = listening(home, steward.answer, note=steward.note_refusal)
         with told as path:
             hear(path, b'{"parcel": "a"}\n')
     (line,) = home.lines()
@@ -116,7 +123,7 @@ def test_bad_parcel_is_noted_once(home: Home) -> None:
 
 def test_rubbish_does_not_fill_the_journal(home: Home) -> None:
     with closing(home.steward()) as steward:
-        told = listening(home, steward.answer, requests=50, note=steward.note_refusal)
+        told = listening(home, steward.answer, note=steward.note_refusal)
         with told as path:
             for _ in range(50):
                 assert hear(path, b"rubbish\n") == REFUSAL
@@ -173,7 +180,7 @@ def test_attachments_are_not_read_before_the_signature_holds(
         write_parcel(home.settings.inbox / name, parcel)
     entries = []
     with closing(home.steward({"codec": lambda *_: TaskResult()})) as steward:
-        told = listening(home, steward.answer, requests=3, note=steward.note_refusal)
+        told = listening(home, steward.answer, note=steward.note_refusal)
         with told as path:
             for name in ("unsigned", "more", "signed"):
                 hear(path, json.dumps({"parcel": name}).encode() + b"\n")
@@ -190,7 +197,7 @@ def test_parcel_of_a_killed_courier_is_cleared_and_one_that_waits_is_kept(home: 
         if name != "waits":
             long_ago = folder.stat().st_mtime - 3600
             os.utime(folder, (long_ago, long_ago))
-    with listening(home, echo, requests=1) as path:
+    with listening(home, echo) as path:
         assert [folder.name for folder in home.settings.inbox.iterdir()] == ["waits"]
         assert b"error" not in hear(path, b'{"parcel": "waits"}\n')
 
@@ -201,7 +208,7 @@ def test_refusal_without_a_journal_is_the_same_sentence(
     def full(_reason: str, _size: int) -> None:
         raise StorageError("the journal cannot be written")
 
-    with listening(home, echo, requests=1, note=full) as path:
+    with listening(home, echo, note=full) as path:
         assert hear(path, b"no JSON\n") == REFUSAL
     assert "in no journal: the journal cannot be written" in caplog.text
 
@@ -221,7 +228,7 @@ def test_refusal_without_a_journal_is_the_same_sentence(
 )
 def test_bad_request_is_refused(home: Home, data: bytes, said: str) -> None:
     reasons: list[str] = []
-    with listening(home, echo, requests=1, note=lambda why, _: reasons.append(why)) as path:
+    with listening(home, echo, note=lambda why, _: reasons.append(why)) as path:
         assert hear(path, data) == REFUSAL
     assert said in reasons[0]
 
@@ -229,19 +236,45 @@ def test_bad_request_is_refused(home: Home, data: bytes, said: str) -> None:
 def test_full_spool_leaves_no_half_reply(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parcel(home.settings.inbox / "a", {"envelope": b"x"})
 
-    def full(path: Path, _data: bytes) -> int:
+    def full(_place: int, _name: str, *, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(spool, "_write_entry", full)
     reasons: list[str] = []
-    with listening(home, echo, requests=1, note=lambda why, _: reasons.append(why)) as path:
+    with listening(home, echo, note=lambda why, _: reasons.append(why)) as path:
         assert hear(path, b'{"parcel": "a"}\n') == REFUSAL
     assert "no disk space left" in reasons[0]
     assert list(home.settings.outbox.iterdir()) == []
 
 
+def test_replies_that_nobody_fetches_do_not_fill_the_spool(home: Home) -> None:
+    write_parcel(home.settings.inbox / "a", {"envelope": b"x"})
+    with listening(home, echo) as path:
+        laid = [json.loads(hear(path, b'{"parcel": "a"}\n'))["parcel"] for _ in range(7)]
+        left = {folder.name for folder in home.settings.outbox.iterdir()}
+    assert left == set(laid[-4:])
+
+
+@pytest.mark.parametrize("name", ["spool", "spool/out"])
+def test_a_spool_in_which_others_may_put_links_is_refused(home: Home, name: str) -> None:
+    folder, private = home.path / name, home.path / "cohorts"
+    home.settings.outbox.mkdir(parents=True)
+    folder.chmod(0o770)
+    with pytest.raises(ConfigError, match="can be changed by other users"):
+        serve(home.settings, echo, ready=lambda _: None)
+    folder.chmod(0o750)
+    home.settings.outbox.rmdir()
+    home.settings.outbox.symlink_to(private)
+    with pytest.raises(ConfigError, match="can be changed by other users"):
+        serve(home.settings, echo, ready=lambda _: None)
+    assert list(private.iterdir()) != []  # nothing was tidied away there
+    home.settings.outbox.unlink()
+    with listening(home, echo):  # the control
+        assert call_steward(home.path, {"envelope": b"x"}, wait_s=10) == {"envelope": b"x"}
+
+
 def test_second_steward_is_refused(home: Home) -> None:
-    with listening(home, echo, requests=1) as path:
+    with listening(home, echo) as path:
         with pytest.raises(ProcessError, match="another steward"):
             serve(home.settings, echo, ready=lambda _: None)
         hear(path, b"\n")
@@ -251,7 +284,7 @@ def test_second_steward_is_refused(home: Home) -> None:
 
 def test_long_home_gets_a_short_socket(make_home: Callable[[str], Home]) -> None:
     home = make_home("x" * LONGEST_PATH)
-    with listening(home, echo, requests=1) as path:
+    with listening(home, echo) as path:
         assert len(os.fsencode(path)) <= LONGEST_PATH
         assert path.parent.stat().st_mode & 0o077 == 0
         assert call_steward(home.path, {"envelope": b"x"}, wait_s=10) == {"envelope": b"x"}
@@ -263,6 +296,6 @@ def test_socket_of_a_killed_steward_is_no_hindrance(home: Home) -> None:
         left_over.bind(str(home.path / "steward.sock"))
     home.settings.outbox.mkdir(parents=True)
     write_parcel(home.settings.outbox / "unfetched", {"envelope": b"x"})
-    with listening(home, echo, requests=1):
+    with listening(home, echo):
         assert list(home.settings.outbox.iterdir()) == []
         call_steward(home.path, {"envelope": b"x"}, wait_s=10)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import pytest
 
-from vitrael.client.site.journal import Journal
-from vitrael.client.site.outbox import RULES, Outbox
+from vitrael.client.site.outbox import RULES, Layouts, Outbox
 from vitrael.client.site.settings import Limits
 from vitrael.client.site.tasks import TASKS, TaskResult
+from vitrael.core.digest import Digest
 from vitrael.core.errors import DataError, StorageError, WeightsError
 from vitrael.core.messages import StageName
 from vitrael.core.metrics.intervals import Estimate
@@ -21,9 +21,11 @@ from vitrael.privacy.audit.membership import Membership
 from vitrael.privacy.audit.parts import write_audit
 from vitrael.privacy.audit.power import Tally
 from vitrael.privacy.evidence import PLANT_CLASSES
+from vitrael.privacy.journal import Entry, Journal
 
 if TYPE_CHECKING:
     from tests.unit.client.site.conftest import Home
+    from vitrael.core.study import Study
     from vitrael.core.weights import Tensors
 
 W = np.ones((2, 3), np.float32)
@@ -35,13 +37,18 @@ def outbox(home: Home) -> Outbox:
     return make_outbox(home)
 
 
-def make_outbox(home: Home, **limits: int) -> Outbox:
+def study_layouts(_study: Study) -> dict[str, Tensors]:
+    return {"codec": {"w": np.empty((2, 3), np.float32)}}
+
+
+def make_outbox(home: Home, layouts: Layouts = study_layouts, **limits: int) -> Outbox:
     return Outbox(
         Journal(home.settings.journal, clock=home.clock),
         site="north",
         keys=home.keys,
         coordinator=home.coordinator.public,
         limits=Limits(**limits),
+        layouts=layouts,
     )
 
 
@@ -56,7 +63,7 @@ def test_every_stage_has_a_task_and_a_rule() -> None:
 def test_listed_result_leaves_sealed_and_signed(home: Home, outbox: Outbox) -> None:
     task = home.task()
     sent = result({"curve_images": [8], "curve_loss": [0.5]})
-    parcel = outbox.send(task, outbox.check(task, sent, INPUTS))
+    parcel = outbox.send(task, outbox.check(task, sent, INPUTS, study=home.study))
     reply, outputs = home.open(parcel)
     reply.check_answers(task)
     assert (reply.status, reply.num_examples, reply.body["curve_loss"]) == ("done", 3, [0.5])
@@ -66,7 +73,9 @@ def test_listed_result_leaves_sealed_and_signed(home: Home, outbox: Outbox) -> N
 
 def test_line_says_all_but_the_values(home: Home, outbox: Outbox) -> None:
     task = home.task()
-    parcel = outbox.send(task, outbox.check(task, result({"curve_loss": [0.5]}), INPUTS))
+    parcel = outbox.send(
+        task, outbox.check(task, result({"curve_loss": [0.5]}), INPUTS, study=home.study)
+    )
     (line,) = home.lines()
     assert line.bytes == sum(map(len, parcel.values()))
     assert (line.event, line.stage, line.round, line.nonce) == ("sent", "codec", 0, task.nonce)
@@ -82,9 +91,9 @@ def test_nothing_leaves_when_its_line_cannot_be_written(
     def full(_handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vitrael.client.site.journal.os.fsync", full)
+    monkeypatch.setattr("vitrael.privacy.journal.os.fsync", full)
     with pytest.raises(StorageError, match="journal"):
-        outbox.send(home.task(), outbox.check(home.task(), result(), INPUTS))
+        outbox.send(home.task(), outbox.check(home.task(), result(), INPUTS, study=home.study))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +112,7 @@ def test_field_off_the_list_or_out_of_bounds_is_refused(
     home: Home, outbox: Outbox, body: dict[str, object]
 ) -> None:
     with pytest.raises(DataError, match="outbox refuses") as caught:
-        outbox.check(home.task(), result(body), INPUTS)
+        outbox.check(home.task(), result(body), INPUTS, study=home.study)
     assert "p-17" not in str(caught.value)
     assert "patient" not in str(caught.value)
 
@@ -125,18 +134,18 @@ def test_tensor_off_the_list_or_not_like_the_task_is_refused(
     home: Home, outbox: Outbox, tensors: dict[str, Tensors]
 ) -> None:
     with pytest.raises(WeightsError, match="outbox refuses") as caught:
-        outbox.check(home.task(), result(**tensors), INPUTS)
+        outbox.check(home.task(), result(**tensors), INPUTS, study=home.study)
     assert "p-17" not in str(caught.value)
 
 
 def test_weights_that_are_missing_are_refused(home: Home, outbox: Outbox) -> None:
     with pytest.raises(WeightsError, match="codec is missing"):
-        outbox.check(home.task(), TaskResult(num_examples=3), INPUTS)
+        outbox.check(home.task(), TaskResult(num_examples=3), INPUTS, study=home.study)
 
 
 def test_weights_for_which_the_task_brought_no_like_are_refused(home: Home, outbox: Outbox) -> None:
     with pytest.raises(WeightsError, match="nothing like it"):
-        outbox.check(home.task(), result(), {})
+        outbox.check(home.task(), result(), {}, study=home.study)
 
 
 @pytest.mark.parametrize(
@@ -154,9 +163,11 @@ def test_votes_are_one_bit_a_candidate(
 ) -> None:
     task = home.task(stage="screening")
     asked = {"candidates": {"image": np.zeros((3, 1, 2, 2, 2), np.float32)}}
-    outbox.check(task, TaskResult(tensors={"votes": {"keep": np.ones(3, np.uint8)}}), asked)
+    outbox.check(
+        task, TaskResult(tensors={"votes": {"keep": np.ones(3, np.uint8)}}), asked, study=home.study
+    )
     with pytest.raises(WeightsError, match="outbox refuses votes"):
-        outbox.check(task, TaskResult(tensors={"votes": arrays}), asked)
+        outbox.check(task, TaskResult(tensors={"votes": arrays}), asked, study=home.study)
 
 
 @pytest.mark.parametrize(
@@ -172,9 +183,11 @@ def test_sum_off_the_list_or_out_of_bounds_is_refused(
     home: Home, outbox: Outbox, arrays: dict[str, np.ndarray]
 ) -> None:
     task = home.task(stage="latents")
-    outbox.check(task, TaskResult(tensors={"moments": {"latent.sum": np.ones(3)}}), {})
+    outbox.check(
+        task, TaskResult(tensors={"moments": {"latent.sum": np.ones(3)}}), {}, study=home.study
+    )
     with pytest.raises(WeightsError, match="outbox refuses moments"):
-        outbox.check(task, TaskResult(tensors={"moments": arrays}), {})
+        outbox.check(task, TaskResult(tensors={"moments": arrays}), {}, study=home.study)
 
 
 @pytest.mark.parametrize("stage", ["calibration", "screening", "audit"])
@@ -182,7 +195,7 @@ def test_sum_off_the_list_or_out_of_bounds_is_refused(
 def test_number_off_the_list_is_refused(home: Home, outbox: Outbox, stage: str, part: str) -> None:
     body = {"estimable": True, part: {"patient.17.age": 44}}
     with pytest.raises(DataError, match="not on its list") as caught:
-        outbox.check(home.task(stage=stage), TaskResult(body=body), {})
+        outbox.check(home.task(stage=stage), TaskResult(body=body), {}, study=home.study)
     assert "17" not in str(caught.value)
 
 
@@ -193,16 +206,24 @@ DIGEST = "sha256:" + "0a" * 32
 def test_commitment_is_a_digest_or_nothing(home: Home, outbox: Outbox, stage: str) -> None:
     for commitment in ("", DIGEST):
         body = {"estimable": True, "commitment": commitment}
-        assert outbox.check(home.task(stage=stage), TaskResult(body=body), {}).body == body
+        assert (
+            outbox.check(home.task(stage=stage), TaskResult(body=body), {}, study=home.study).body
+            == body
+        )
     for wrong in ("p-17", DIGEST[:-1], f"{DIGEST}\n", DIGEST.upper(), None):
         body = {"estimable": True, "commitment": wrong}
         with pytest.raises(DataError, match="refuses the field commitment"):
-            outbox.check(home.task(stage=stage), TaskResult(body=body), {})
+            outbox.check(home.task(stage=stage), TaskResult(body=body), {}, study=home.study)
 
 
 def test_commitment_is_the_filters_alone(home: Home, outbox: Outbox) -> None:
     with pytest.raises(DataError, match="not on its list"):
-        outbox.check(home.task(stage="latents"), TaskResult(body={"commitment": DIGEST}), {})
+        outbox.check(
+            home.task(stage="latents"),
+            TaskResult(body={"commitment": DIGEST}),
+            {},
+            study=home.study,
+        )
 
 
 def test_whole_audit_is_on_the_list(home: Home, outbox: Outbox) -> None:
@@ -214,20 +235,75 @@ def test_whole_audit_is_on_the_list(home: Home, outbox: Outbox) -> None:
         closeness=Closeness(patients=20, share=0.5, error=0.1),
         membership=Membership(estimate, estimate, estimate, members=20, others=20),
     )
-    checked = outbox.check(home.task(stage="audit"), TaskResult(body=body), {})
+    checked = outbox.check(home.task(stage="audit"), TaskResult(body=body), {}, study=home.study)
     assert checked.body == body
 
 
+def test_weights_that_the_study_does_not_train_are_refused(home: Home, outbox: Outbox) -> None:
+    wide = {"codec": {"w": np.ones((2, 4), np.float32)}}
+    more = {"codec": {"w": W, "extra": W}}
+    outbox.demand_weights(home.task(), INPUTS, study=home.study)
+    for asked in (wide, more, {"codec": {"w": W.astype(np.float64)}}, {"codec": {}}):
+        with pytest.raises(WeightsError, match="outbox refuses codec"):
+            outbox.demand_weights(home.task(), asked, study=home.study)
+        with pytest.raises(WeightsError, match="outbox refuses codec"):
+            outbox.check(home.task(), result(**asked), asked, study=home.study)
+
+
+def test_layouts_of_a_study_are_asked_for_once(home: Home) -> None:
+    asked: list[object] = []
+
+    def layouts(study: Study) -> dict[str, Tensors]:
+        asked.append(study)
+        return INPUTS
+
+    outbox = make_outbox(home, layouts=layouts)
+    for _ in range(3):
+        outbox.check(home.task(), result(), INPUTS, study=home.study)
+    assert asked == [home.study]
+
+
+@pytest.mark.parametrize("count", [-1, 1 << 41, 10**400, True, 1.5])
+def test_count_that_could_carry_a_message_is_refused(
+    home: Home, outbox: Outbox, count: object
+) -> None:
+    task = home.task(stage="screening")
+    body = {"counts": {"kept": 3}}
+    assert outbox.check(task, TaskResult(body=body), {}, study=home.study).body == body
+    with pytest.raises(DataError, match="refuses the field counts"):
+        outbox.check(task, TaskResult(body={"counts": {"kept": count}}), {}, study=home.study)
+    with pytest.raises(DataError, match="refuses the field curve_images"):
+        outbox.check(home.task(), result({"curve_images": [count]}), INPUTS, study=home.study)
+
+
+def test_bytes_that_left_are_those_of_the_journal_and_of_the_protocol(
+    home: Home, outbox: Outbox
+) -> None:
+    protocol, other = home.study.protocol.digest, Digest(DIGEST)
+    assert outbox.bytes_left_for(protocol) == 0
+    sizes = [sum(map(len, outbox.send_word(home.task(), status="failed", reason="x").values()))]
+    assert outbox.bytes_left_for(protocol) == sizes[0]
+    parcel = outbox.send(home.task(), outbox.check(home.task(), result(), INPUTS, study=home.study))
+    another = Journal(home.settings.journal, clock=home.clock)  # as another process writes it
+    another.append(Entry(event="sent", protocol=other, bytes=7))
+    another.append(Entry(event="held", protocol=other, bytes=9))
+    assert outbox.bytes_left_for(protocol) == sizes[0] + sum(map(len, parcel.values()))
+    assert outbox.bytes_left_for(other) == 7
+    assert make_outbox(home).bytes_left_for(protocol) == outbox.bytes_left_for(protocol)
+
+
 def test_more_bytes_than_the_site_allows_are_refused(home: Home) -> None:
-    make_outbox(home, parcel_bytes=24).check(home.task(), result(), INPUTS)
+    make_outbox(home, parcel_bytes=24).check(home.task(), result(), INPUTS, study=home.study)
     with pytest.raises(DataError, match="24 bytes are more than the 23"):
-        make_outbox(home, parcel_bytes=23).check(home.task(), result(), INPUTS)
+        make_outbox(home, parcel_bytes=23).check(home.task(), result(), INPUTS, study=home.study)
 
 
 @pytest.mark.parametrize("count", [-1, 10**9])
 def test_count_out_of_bounds_is_refused(home: Home, outbox: Outbox, count: int) -> None:
     with pytest.raises(DataError, match="count of examples"):
-        outbox.check(home.task(), TaskResult(tensors=INPUTS, num_examples=count), INPUTS)
+        outbox.check(
+            home.task(), TaskResult(tensors=INPUTS, num_examples=count), INPUTS, study=home.study
+        )
 
 
 def test_word_is_one_sentence_and_bounded(home: Home, outbox: Outbox) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from vitrael.client.site.courier.spool import call_steward
-from vitrael.client.site.journal import verify_journal
 from vitrael.core.errors import ProcessError
+from vitrael.privacy.journal import verify_journal
 
 if TYPE_CHECKING:
     from tests.unit.client.site.conftest import Home
@@ -103,8 +103,11 @@ def test_what_the_steward_writes_is_for_its_user_alone(home: Home) -> None:
         assert consent_status(home) == "refused"
         written = {*home.path.rglob("*")} - before
         assert {home.settings.store, home.settings.log, home.settings.outbox} <= written
-        open_to_others = {path.name for path in written if path.stat().st_mode & 0o077}
-    assert open_to_others <= {"steward.sock"}  # its folder keeps others out
+        modes = {path.name: path.stat().st_mode & 0o777 for path in written}
+    # The home keeps others out; a courier under another user shares the group.
+    shared = {name for name, mode in modes.items() if mode & 0o077}
+    assert shared <= {"steward.sock", "steward.json", "metrics.prom"}
+    assert not any(mode & 0o007 for mode in modes.values())
 
 
 def test_killed_steward_starts_again(consenting: Home) -> None:
@@ -146,6 +149,40 @@ def test_kill_in_the_middle_of_a_task_loses_nothing(consenting: Home, root: Path
     assert verify_journal(home.settings.journal) == []
 
 
+@pytest.mark.parametrize(("mode", "signals"), [("steps", 1), ("hang", 2)])
+def test_sigterm_in_the_middle_of_a_task_ends_in_order_and_loses_nothing(
+    consenting: Home, root: Path, mode: str, signals: int
+) -> None:
+    """One is enough between two steps; a step that does not end takes a second one."""
+    home, answers = consenting, []
+
+    def send() -> None:
+        try:
+            answers.append(call_steward(home.path, home.parcel(home.task()), wait_s=PATIENCE_S))
+        except ProcessError as error:
+            answers.append({"error": error.sentence().encode()})
+
+    courier = threading.Thread(target=send)
+    with running(home, program=fake(root, home, mode)) as process:
+        courier.start()
+        assert process.stderr is not None
+        assert process.stderr.readline() == "task begun\n"
+        for _ in range(signals):
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):  # two at one moment would be heard as one
+                process.wait(1)
+        assert process.wait(PATIENCE_S) == 0
+        courier.join(PATIENCE_S)
+    assert b"without an answer" in answers[0]["error"]
+    assert not list(home.settings.updates.glob("*"))
+    assert not home.settings.steward.exists()
+    with running(home, program=fake(root, home, "work")):
+        send()
+    reply, _ = home.open(answers[1])
+    assert reply.status == "done"
+    assert [line.event for line in home.lines()] == ["consent", "sent"]
+
+
 def test_full_disk_is_told_to_both_sides_and_leaves_nothing_half_written(
     consenting: Home, root: Path
 ) -> None:
@@ -169,6 +206,18 @@ def test_second_steward_ends_with_a_sentence(consenting: Home) -> None:
     with running(consenting):
         with pytest.raises(ProcessError, match="another steward"):
             run.main(["--home", str(consenting.path)], standalone_mode=False)
+        assert consent_status(consenting) == "done"
+
+
+def test_operator_is_heard_by_a_steward_that_runs(consenting: Home) -> None:
+    from vitrael.client.site.control_cli import pause, resume
+
+    home = ["--home", str(consenting.path)]
+    with running(consenting):
+        assert consent_status(consenting) == "done"
+        pause.main(home, standalone_mode=False)
+        assert consent_status(consenting) == "refused"
+        resume.main(home, standalone_mode=False)
         assert consent_status(consenting) == "done"
 
 

@@ -16,11 +16,12 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
 from vitrael.client.site import store as store_module
-from vitrael.client.site.journal import Kept
-from vitrael.client.site.store import Base, Finished, Store
+from vitrael.client.site.store import Finished, Store
+from vitrael.client.site.tables import Base
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import StorageError
 from vitrael.core.weights import pack_tensors
+from vitrael.privacy.journal import Kept
 
 if TYPE_CHECKING:
     from tests.unit.client.site.conftest import Home

@@ -310,5 +310,13 @@ def test_areas_stay_within_their_bounds() -> None:
     assert told["membership.auc"].low == pytest.approx(1 - 1.645 * 0.06, abs=1e-3)
 
 
-def test_absent_site_is_seen() -> None:
-    assert participation_measurement(took_part=2, roster=3).value == pytest.approx(2 / 3)
+def test_site_in_the_model_that_did_not_judge_is_seen() -> None:
+    sites = ("north", "harbour", "valley")
+    seen = participation_measurement(contributed=sites, judged=sites[:2])
+    assert (seen.value, seen.low, seen.n) == (pytest.approx(2 / 3), pytest.approx(2 / 3), 3)
+
+
+def test_site_that_judged_and_is_not_in_the_model_counts_for_nothing() -> None:
+    sites = ("north", "harbour", "valley")
+    assert participation_measurement(contributed=sites[:2], judged=sites).value == 1
+    assert participation_measurement(contributed=(), judged=sites).value is None

@@ -7,11 +7,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from vitrael.core.errors import ConfigError, QuorumError, StorageError
-from vitrael.server.federation.app import RunState, StudyRunner, read_nodes, read_run, serve
+from vitrael.server.federation.app import StudyRunner, read_nodes, serve
 from vitrael.server.federation.exchange import Exchange
+from vitrael.server.federation.run_state import LOST_CODES, RunState, read_run
 
 NOW = "2030-01-01T00:00:00+00:00"
 
@@ -48,6 +50,20 @@ def test_a_study_that_ends_is_finished_with_its_exit_code(home: Path) -> None:
     assert (state.status, state.exit_code) == ("finished", 6)
 
 
+@pytest.mark.parametrize(("status", "code"), [("partial", 7), ("partial", 6), ("finished", 0)])
+def test_a_study_that_lost_a_site_is_partial_and_says_which(
+    status: str, code: int, home: Path
+) -> None:
+    def study(where: Path, _: Exchange) -> int:
+        outcome = {"status": status, "sentence": f"{status}: 5 of 7 (north: disk full)"}
+        (where / "outcome.json").write_text(json.dumps(outcome))
+        return code
+
+    state = run(study, home)
+    assert (state.status, state.exit_code) == (status, code)
+    assert state.sentence == f"{status}: 5 of 7 (north: disk full)"
+
+
 def test_a_study_that_fails_says_why_and_with_which_code(home: Path) -> None:
     def study(_: Path, __: Exchange) -> None:
         raise QuorumError("the round codec/2 failed", why="site north did not answer")
@@ -72,6 +88,18 @@ def test_an_unforeseen_failure_tells_its_kind_only_and_the_log_the_rest(home: Pa
     assert "RuntimeError" in state.sentence
     assert "secret" not in state.sentence
     assert "secret" in (home / "logs" / "serverapp.log").read_text()
+
+
+def test_a_superlink_that_was_lost_is_no_fault_of_the_study(home: Path) -> None:
+    def study(_: Path, __: Exchange) -> None:
+        raise httpx.ConnectError("127.0.0.1:8100")
+
+    with pytest.raises(httpx.ConnectError):
+        run(study, home)
+    state = read_run(home)
+    assert state is not None
+    assert (state.status, state.sentence) == ("failed", "the SuperLink was lost: ConnectError")
+    assert state.exit_code in LOST_CODES
 
 
 def test_a_full_disk_is_told_as_such(home: Path) -> None:

@@ -117,6 +117,25 @@ def test_a_silent_site_costs_its_deadline_and_holds_nobody_up() -> None:
     assert 7 <= moments[-1][2] < 8.5
 
 
+def test_each_site_has_a_deadline_of_its_own() -> None:
+    grid, flower = exchange(north=silent, south=silent)
+    deadlines = {"north": 7.0, "south": 30.0, "west": 3.0}
+    answers = flower.send(everybody(), deadline_s=deadlines)
+    moments = {site: (answer, grid.now) for site, answer in answers}
+    assert moments["west"] == (PARCEL, 0)
+    assert moments["north"][0] == "site north did not answer within 7 s"
+    assert 7 <= moments["north"][1] < 8.5
+    assert moments["south"][0] == "site south did not answer within 30 s"
+    assert 30 <= moments["south"][1] < 32
+
+
+def test_a_node_that_is_online_and_not_named_is_sent_nothing() -> None:
+    grid, flower = exchange(west=silent)
+    grid.present.add(4711)
+    list(flower.send({"north": PARCEL, "west": PARCEL}, deadline_s=3))
+    assert set(grid.pushed) == {NODES["north"], NODES["west"]}
+
+
 def test_an_absent_site_is_waited_for_and_then_named() -> None:
     grid, flower = exchange(absent={"west"})
     answers = dict(flower.send(everybody(), deadline_s=500))
@@ -186,8 +205,9 @@ def test_a_site_without_node_is_refused() -> None:
 @pytest.mark.parametrize("deadline_s", [0.0, -1.0, float("inf"), float("nan")])
 def test_an_unbounded_wait_is_refused(deadline_s: float) -> None:
     _, flower = exchange()
-    with pytest.raises(ConfigError, match="deadline_s"):
-        flower.send({"north": PARCEL}, deadline_s=deadline_s)
+    for given in (deadline_s, {"north": deadline_s}):
+        with pytest.raises(ConfigError, match="deadline_s"):
+            flower.send({"north": PARCEL}, deadline_s=given)
 
 
 def test_long_waits_are_asked_about_ever_less_often() -> None:

@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 
 from vitrael.core.errors import UsageError
+from vitrael.server.federation.addresses import choose_addresses, write_addresses
+from vitrael.server.federation.flower_home import FlowerHome
 from vitrael.server.federation.layout import (
     RehearsalLayout,
-    executor_command,
+    coordinator_command,
+    courier_command,
     network_guard,
-    prepare,
     steward_command,
-    superexec_command,
-    superlink_command,
-    supernode_command,
 )
+from vitrael.server.settings import utc_now
+
+PROGRAM = str(Path(sys.executable).parent / "vitrael")
 
 
 @pytest.fixture
@@ -31,70 +33,72 @@ def value(command: tuple[str, ...], option: str) -> str:
 def test_the_superlink_admits_registered_nodes_over_tls_on_loopback(
     layout: RehearsalLayout,
 ) -> None:
-    command = superlink_command(layout, port=4711)
+    flower = FlowerHome(layout.home)
+    command = flower.superlink(port=4711)
     assert "--insecure" not in command
     assert "--enable-supernode-auth" in command
     assert "--disable-runtime-dependency-installation" in command
     assert value(command, "--host") == "127.0.0.1"
     assert value(command, "--isolation") == "process"
-    assert value(command, "--ssl-certfile") == str(layout.tls().certificate)
+    assert value(command, "--superexec-auth-secret-file") == str(flower.secret)
+    assert value(command, "--ssl-certfile") == str(flower.tls.certificate)
     assert Path(value(command, "--database")).is_relative_to(layout.home)
+    executor = flower.superexec(port=4711)
+    assert value(executor, "--root-certificates") == str(flower.tls.authority)
 
 
-def test_a_site_uses_its_own_key_secret_and_authority(layout: RehearsalLayout) -> None:
-    node = supernode_command(layout, "north", port=1, superlink_port=2)
-    north = layout.site_home("north")
-    assert value(node, "--superlink") == "127.0.0.1:2"
-    assert value(node, "--root-certificates") == str(layout.tls().authority)
-    for option in ("--auth-supernode-private-key", "--ssl-keyfile", "--superexec-auth-secret-file"):
-        assert Path(value(node, option)).is_relative_to(north)
-    assert value(node, "--node-config") == f'home="{north}" site="north"'
-    executor = executor_command(layout, "north", port=1)
-    assert Path(value(executor, "--root-certificates")).is_relative_to(north)
-    server = superexec_command(layout, port=2)
-    assert value(server, "--root-certificates") == str(layout.tls().authority)
-
-
-def test_the_steward_stands_behind_the_guard(layout: RehearsalLayout) -> None:
+def test_everybody_runs_the_command_that_a_real_one_runs(layout: RehearsalLayout) -> None:
+    north = str(layout.site_home("north"))
+    assert coordinator_command(layout) == (PROGRAM, "server", "up", "--home", str(layout.home))
+    assert courier_command(layout, "north") == (PROGRAM, "site", "courier", "--home", north)
     command = steward_command(layout, "north", guard=("unshare", "-n"))
-    assert command[:2] == ("unshare", "-n")
-    assert command[2:] == (
-        str(Path(sys.executable).parent / "vitrael"),
-        *("site", "run", "--home", str(layout.site_home("north"))),
-    )
+    assert command == ("unshare", "-n", PROGRAM, "site", "run", "--home", north)
 
 
-def test_preparing_twice_keeps_keys_and_empties_spools(layout: RehearsalLayout) -> None:
-    prepare(layout)
-    kept = [layout.node_key("north"), layout.tls("south").key, layout.secret()]
+def test_preparing_twice_keeps_key_and_secret_and_empties_the_cache(
+    layout: RehearsalLayout,
+) -> None:
+    flower = FlowerHome(layout.home)
+    flower.prepare(now=utc_now())
+    kept = [flower.tls.key, flower.secret]
     before = [path.read_bytes() for path in kept]
-    left = layout.site_home("north") / "spool" / "in" / "left"
-    half = layout.site_home("north") / "flower" / "apps" / "half-installed"
-    for folder in (left, half):
-        folder.mkdir(parents=True)
-    prepare(layout)
+    half = flower.folder / "apps" / "half-installed"
+    half.mkdir(parents=True)
+    flower.prepare(now=utc_now())
     assert [path.read_bytes() for path in kept] == before
-    assert not left.exists()
     assert not half.exists()
-
-
-def test_parties_share_no_private_key(layout: RehearsalLayout) -> None:
-    prepare(layout)
-    keys = [layout.tls().key, layout.tls("north").key, layout.tls("south").key]
-    keys += [layout.node_key("north"), layout.node_key("south")]
-    keys += [layout.secret(), layout.secret("north"), layout.secret("south")]
-    assert len({path.read_bytes() for path in keys}) == len(keys)
 
 
 @pytest.mark.parametrize("name", ['a"b', "a'b", "a\\b"])
 def test_a_home_that_flower_cannot_be_told_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="cannot be used"):
-        prepare(RehearsalLayout(tmp_path / name, ("north",)))
+        FlowerHome(tmp_path / name).prepare(now=utc_now())
 
 
 def test_a_relative_home_is_refused() -> None:
     with pytest.raises(UsageError, match="no absolute path"):
-        prepare(RehearsalLayout(Path("home"), ("north",)))
+        FlowerHome(Path("home")).prepare(now=utc_now())
+
+
+def test_ports_are_kept_while_they_are_free_and_told_to_every_party(
+    layout: RehearsalLayout,
+) -> None:
+    for site in layout.sites:
+        layout.site_home(site).mkdir(parents=True)
+        (layout.site_home(site) / "site.toml").write_text(
+            f'name = "{site}"\n[network]\nproxy = "http://p:1"\n'
+        )
+    first = choose_addresses(layout)
+    assert len(set(first.all().values())) == 4 + len(layout.sites)
+    write_addresses(layout, first)
+    assert choose_addresses(layout) == first
+    north = (layout.site_home("north") / "site.toml").read_text()
+    assert f'address = "{first.address}"' in north
+    assert f"node_port = {first.nodes['north']}" in north
+    assert 'proxy = "http://p:1"' in north
+    assert f"superlink = {first.own['superlink']}" in (layout.home / "server.toml").read_text()
+    (layout.home / "ports.json").write_text('{"front": "damaged"}')
+    assert choose_addresses(layout) != first
 
 
 def test_the_guard_takes_the_network() -> None:

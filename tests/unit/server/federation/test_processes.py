@@ -16,6 +16,7 @@ import pytest
 from vitrael.core.errors import NetworkError, ProcessError
 from vitrael.server.federation.processes import (
     HOME_MARK,
+    SERVER_MARK,
     ProcessGroup,
     check_ports,
     child_environment,
@@ -193,6 +194,29 @@ def test_home_whose_path_begins_alike_is_another_one(
     assert all(is_alive(links[name]) for name in ("10", "1-2", "1.old"))
     assert is_alive(below)
     assert sorted(end_leftovers(tmp_path / "10")) == sorted([links["10"], node])
+
+
+def test_nginx_that_was_left_behind_is_found_by_the_title_that_it_gives_itself(
+    tmp_path: Path,
+) -> None:
+    def begin(home: str) -> subprocess.Popen[bytes]:
+        title = f"nginx: master process nginx -e {tmp_path}/{home}/e.log -c x -g daemon off;"
+        return subprocess.Popen([title, "-c", SLEEPER], executable=sys.executable, env={})
+
+    with begin("1") as ours, begin("10") as other:
+        assert until(lambda: psutil.Process(other.pid).cmdline()[0].startswith("nginx: "))
+        assert end_leftovers(tmp_path / "1") == [ours.pid]
+        assert is_alive(other.pid)
+        other.kill()
+
+
+def test_coordinator_leaves_what_is_a_rehearsal_s_alone(tmp_path: Path) -> None:
+    marks = ({HOME_MARK: str(tmp_path)}, {SERVER_MARK: str(tmp_path)})
+    command = [sys.executable, "-c", SLEEPER]
+    with subprocess.Popen(command, env=marks[0]) as site, subprocess.Popen(command, env=marks[1]):
+        assert until(lambda: psutil.Process(site.pid).environ() != {})
+        assert len(end_leftovers(tmp_path, mark=SERVER_MARK)) == 1
+        assert end_leftovers(tmp_path) == [site.pid]  # the control
 
 
 def test_program_that_only_reads_in_a_home_is_left_alone(

@@ -206,7 +206,7 @@ def test_json_twin_has_a_stable_shape(good: ReportData) -> None:
     assert document["schema"] == SCHEMA == "vitrael.report/1"
     assert sorted(document) == [
         "conditioning", "created_utc", "curves", "events", "evidence", "pictures",
-        "reading", "release", "schema", "screening", "sites", "stages", "study", "title",
+        "reading", "release", "rounds", "schema", "screening", "sites", "stages", "study", "title",
         "unscreened", "unscreened_reason", "verdict", "volumes",
     ]  # fmt: skip
 

@@ -43,11 +43,11 @@ def ask(told: Federation) -> Answers:
     return ask_sites(told.run(), "codec", WEIGHTS)
 
 
-def signed_by_a_stranger(told: Federation, _task: Task, parcel: Parcel) -> Parcel:
+def signed_by_a_stranger(told: Federation, task: Task, parcel: Parcel) -> Parcel:
     keys, members = told.run().keys, told.run().members
-    reply, tensors = open_reply_parcel(parcel, coordinator=keys, site=members["north"])
+    opened = open_reply_parcel(parcel, task, coordinator=keys, site=members["north"])
     return make_reply_parcel(
-        reply, tensors, site=KeyPair.create(), coordinator=told.run().keys.public
+        opened.reply, opened.tensors, site=KeyPair.create(), coordinator=told.run().keys.public
     )
 
 
@@ -56,18 +56,16 @@ def changed_tensor(_told: Federation, _task: Task, parcel: Parcel) -> Parcel:
 
 
 def changed_envelope(_told: Federation, _task: Task, parcel: Parcel) -> Parcel:
-    place = parcel["envelope"].index(b'"payload"') + 20
-    changed = bytearray(parcel["envelope"])
-    changed[place] = ord("A") if changed[place] != ord("A") else ord("B")
-    return {**parcel, "envelope": bytes(changed)}
+    envelope = parcel["envelope"]
+    return {**parcel, "envelope": envelope[:-1] + bytes([envelope[-1] ^ 1])}
 
 
-def signed_for_another_task(told: Federation, _task: Task, parcel: Parcel) -> Parcel:
+def signed_for_another_task(told: Federation, task: Task, parcel: Parcel) -> Parcel:
     keys, members = told.run().keys, told.run().members
-    reply, tensors = open_reply_parcel(parcel, coordinator=keys, site=members["north"])
+    opened = open_reply_parcel(parcel, task, coordinator=keys, site=members["north"])
     own = KeyPair.load(site_home(told.home, "north") / "keys")
-    other = reply.model_copy(update={"nonce": "0" * 32})
-    return make_reply_parcel(other, tensors, site=own, coordinator=keys.public)
+    other = opened.reply.model_copy(update={"nonce": "0" * 32})
+    return make_reply_parcel(other, opened.tensors, site=own, coordinator=keys.public)
 
 
 def without_a_reply(_told: Federation, _task: Task, _parcel: Parcel) -> str:
@@ -77,7 +75,9 @@ def without_a_reply(_told: Federation, _task: Task, _parcel: Parcel) -> str:
 def test_every_answer_is_kept_in_the_order_of_the_roster(told: Federation) -> None:
     answers = ask(told)
     assert tuple(answers.by_site) == SITES
-    assert (answers.absent, answers.details) == ({}, {})
+    assert (answers.absent, set(answers.details)) == ({}, {"answers"})
+    told_of = answers.details["answers"]["north"]
+    assert (told_of["examples"], told_of["bytes"] > 100, told_of["seconds"] > 0) == (4, True, True)
     for answer in answers.by_site.values():
         tensors = told.run().objects.get_tensors(answer.tensors["codec"])
         assert np.array_equal(tensors["w"], WEIGHTS["codec"]["w"] + 1)
@@ -87,9 +87,9 @@ def test_every_answer_is_kept_in_the_order_of_the_roster(told: Federation) -> No
     ("spoil", "why"),
     [
         (signed_by_a_stranger, "signature"),
-        (changed_envelope, "signature"),
+        (changed_envelope, "unsealed"),
         (changed_tensor, "unsealed"),
-        (signed_for_another_task, "answers another task"),
+        (signed_for_another_task, "another key or task"),
         (without_a_reply, "did not answer within 300 s"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
@@ -102,7 +102,9 @@ def test_spoiled_reply_counts_as_absent_with_its_reason(
     assert tuple(answers.by_site) == ("harbour", "valley")
     assert set(answers.absent) == {"north"}
     assert why in answers.absent["north"]
-    assert answers.details == {"absent": answers.absent}
+    assert answers.details["absent"] == answers.absent
+    kind = "silent" if spoil is without_a_reply else "unusable"
+    assert answers.details["kinds"] == {"north": kind}
 
 
 def test_reply_of_one_site_is_not_taken_for_another_s(told: Federation) -> None:

@@ -13,6 +13,7 @@ from tests.factories.federation import SITES, Federation, federation
 from tests.unit.server.studies.conftest import Ended
 from vitrael.client.site.tasks import TaskResult, TaskRunner
 from vitrael.core.digest import Digest
+from vitrael.core.errors import QuorumError
 from vitrael.core.messages import Parcel, Reply, Task
 from vitrael.core.weights import Tensors
 from vitrael.privacy.envelope import attachment_digests, make_reply_parcel, open_reply_parcel
@@ -85,13 +86,13 @@ def test_consents_are_of_this_protocol_and_this_roster(
         assert (consent["protocol"], consent["roster"]) == (run.study.protocol.digest, run.roster)
 
 
-def test_absent_consent_is_in_the_details(home: Path) -> None:
+def test_run_does_not_begin_without_the_consent_of_every_named_site(home: Path) -> None:
     with federation(home) as told:
         told.spoil["valley"] = lambda *_: "the line is cut"
-        assert set(collect_consents(told.run())["consents"]) == {"north", "harbour"}
-        (record,) = told.run().ledger.history(told.run().study.protocol.digest)
-    assert record.details["absent"] == {"valley": "the line is cut"}
-    assert record.participants == ("north", "harbour")
+        with pytest.raises(QuorumError, match="2 of 3 sites answered, 3 are needed: valley: the"):
+            collect_consents(told.run())
+        del told.spoil["valley"]  # the control
+        assert set(collect_consents(told.run())["consents"]) == set(SITES)
 
 
 def test_round_is_the_mean_weighted_by_examples(home: Path, documents: Documents) -> None:
@@ -137,7 +138,7 @@ def answer_with_codec(told: Federation, site: str, spoil: Callable[[Any], Any], 
 
     def answer(task: Task, parcel: Parcel) -> Parcel:
         keys, public = told.run().keys, told.run().members[site]
-        _, tensors = open_reply_parcel(parcel, coordinator=keys, site=public)
+        tensors = open_reply_parcel(parcel, task, coordinator=keys, site=public).tensors
         answer_with(told, site, {"codec": spoil(tensors["codec"])}, body=body)
         spoiled = told.spoil[site](task, parcel)
         told.spoil[site] = answer

@@ -88,6 +88,21 @@ def test_finished_stage_is_not_begun_again(ledger: Ledger) -> None:
     assert ledger.begin(KEY) == done
 
 
+def test_discarded_stage_is_begun_again_and_what_is_known_of_it_stays(ledger: Ledger) -> None:
+    done = ledger.finish(ledger.begin(KEY), OUTPUT, details={"loss": 0.5}, participants=["north"])
+    gone = ledger.discard(done, "its output is damaged")
+    assert (gone.status, gone.output, gone.reason) == ("failed", None, "its output is damaged")
+    assert (gone.details, gone.participants) == ({"loss": 0.5}, ("north",))
+    assert ledger.finished(KEY) is None
+    again = ledger.finish(ledger.begin(KEY), OUTPUT)
+    assert ledger.history(PROTOCOL) == (gone, again)
+
+
+def test_only_a_finished_stage_can_be_discarded(ledger: Ledger) -> None:
+    with pytest.raises(StorageError, match="it is not finished"):
+        ledger.discard(ledger.begin(KEY), "damaged")
+
+
 def test_stage_of_a_dead_process_is_begun_again(file: Path, ledger: Ledger) -> None:
     dead = ledger.begin(KEY)
     resumed = Ledger(open_database(file), clock=Clock())

@@ -16,8 +16,9 @@ from tests.factories.federation import (
     federation,
 )
 from tests.unit.server.studies.conftest import Ended, lenient, policy
-from vitrael.client.site.journal import verify_journal
 from vitrael.core.study import load_study
+from vitrael.privacy.journal import verify_journal
+from vitrael.privacy.journal_cross import compare_journals, read_account
 from vitrael.server.demo import site_home
 from vitrael.server.progress import STAGES
 from vitrael.server.studies.pipeline import run_study
@@ -155,6 +156,17 @@ def test_refused_study_ends_with_exit_code_6(
 def test_journals_of_the_sites_are_whole(finished: Ended) -> None:
     for site in SITES:
         assert verify_journal(site_home(finished.home, site) / "journal.jsonl") == []
+
+
+def test_journals_of_both_sides_tell_the_same_of_a_whole_study(finished: Ended) -> None:
+    coordinator = read_account(finished.home / "journal.jsonl", in_home=True)
+    assert coordinator.faults == ()
+    for site in SITES:
+        path = site_home(finished.home, site) / "journal.jsonl"
+        compared = compare_journals(coordinator, read_account(path, in_home=True))
+        answered = [task for task in finished.seen if task.site == site]
+        assert (compared.site, compared.replies, compared.faults) == (site, len(answered), ())
+        assert compared.heads == 2 * len(answered)
 
 
 def test_progress_tells_every_stage_from_beginning_to_end(finished: Ended) -> None:

@@ -11,9 +11,8 @@ import pytest
 
 from tests.factories.federation import federation
 from tests.unit.server.studies.conftest import Ended, lenient
-from vitrael.core.errors import StudyError
 from vitrael.server.studies.pipeline import run_study
-from vitrael.server.studies.recording import Recorder, recording
+from vitrael.server.studies.recording import Recorder
 
 pytestmark = [
     pytest.mark.xdist_group("tiny study"),
@@ -106,15 +105,3 @@ def test_release_is_logged_with_its_digest(recorded: Recorder, documents: Docume
     manifest = documents(recorded.home)["publication 1"]["manifest"]
     assert run.data.tags["vitrael.release"] == "tiny@1"
     assert run.data.tags["vitrael.release.digest"] == manifest
-
-
-def test_failure_to_record_is_raised_when_the_study_has_ended(tmp_path: Path) -> None:
-    ended = []
-    with pytest.raises(StudyError), recording(tmp_path):
-        ended.append(True)
-    assert ended == [True]
-
-
-def test_failure_of_the_study_is_not_hidden_by_that_of_the_record(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), recording(tmp_path):
-        raise ZeroDivisionError

@@ -17,11 +17,8 @@ from vitrael.core.digest import Digest, digest_bytes, digest_file
 from vitrael.core.errors import QuorumError, StorageError, VerificationError
 from vitrael.privacy.release.trust import load_trust
 from vitrael.privacy.release.verify import verify_release
-from vitrael.server.studies.federated import collect_consents
 from vitrael.server.studies.pipeline import run_study
 from vitrael.server.studies.releasing import (
-    _participation,
-    _took_part,
     assemble_bundle,
     audit_samples,
     is_rehearsal,
@@ -249,20 +246,7 @@ def test_other_manifest_than_the_signed_one_is_not_published(
         publish_release(told.run(), decision=found["gates 1"], signing=signing)
 
 
-def test_participation_names_who_was_absent_and_no_reason(home: Path) -> None:
-    with federation(home) as told:
-        told.spoil["valley"] = lambda *_: "the line is cut"
-        run = told.run()
-        collect_consents(run)
-        assert _took_part(run) == 2
-        assert _participation(run) == {
-            "sites": list(SITES),
-            "stages": {"consent 1": ["north", "harbour"]},
-            "absent": {"consent 1": ["valley"]},
-        }
-
-
-def test_evidence_counts_every_site_of_the_roster(finished: Ended, documents: Documents) -> None:
+def test_evidence_counts_every_site_in_the_model(finished: Ended, documents: Documents) -> None:
     told = documents(finished.home)["gates 1"]["evidence"]["measurements"]
     by_name = {measurement["name"]: measurement for measurement in told}
     assert by_name["participation.complete"]["n"] == len(SITES)

@@ -30,7 +30,7 @@ from vitrael.server.studies.reporting import (
     build_report,
     render_bundle_report,
 )
-from vitrael.server.studies.run import open_run
+from vitrael.server.studies.run import StageResult, open_run
 
 pytestmark = pytest.mark.xdist_group("tiny study")
 
@@ -98,6 +98,7 @@ def test_counts_of_patients_are_buckets(report: dict[str, Any], finished: Ended)
     assert {path.rpartition("/")[2] for path in whole} <= {
         *("n", "least_n", "planted", "caught", "version", "seed", "volumes", "released"),
         *("candidates", "grid_vox", "round", "samples", "references", "overview"),
+        "size_bytes",
         *("codec", "teacher", "asked", "kept"),
     }
     exact = {path.partition("/n")[0] for path in whole if path.endswith("/n")}
@@ -169,19 +170,29 @@ def test_signed_report_gives_no_reason_of_a_failure(
     for file in finished_home.glob("server.sqlite*"):
         file.unlink()
     with federation(finished_home) as told:
-        told.spoil["valley"] = lambda *_: "the line is cut"
         run = told.run()
         collect_consents(run)
+        run.stage("codec", {}, lambda: without("valley"))
         with pytest.raises(DataError):
             run.stage("audit", {}, lambda: fail(DataError("ward seven is dark")))
         signed = render_bundle_report(run, **asked).decode()
         own = build_report(run, **asked).model_dump_json()
-    assert "absent from consent, round 1" in signed
+    assert "absent from codec, round 1: did not answer" in signed
     assert "report.json" not in signed
     assert ">failed</span>" in signed
     for reason in ("the line is cut", "ward seven"):
         assert reason not in signed
         assert reason in own  # the control
+
+
+def without(site: str) -> StageResult:
+    """Return what a round leaves from which a site was absent, and one other was bounded."""
+    details = {
+        "absent": {site: "the line is cut"},
+        "kinds": {site: "silent"},
+        "outliers": {"north": {"action": "bound", "distance": 9.0}},
+    }
+    return StageResult({}, details, ("north", "harbour"))
 
 
 def fail(error: Exception) -> NoReturn:
@@ -216,16 +227,16 @@ def test_absent_site_is_an_event_and_a_status(finished_home: Path, documents: Do
     for file in finished_home.glob("server.sqlite*"):
         file.unlink()
     with federation(finished_home) as told:
-        told.spoil["valley"] = lambda *_: "the line is cut"
         collect_consents(told.run())
+        told.run().stage("codec", {}, lambda: without("valley"))
         data = build_report(told.run(), samples=found["synthesis 1"], decision=found["gates 1"])
     assert [(e.site, e.event) for e in data.events] == [
-        ("valley", "absent from consent, round 1: the line is cut")
+        ("valley", "absent from codec, round 1: the line is cut"),
+        ("north", "its update to codec, round 1, was far from the others, and bounded"),
     ]
     statuses = {site.name: site.status for site in data.sites}
-    assert statuses["valley"] == "absent from consent, round 1: the line is cut"
+    assert statuses["valley"] == "absent from codec, round 1: the line is cut"
     assert statuses["north"] == "took part to the end"
-    assert data.sites[2].consented_utc is None
 
 
 def test_homes_do_not_appear_in_the_report(report: dict[str, Any], finished: Ended) -> None:

@@ -38,7 +38,8 @@ def test_finished_stage_is_read_and_not_done_again(run: StudyRun) -> None:
     assert again.stage("audit", {"a": 1}, work) == {"made": 1}
     assert len(calls) == 1
     (record,) = run.ledger.history(run.study.protocol.digest)
-    assert (record.participants, record.details) == (("north",), {"note": "seen"})
+    assert record.participants == ("north",)
+    assert record.details == {"note": "seen", "roster": run.roster}
 
 
 def test_other_input_round_name_or_roster_is_another_stage(run: StudyRun) -> None:

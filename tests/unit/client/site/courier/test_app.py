@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from vitrael.client.site.courier import app as courier
 from vitrael.core.errors import ProcessError
-from vitrael.core.study import LONGEST_DEADLINE_S
+from vitrael.core.rounds import LONGEST_DEADLINE_S
 
 PARCEL = {"envelope": b"{}", "weights": b"\x00\x01"}
 
@@ -79,10 +80,10 @@ def test_a_steward_that_is_away_is_told_in_a_sentence(
 
 
 def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_path: Path, _data: bytes) -> int:
+    def full(_file: int, _mode: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fchmod", full)
     reply = courier.app(message(3), context(tmp_path))
     said = str(reply.content.config_records["terms"]["error"])
     assert "no disk space left" in said

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from vitrael.client.site.courier import spool
 from vitrael.client.site.courier.spool import (
     call_steward,
     read_parcel,
@@ -46,6 +48,17 @@ def steward(path: Path, answer: Callable[[str], bytes | None]) -> Iterator[None]
         over.set()
         thread.join(5)
         listener.close()
+
+
+def test_a_parcel_is_open_to_the_group_of_the_spool_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_parcel(tmp_path / "x", PARCEL)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "x").iterdir()}
+    assert modes == dict.fromkeys(PARCEL, 0o660)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o770
 
 
 @pytest.fixture
@@ -89,17 +102,47 @@ def test_a_parcel_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_parcel_that_cannot_be_written_whole_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def stop(path: Path, _data: bytes) -> int:
-        path.touch()
-        raise error
+    def stop(_file: int, _mode: int) -> None:
+        raise error  # an entry is written already
 
-    monkeypatch.setattr(Path, "write_bytes", stop)
+    monkeypatch.setattr(os, "fchmod", stop)
     with pytest.raises((StorageError, KeyboardInterrupt)) as caught:
         write_parcel(tmp_path / "in" / "a", PARCEL)
     assert list((tmp_path / "in").iterdir()) == []
     if isinstance(error, OSError):
         assert "no disk space left" in str(caught.value)
         assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["folder", "entry"])
+def test_a_link_put_in_the_way_of_a_parcel_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    box, private = tmp_path / "out", tmp_path / "private"
+    private.mkdir(mode=0o700)
+    (private / "weights").write_bytes(b"a key")
+    (private / "weights").chmod(0o600)
+    write = spool._write_entry
+
+    def swap(place: int, name: str, *, data: bytes) -> None:
+        write(place, name, data=data)
+        if what == "folder" and name == "envelope":
+            (box / ".partial-a").rename(box / "stolen")
+            (box / ".partial-a").symlink_to(private)
+        elif name == "envelope":
+            (box / ".partial-a" / "weights").symlink_to(private / "weights")
+
+    monkeypatch.setattr(spool, "_write_entry", swap)
+    with suppress(StorageError):
+        write_parcel(box / "a", PARCEL)
+    assert (private / "weights").read_bytes() == b"a key"
+    assert [path.name for path in private.iterdir()] == ["weights"]
+    modes = [path.stat().st_mode & 0o777 for path in (private, private / "weights")]
+    assert modes == [0o700, 0o600]
+    if what == "folder":  # the control: the swap happened while the parcel was written
+        assert (box / "stolen").is_dir()
+    else:
+        assert not (box / "a").exists()
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "A", "a" * 49, "a\n"])

@@ -41,7 +41,11 @@ def context_of(home: Home) -> SiteContext:
 
     none = cast("Any", SimpleNamespace(images=lambda _split: None))
     steward = Steward(
-        home.settings, clock=home.clock, tasks={"codec": run}, load_cohort=lambda *_: none
+        home.settings,
+        clock=home.clock,
+        tasks={"codec": run},
+        load_cohort=lambda *_: none,
+        layouts=None,
     )
     with closing(steward):
         steward.answer(home.parcel(home.task(round=home.nonces % 2)))

@@ -1,84 +1,66 @@
-"""The journal: one JSON line for everything that leaves a site, chained by hashes, append-only.
+"""The journal: JSON lines chained by hashes, append-only; the coordinator and each site keep one.
 
 Each line holds the digest of the line before it. ``journal.head.json`` holds the number of lines
-and the last digest, and so does the site's store. So a changed, dropped, reordered or cut line is
-found, and a journal that was removed together with its head. The chain has no key: it shows
-accidents and careless hands. Who can write journal, head and store can rewrite all three, and only
-a copy elsewhere would tell. A line is on disk before the bytes that it describes go; refusals of
-what proves no origin are counted together (``refusals``). A line holds counts, names of fields and
-digests, and never a value that was measured on a patient.
+and the last digest, and so may a witness in another place. So a changed, dropped, reordered or cut
+line is found, and a journal that was removed together with its head. The chain has no key: who can
+write journal, head and witness can rewrite all three. What tells then is the other side, which has
+written down the hashes that it was told (``journal_cross``). A line is on disk before the bytes
+that it describes go. Appending takes the same time however long the journal is.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import BinaryIO, Protocol
 
 from pydantic import Field, ValidationError
 
 from vitrael.core.configs import Section
-from vitrael.core.digest import Digest, canonical_json, digest_bytes, digest_json, write_atomically
+from vitrael.core.digest import Digest, canonical_json, write_atomically
 from vitrael.core.errors import StorageError, storage_error
+from vitrael.privacy.journal_line import (
+    BEGINNING,
+    Clock,
+    Entry,
+    Event,
+    Fault,
+    Line,
+    explain_unreadable,
+    parse_line,
+    write_line,
+)
+from vitrael.privacy.journal_lock import PATIENCE_S, lock_in_time
 
-Clock = Callable[[], datetime]
-"""Returns the present time in UTC."""
+__all__ = [
+    "BEGINNING",
+    "Clock",
+    "Entry",
+    "Event",
+    "Fault",
+    "Journal",
+    "Kept",
+    "Line",
+    "Witness",
+    "find_loss",
+    "read_journal",
+    "read_journal_from",
+    "tell_faults",
+    "verify_copy",
+    "verify_journal",
+]
 
-Event = Literal["sent", "refused", "failed", "consent", "repaired"]
-"""``sent``: a result left. ``refused`` and ``failed``: a sentence left at most."""
-
-BEGINNING = digest_bytes(b"")
-"""What the first line names as the line before it."""
-
-
-class Entry(Section):
-    """What one line says."""
-
-    event: Event
-    to: str = ""
-    protocol: str = ""
-    stage: str = ""
-    round: int = 0
-    nonce: str = ""
-    bytes: int = Field(default=0, ge=0, description="as they left, signed and sealed")
-    fields: tuple[str, ...] = ()
-    """Names of the fields of the reply's body."""
-    attachments: dict[str, str] = Field(default_factory=dict)
-    """Digest of each attachment before it was sealed."""
-    reason: str = ""
-
-
-class Line(Entry):
-    """An entry in its place."""
-
-    line: int = Field(ge=1)
-    utc: str
-    previous: Digest
-    hash: Digest = Digest("")
-
-    def chained(self) -> Digest:
-        """Return the digest of everything in the line but the digest itself."""
-        return digest_json(self.model_dump(mode="json", exclude={"hash"}))
+_BLOCK_BYTES = 1 << 16
 
 
 class _Head(Section):
     lines: int = Field(ge=0)
     bytes: int = Field(ge=0)
     hash: Digest
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What is wrong with the journal, and from which line on."""
-
-    line: int
-    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,44 +86,74 @@ class Witness(Protocol):
 class Journal:
     """Appends lines to one file; several processes may do so in turn."""
 
-    def __init__(self, path: Path, *, clock: Clock, witness: Witness | None = None) -> None:
-        """Take the file (made when missing), the time, and who remembers the last line."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock,
+        witness: Witness | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """Take the file (made when missing), the time, and who remembers the last line.
+
+        ``patience_s`` is how long another process may hold the journal.
+        """
         self._path = path
         self._clock = clock
         self._witness = witness
+        self._patience_s = patience_s
+
+    @property
+    def path(self) -> Path:
+        """The file of lines."""
+        return self._path
 
     def append(self, entry: Entry) -> Line:
         """Return the line that now stands on disk.
 
-        Raises StorageError when the disk is full or the journal is not whole; what the line
-        describes must then not leave.
+        Raises StorageError when the disk is full, the journal is not whole, or another process
+        holds it for too long; what the line describes must then not leave.
         """
-        try:
-            with _locked(self._path) as file:
-                head = self._recover(file)
-                self._check_witness(head)
-                line = self._write(file, head, entry)
-                if self._witness is not None:
-                    self._witness.keep_head(Kept(line.line, line.hash))
-                return line
-        except OSError as error:
-            raise storage_error(
-                "the journal", error, fix="make room on the disk; nothing leaves without a line"
-            ) from error
+        with self._opened("make room on the disk; nothing leaves without a line") as file:
+            head = self._recover(file)
+            self._check_witness(head)
+            line = self._write(file, head, entry)
+            if self._witness is not None:
+                self._witness.keep_head(Kept(line.line, line.hash))
+            return line
+
+    def head(self) -> Kept:
+        """Return number and hash of the last line; 0 and ``BEGINNING`` before the first.
+
+        Raises StorageError as ``append`` does.
+        """
+        with self._opened("make room on the disk; nothing leaves without a line") as file:
+            head = self._recover(file)
+            self._check_witness(head)
+            return Kept(head.lines, head.hash)
+
+    def holds(self, head: Kept) -> bool:
+        """Return whether the journal has that line with that hash.
+
+        It is looked for from the end, which takes as long as what was written after it is.
+        """
+        if not head.lines:
+            return head.hash == BEGINNING
+        with self._opened("make it readable; nothing leaves before") as file:
+            self._recover(file)
+            for line in _backwards(file):
+                if line.line <= head.lines:
+                    return (line.line, line.hash) == (head.lines, head.hash)
+        return False
 
     def demand_whole(self) -> None:
         """Raise StorageError, which names the first fault, unless every line is as it was written.
 
         An unfinished last line of a killed process is settled first: that is no fault.
         """
-        try:
-            with _locked(self._path) as file:
-                self._recover(file)
-                faults = _find_faults(self._path, kept=self._remembered())
-        except OSError as error:
-            raise storage_error(
-                "the journal", error, fix="make room and make it readable; nothing leaves before"
-            ) from error
+        with self._opened("make room and make it readable; nothing leaves before") as file:
+            self._recover(file)
+            faults = _find_faults(self._path, kept=self._remembered())
         if faults:
             raise tell_faults(faults)
 
@@ -167,7 +179,7 @@ class Journal:
             previous=head.hash,
         )
         line = line.model_copy(update={"hash": line.chained()})
-        data = canonical_json(line.model_dump(mode="json")) + b"\n"
+        data = write_line(line)
         file.seek(head.bytes)
         try:
             file.write(data)
@@ -195,7 +207,7 @@ class Journal:
             return head
         file.seek(head.bytes)
         tail = file.read()
-        line = _parse(tail)
+        line = parse_line(tail)
         if line is not None and line.previous == head.hash and line.line == head.lines + 1:
             head = _Head(lines=line.line, bytes=size, hash=line.hash)
             _save_head(self._path, head)
@@ -207,35 +219,70 @@ class Journal:
         line = self._write(file, head, repaired)
         return _Head(lines=line.line, bytes=file.tell(), hash=line.hash)
 
+    @contextmanager
+    def _opened(self, fix: str) -> Iterator[BinaryIO]:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            with os.fdopen(handle, "r+b") as file:
+                lock_in_time(handle, fcntl.LOCK_EX, patience_s=self._patience_s)
+                yield file
+        except OSError as error:
+            raise storage_error("the journal", error, fix=fix) from error
+
 
 def read_journal(path: Path) -> Iterator[Line]:
     """Yield the lines of a journal; raise StorageError at one that is no line.
 
     A last one that was cut while it was written is left out: nothing left for it.
     """
+    for line, _ in read_journal_from(path, 0):
+        yield line
+
+
+def read_journal_from(path: Path, place_bytes: int) -> Iterator[tuple[Line, int]]:
+    """Yield each line from a place on, with the place at which it ends; as ``read_journal``."""
     if not path.exists():
         return
     with path.open("rb") as file:
-        for number, data in enumerate(file, start=1):
-            line = _parse(data)
+        file.seek(place_bytes)
+        last = 0
+        for data in file:
+            place_bytes += len(data)
+            line = parse_line(data)
             if line is not None:
-                yield line
+                last = line.line
+                yield line, place_bytes
             elif data.endswith(b"\n"):
-                raise tell_faults([Fault(number, "the line was changed")])
+                raise tell_faults([Fault(last + 1, explain_unreadable(data))])
 
 
-def verify_journal(path: Path, *, kept: Kept | None = None) -> list[Fault]:
+def verify_journal(
+    path: Path, *, kept: Kept | None = None, patience_s: float = PATIENCE_S
+) -> list[Fault]:
     """Return what is wrong with a journal; an empty list says that it is whole.
 
     ``kept`` is what a witness remembers; without it a journal that was removed together with its
     head passes for one that has not begun. A last line that was cut while it was written is no
-    fault: nothing left for it, and the next line settles it.
+    fault: nothing left for it, and the next line settles it. Raises StorageError when another
+    process holds the journal for longer than ``patience_s``.
     """
     if not path.exists():
         return _find_faults(path, kept=kept)
     with path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)  # no line comes between head and lines
+        # No line comes between head and lines.
+        lock_in_time(file.fileno(), fcntl.LOCK_SH, patience_s=patience_s)
         return _find_faults(path, kept=kept)
+
+
+def verify_copy(path: Path, *, patience_s: float = PATIENCE_S) -> list[Fault]:
+    """Return what is wrong with a journal, as ``verify_journal``, or with a copy of its lines.
+
+    A copy has no ``journal.head.json`` beside it: then a journal cut after a whole line passes.
+    """
+    if _head_path(path).exists():
+        return verify_journal(path, patience_s=patience_s)
+    return _walk_chain(path, None)
 
 
 def find_loss(path: Path, *, kept: Kept | None) -> list[Fault]:
@@ -248,7 +295,7 @@ def find_loss(path: Path, *, kept: Kept | None) -> list[Fault]:
     with path.open("rb") as file:
         for number, data in enumerate(file, start=1):
             if number == kept.lines:
-                line = _parse(data)
+                line = parse_line(data)
                 same = line is not None and line.hash == kept.hash
                 return [] if same else [Fault(number, "the line is not the one remembered")]
     return [Fault(number + 1, f"{kept.lines - number} lines at the end are missing")]
@@ -262,16 +309,20 @@ def _verify_chain(path: Path) -> list[Fault]:
     head = _load_head(path)
     if head is None:
         return [Fault(0, "journal.head.json is missing")] if path.exists() else []
+    return _walk_chain(path, head)
+
+
+def _walk_chain(path: Path, head: _Head | None) -> list[Fault]:
+    """Return what is wrong with the lines, and with their number where a head counts them."""
     faults: list[Fault] = []
     previous, number, size_bytes = BEGINNING, 0, 0
     as_counted = head == _Head(lines=0, bytes=0, hash=BEGINNING)
-    data = path.read_bytes() if path.exists() else b""
-    for number, raw in enumerate(data.splitlines(keepends=True), start=1):
-        line, cut = _parse(raw), not raw.endswith(b"\n")
-        if cut and number == head.lines + 1:
+    for number, raw in enumerate(_raw_lines(path), start=1):
+        line = parse_line(raw)
+        if not raw.endswith(b"\n") and (head is None or number == head.lines + 1):
             break  # while it was written: the next line settles it
         if line is None:
-            faults.append(Fault(number, "the line is cut" if cut else "the line was changed"))
+            faults.append(Fault(number, explain_unreadable(raw)))
             break
         if line.chained() != line.hash:
             faults.append(Fault(number, "the line was changed"))
@@ -280,22 +331,34 @@ def _verify_chain(path: Path) -> list[Fault]:
             break
         previous, size_bytes = line.hash, size_bytes + len(raw)
         as_counted |= head == _Head(lines=number, bytes=size_bytes, hash=line.hash)
-    if not faults and number < head.lines:
+    if faults or head is None:
+        return faults
+    if number < head.lines:
         faults.append(Fault(number + 1, f"{head.lines - number} lines at the end are missing"))
-    elif not faults and (not as_counted or number > head.lines + 1):
+    elif not as_counted or number > head.lines + 1:
         faults.append(Fault(head.lines, "the lines are not those that journal.head.json counts"))
     return faults
 
 
-def _parse(data: bytes) -> Line | None:
-    if not data.endswith(b"\n"):
-        return None
-    try:
-        line = Line.model_validate(json.loads(data))
-    except (ValueError, ValidationError):
-        return None
-    canonical: Mapping[str, Any] = line.model_dump(mode="json")
-    return line if canonical_json(canonical) + b"\n" == data else None
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    if path.exists():
+        with path.open("rb") as file:
+            yield from file
+
+
+def _backwards(file: BinaryIO) -> Iterator[Line]:
+    """Yield the lines from the last to the first."""
+    position = file.seek(0, os.SEEK_END)
+    tail = b""
+    while position:
+        start = max(0, position - _BLOCK_BYTES)
+        file.seek(start)
+        pieces = (file.read(position - start) + tail).splitlines(keepends=True)
+        position = start
+        tail = pieces.pop(0) if start else b""
+        for raw in reversed(pieces):
+            if (line := parse_line(raw)) is not None:
+                yield line
 
 
 def _head_path(path: Path) -> Path:
@@ -313,15 +376,6 @@ def _load_head(path: Path) -> _Head | None:
 
 def _save_head(path: Path, head: _Head) -> None:
     write_atomically(_head_path(path), canonical_json(head.model_dump(mode="json")) + b"\n")
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    with os.fdopen(handle, "r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
 
 
 def tell_faults(faults: Sequence[Fault]) -> StorageError:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from vitrael.client.site.journal import (
+from tests.fakes.clock import FakeClock
+from vitrael.core.errors import StorageError
+from vitrael.privacy.journal import (
     Entry,
     Journal,
     Kept,
@@ -18,10 +19,11 @@ from vitrael.client.site.journal import (
     tell_faults,
     verify_journal,
 )
-from vitrael.core.errors import StorageError
 
-if TYPE_CHECKING:
-    from tests.unit.client.site.conftest import FakeClock
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
@@ -130,7 +132,7 @@ def changed(lines: list[bytes]) -> list[bytes]:
 def changed_with_its_hash(lines: list[bytes]) -> list[bytes]:
     document = json.loads(lines[1])
     document["bytes"] = 1
-    from vitrael.client.site.journal import Line
+    from vitrael.privacy.journal import Line
 
     line = Line.model_validate(document)
     document["hash"] = line.chained()
@@ -287,7 +289,7 @@ def test_full_disk_is_told_and_leaves_no_half_line(
 
     whole = journal.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("vitrael.client.site.journal.os.fsync", full)
+        patch.setattr("vitrael.privacy.journal.os.fsync", full)
         with pytest.raises(StorageError, match="no disk space left"):
             Journal(journal, clock=clock).append(Entry(event="sent"))
     assert journal.read_bytes() == whole

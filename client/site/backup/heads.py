@@ -1,0 +1,81 @@
+"""Where journals end: what a file of lines, its head and a store say, each for itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from vitrael.core.digest import Digest
+from vitrael.core.errors import UsageError
+from vitrael.core.messages import Head
+from vitrael.privacy.journal import BEGINNING, Kept, read_journal
+
+_EXPECTED: Final = re.compile(r"(\d{1,12}):(?:sha256:)?([0-9a-f]{16,64})")
+
+
+def find_head(journal: Path) -> Head:
+    """Return number and hash of a journal's last line, which must be whole."""
+    lines, digest = 0, BEGINNING
+    for line in read_journal(journal):
+        lines, digest = line.line, line.hash
+    return Head(lines=lines, hash=digest)
+
+
+def read_witness(store: Path) -> Kept | None:
+    """Return where a store says that the journal ended; None when it does not tell."""
+    if not store.exists():
+        return None
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as connection,
+    ):
+        row = connection.execute("SELECT lines, hash FROM journal_head").fetchone()
+        return None if row is None else Kept(int(row[0]), Digest(str(row[1])))
+    return None
+
+
+def known_heads(home: Path) -> list[Kept]:
+    """Return where a home knows its journal to have ended; damaged parts tell nothing.
+
+    The lines of the file itself count without a hash: one of them may be what is damaged.
+    """
+    known = []
+    if (kept := read_witness(home / "store.sqlite")) is not None:
+        known.append(kept)
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        head = json.loads((home / "journal.head.json").read_bytes())
+        known.append(Kept(int(head["lines"]), Digest(str(head["hash"]))))
+    with contextlib.suppress(OSError), (home / "journal.jsonl").open("rb") as file:
+        known.append(Kept(sum(line.endswith(b"\n") for line in file), Digest("")))
+    return known
+
+
+def parse_expected(text: str) -> Kept:
+    """Return what ``N:HASH`` says, of whose digits the first 16 are enough; ``0`` is no line.
+
+    Raises UsageError for anything else.
+    """
+    if text == "0":
+        return Kept(0, BEGINNING)
+    found = _EXPECTED.fullmatch(text)
+    if found is None:
+        raise UsageError(
+            "the journal's end cannot be read",
+            why="it is not written N:HASH, the number of a line and at least 16 digits of its hash",
+            fix="take it from what `vitrael site backup` showed, or ask the coordinator",
+        )
+    return Kept(int(found[1]), Digest(f"sha256:{found[2]}"))
+
+
+def holds(journal: Path, head: Kept) -> bool:
+    """Return whether a journal has a line with such a hash, or one that begins like it."""
+    if not head.lines:
+        return True
+    return any(
+        line.line == head.lines and line.hash.startswith(head.hash)
+        for line in read_journal(journal)
+    )

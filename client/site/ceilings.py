@@ -1,0 +1,108 @@
+"""Ceilings of ``[limits]`` in site.toml, which override any study.
+
+They are held twice: against the study before its consent is signed, and against every task. The
+outbox holds ``study_bytes`` once more, against the very bytes that are about to go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Final, get_args
+
+from vitrael.client.site.settings import Limits
+from vitrael.core.errors import ConsentError
+from vitrael.core.messages import Consent, StageName, Task
+from vitrael.core.study import Study
+
+_FLOAT_BYTES: Final = 4
+_STAGES: Final[tuple[str, ...]] = get_args(StageName)
+
+
+def check_study(
+    consent: Consent,
+    study: Study,
+    limits: Limits,
+    *,
+    left_bytes: int,
+    others: Collection[Consent] = (),
+) -> None:
+    """Raise ConsentError, which names the ceiling, when a study asks for more than the site gives.
+
+    ``left_bytes`` have left for its protocol so far; ``others`` are the site's consents to other
+    protocols, whose privacy budgets count together with this one's.
+    """
+    most = limits.rounds
+    if most is not None and consent.max_rounds > most:
+        raise _too_much(
+            "rounds",
+            f"the study asks for {consent.max_rounds} rounds of a stage and {most} are allowed",
+            fix=f"run `vitrael site consent STUDY --rounds {most}`, which ends it there, or raise",
+        )
+    if missing := sorted(set(_STAGES) - set(limits.stages or _STAGES)):
+        raise _too_much("stages", f"the study asks for {', '.join(missing)} as well")
+    check_roster(study, limits)
+    candidates = study.protocol.distillation.candidates
+    parcel = candidates * math.prod(study.protocol.data.grid_vox) * _FLOAT_BYTES
+    if parcel > limits.parcel_bytes:
+        raise _too_much(
+            "parcel_bytes",
+            f"the study sends {parcel} bytes of candidates and {limits.parcel_bytes} are allowed",
+        )
+    check_left(limits, left_bytes=left_bytes)
+    check_epsilon(consent, limits, others=others)
+
+
+def check_task(task: Task, study: Study, limits: Limits, *, left_bytes: int) -> None:
+    """Raise ConsentError, which names the ceiling, for a task beyond what the site gives."""
+    if limits.stages is not None and task.stage not in limits.stages:
+        raise _too_much("stages", f"{task.stage} is not among them")
+    if limits.rounds is not None and task.round >= limits.rounds:
+        raise _too_much(
+            "rounds", f"round {task.round + 1} of {task.stage} is more than {limits.rounds}"
+        )
+    check_roster(study, limits)
+    check_left(limits, left_bytes=left_bytes)
+
+
+def check_roster(study: Study, limits: Limits) -> None:
+    """Raise ConsentError when too few sites take part: one of few is easily told apart."""
+    sites = len(study.roster.sites)
+    if sites < limits.smallest_roster:
+        raise _too_much(
+            "smallest_roster", f"the study has {sites} sites and {limits.smallest_roster} must be"
+        )
+
+
+def check_left(limits: Limits, *, left_bytes: int, more_bytes: int = 1) -> None:
+    """Raise ConsentError when more would leave for a protocol than may."""
+    most = limits.study_bytes
+    if most is not None and left_bytes + more_bytes > most:
+        raise _too_much(
+            "study_bytes",
+            f"{left_bytes} bytes have left for it, {more_bytes} more would, and {most} may",
+        )
+
+
+def check_epsilon(consent: Consent, limits: Limits, *, others: Collection[Consent]) -> None:
+    """Raise ConsentError when a dp study would exceed the privacy budget of this site.
+
+    One whose budget is not told exceeds every ceiling.
+    """
+    if limits.epsilon is None or consent.privacy.path != "dp":
+        return
+    spent = sum(other.privacy.epsilon or 0 for other in others)
+    asked = consent.privacy.epsilon
+    if asked is None or spent + asked > limits.epsilon:
+        told = "an epsilon that is not told" if asked is None else f"epsilon {asked:g}"
+        raise _too_much(
+            "epsilon", f"the study asks for {told}, {spent:g} of {limits.epsilon:g} are given away"
+        )
+
+
+def _too_much(ceiling: str, why: str, *, fix: str = "raise") -> ConsentError:
+    return ConsentError(
+        f"the study asks for more than this site allows: limits.{ceiling} in site.toml",
+        why=why,
+        fix=f"{fix} limits.{ceiling} if this site's operator intends it",
+    )

@@ -1,0 +1,197 @@
+"""``vitrael site consent``: what a study asks for, in words, and this site's signed yes."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vitrael.client.site.options import AS_JSON, HOME, private_files, refuse_nan, utc_now
+
+if TYPE_CHECKING:
+    from vitrael.client.site.settings import SiteSettings
+    from vitrael.core.messages import Consent
+    from vitrael.core.study import Study
+
+MOST_DAYS = 3650
+"""Ten years: longer than any study, and far from the end of the calendar."""
+MOST_ROUNDS = 100_000
+STUDIES = "studies"
+"""In the home folder: the studies that were fetched from the coordinator."""
+
+
+@click.command()
+@click.argument("study")
+@HOME
+@click.option(
+    "--days",
+    type=click.FloatRange(min=0, max=MOST_DAYS, min_open=True),
+    callback=refuse_nan,
+    help="How long it holds; 90 days by default.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1, max=MOST_ROUNDS),
+    help="How many rounds of a stage to answer; as many as the study has by default.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be signed; sign nothing.")
+@click.option("--yes", is_flag=True, help="Sign without asking.")
+@AS_JSON
+@private_files()
+def consent(
+    study: str,
+    home: Path,
+    days: float | None,
+    rounds: int | None,
+    *,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Sign this site's yes to STUDY: a file, or the name of a study that was fetched.
+
+    It holds for the members whom STUDY names, with their keys of roster.json, for this version of
+    the cohort and of the installed software, and within [limits] of site.toml.
+
+    Example: vitrael site consent brain-demo --home /srv/vitrael/north
+    """
+    from vitrael.client.site.consent import keep_consent  # noqa: PLC0415
+    from vitrael.client.site.control import Control  # noqa: PLC0415
+    from vitrael.client.site.settings import load_settings  # noqa: PLC0415
+    from vitrael.client.site.store import Store  # noqa: PLC0415
+    from vitrael.core.study import load_study  # noqa: PLC0415
+    from vitrael.privacy.journal import Journal  # noqa: PLC0415
+    from vitrael.privacy.keys import fingerprint, load_public_keys  # noqa: PLC0415
+
+    settings = load_settings(home)
+    document, keys = load_study(find_study(settings.home, study)), settings.load_keys()
+    draft = _draft(settings, document, days=days, rounds=rounds)
+    coordinator = fingerprint(load_public_keys(settings.coordinator).signing)
+    words = describe(draft, document, coordinator=coordinator)
+    document_json = json.dumps(draft.model_dump(mode="json"))
+    if dry_run:
+        click.echo(document_json if as_json else words)
+        return
+    if not as_json or not yes:
+        click.echo(words, err=as_json)
+    if not yes:
+        click.confirm("Sign this consent?", abort=True, err=True)
+    with closing(Store(settings.store, updates=settings.updates)) as store:
+        journal = Journal(settings.journal, clock=utc_now, witness=store)
+        journal.demand_whole()
+        control = Control(store, journal, clock=utc_now)
+        for owed in control.settle():
+            click.echo(f"written down after the fact: {owed}", err=True)
+        control.demand_member()
+        keep_consent(draft, document, store, keys=keys, journal=journal)
+    if as_json:  # only now: where signing fails, the error is the one document
+        click.echo(document_json)
+    click.echo(f"site {settings.name} has consented until {draft.expires_utc}", err=True)
+
+
+def find_study(home: Path, study: str) -> Path:
+    """Return the file of a study: the one that is named, or the fetched one of that name.
+
+    Where there is neither the name is returned as a path, which then cannot be read.
+    """
+    fetched = home / STUDIES / f"{study}.toml"
+    named = re.fullmatch(r"[a-z][a-z0-9-]{0,47}", study) is not None
+    return fetched if named and not Path(study).is_file() and fetched.is_file() else Path(study)
+
+
+def _draft(
+    settings: SiteSettings, document: Study, *, days: float | None, rounds: int | None
+) -> Consent:
+    """Return the consent to sign; raise ConsentError where a ceiling of the site forbids it."""
+    from vitrael.client.site.ceilings import check_study  # noqa: PLC0415
+    from vitrael.client.site.consent import (  # noqa: PLC0415
+        DEFAULT_DAYS,
+        describe_cohort,
+        draft_consent,
+    )
+    from vitrael.client.site.database import explain_storage  # noqa: PLC0415
+    from vitrael.client.site.departures import Departures  # noqa: PLC0415
+    from vitrael.core.data.cohort import find_cohort  # noqa: PLC0415
+    from vitrael.privacy.keys import load_roster  # noqa: PLC0415
+
+    wanted = document.protocol.data
+    cohort = find_cohort(settings.cohorts, wanted, name=settings.document.cohort)
+    draft = draft_consent(
+        document,
+        site=settings.name,
+        keys=settings.load_keys().public,
+        members=load_roster(settings.roster),
+        cohort=describe_cohort(cohort),
+        now=utc_now(),
+        days=DEFAULT_DAYS if days is None else days,
+        max_rounds=rounds,
+    )
+    with explain_storage("the journal"):
+        left_bytes = Departures(settings.journal).total(draft.protocol)
+    limits, others = settings.document.limits, _others(settings, draft)
+    check_study(draft, document, limits, left_bytes=left_bytes, others=others)
+    return draft
+
+
+def _others(settings: SiteSettings, draft: Consent) -> list[Consent]:
+    """Return the consents to other protocols, also those that were taken back; makes no store."""
+    from vitrael.client.site.store import Store  # noqa: PLC0415
+    from vitrael.privacy.envelope import open_consent  # noqa: PLC0415
+
+    if draft.privacy.path != "dp" or not settings.store.exists():
+        return []
+    own = settings.load_keys().public
+    with closing(Store(settings.store, updates=settings.updates)) as store:
+        consents = [open_consent(stored.envelope, own) for stored in store.list_consents()]
+    return [each for each in consents if each.protocol != draft.protocol]
+
+
+def describe(consent: Consent, study: Study, *, coordinator: str) -> str:
+    """Return what a person should read before signing, in words and with the digests."""
+    from vitrael.client.site.consent import planned_rounds  # noqa: PLC0415
+    from vitrael.privacy.gates import POLICIES  # noqa: PLC0415
+
+    protocol, planned = study.protocol, planned_rounds(study)
+    privacy, cohort = consent.privacy, consent.cohort
+    rounds = f"at most {consent.max_rounds} of a stage"
+    if consent.max_rounds < planned:
+        rounds += f", FEWER than the study's {planned}: it will stop"
+    votes = (
+        f"one bit for each of {privacy.votes:,} candidates; about "
+        f"{privacy.false_match_rate:.0%} of held-out patients would be dropped"
+    )
+    counts = ", ".join(
+        f"{name} not told" if count is None else f"{count} {name}"
+        for name, count in (("patients", cohort.patients), ("scans", cohort.scans))
+    )
+    epsilon = "no epsilon" if privacy.epsilon is None else f"epsilon {privacy.epsilon:g}"
+    rows = {
+        "site": consent.site,
+        "study": f"{protocol.name}, version {protocol.version}",
+        "purpose": consent.purpose,
+        "members": ", ".join(study.roster.sites),
+        "coordinator": coordinator,
+        "policy": f"{privacy.policy}. {POLICIES[protocol.policy].title}",
+        "privacy": f"{privacy.path} path, {epsilon}",
+        "license": f"{protocol.license}, if anything is released",
+        "votes": votes if privacy.screening else "none: SCREENING IS OFF",
+        "also leaves": "weights of codec and teacher in the clear to the coordinator, sums over "
+        "patients, counts of the audit, the counts below",
+        "others see": "every site sees the common teacher and its unscreened candidates",
+        "summary": "counts of the cohort, none from 1 to 10, as its report.html shows them",
+        "made public": "if released: your name and signature, the time of this consent, loss "
+        "curves, how many candidates you kept",
+        "cohort": f"{cohort.name}, version {cohort.version}, and no other: {counts}",
+        "rounds": rounds,
+        "given": consent.given_utc,
+        "expires": f"{consent.expires_utc}; `vitrael site stop` takes it back before",
+        "software": f"vitrael {consent.package_version}, and no other version",
+        "lock": f"{consent.lock}, of all that is installed with it",
+        "protocol": consent.protocol,
+        "roster": consent.roster,
+    }
+    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())

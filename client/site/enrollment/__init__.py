@@ -1,0 +1,1 @@
+"""How a site joins a federation, asks how things stand, and changes its keys."""

@@ -1,0 +1,161 @@
+"""A small piece of the real work before the long run: can this site load, train and answer?
+
+The site loads its cohort and trains the codec and the teacher for a few batches of the study's own
+size, each from fresh weights that are thrown away. What leaves are seconds and numbers of images
+that the study fixes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from vitrael.client.site.tasks import SiteContext, TaskResult
+from vitrael.client.site.tasks.networks import (
+    draw_images,
+    encode_images,
+    site_compute,
+    split_images,
+)
+from vitrael.core.data.splits import Split
+from vitrael.core.errors import CohortError, TaskStopped
+from vitrael.core.messages import Task
+from vitrael.core.models import SYSTEMS
+from vitrael.core.models.brain_ldm import build_codec, build_denoiser, draw_latents
+from vitrael.core.rng import torch_stream
+from vitrael.core.training.loop import Draw, fit
+from vitrael.core.weights import Tensors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vitrael.core.configs import TrainingConfig
+    from vitrael.core.interfaces import Objective
+
+STEPS: Final = 3
+"""Of each network: the first prepares the processor and is not counted."""
+LONGEST_S: Final = 120.0
+"""After so many seconds of one network's training no further step is begun."""
+MOST_IMAGES: Final = 8
+"""Training scans that are learned from, again and again."""
+
+
+class _EnoughError(TaskStopped):
+    """Ends a training from inside: it has shown what it can."""
+
+
+@dataclass(slots=True)
+class _Stopwatch:
+    """Counts images and seconds of the steps after the first."""
+
+    clock: Callable[[], float]
+    batch_images: int
+    began: float = 0.0
+    first: float | None = None
+    steps: int = 0
+    seconds: float = 0.0
+
+    def start(self) -> None:
+        """Begin to count."""
+        self.began = self.clock()
+
+    def note(self, _done: int, _length: int) -> None:
+        """Count a step that is done; end the training when it takes too long."""
+        now = self.clock()
+        self.steps += 1
+        if self.first is None:
+            self.first, self.seconds = now, now - self.began
+        else:
+            self.seconds = now - self.first
+        if now - self.began > LONGEST_S:
+            raise _EnoughError("the canary has seen enough")
+
+    @property
+    def images(self) -> int:
+        """Images of the seconds that count: of the first step alone when there was no other."""
+        return self.batch_images * max(1, self.steps - 1)
+
+
+def run(
+    task: Task,  # noqa: ARG001 - every task is called alike
+    inputs: Mapping[str, Tensors],  # noqa: ARG001
+    context: SiteContext,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> TaskResult:
+    """Return how many images each network learned from, and in how many seconds.
+
+    Raises CohortError when no patient of the site falls into the training split.
+    """
+    compute = site_compute(context)
+    protocol = context.study.protocol
+    system = protocol.generator
+    images = split_images(context, Split.TRAINING)[:MOST_IMAGES]
+    if len(images) == 0:
+        raise CohortError("no patient of this site falls into the training split")
+    condition = torch.from_numpy(context.cohort.images(Split.TRAINING).condition_BK[:MOST_IMAGES])
+    codec = build_codec(system, seed=protocol.seed).to(compute.device)
+    context.report(0, 2)
+    codec_watch = _train(
+        codec,
+        SYSTEMS[system.kind].objective(system, "codec"),
+        draw_images(images, compute.device),
+        system.codec.training,
+        rng=torch_stream(protocol.seed, "canary", context.name),
+        bf16=compute.bf16,
+        clock=clock,
+    )
+    context.report(1, 2)
+    codec.eval()
+    latents = encode_images(codec, images, compute.device).to(compute.device)
+    denoiser = build_denoiser(system, system.teacher, seed=protocol.seed).to(compute.device)
+    teacher_watch = _train(
+        denoiser,
+        SYSTEMS[system.kind].objective(system, "teacher"),
+        draw_latents(latents, condition.to(compute.device)),
+        system.teacher.training,
+        rng=torch_stream(protocol.seed, "canary", context.name),
+        bf16=compute.bf16,
+        clock=clock,
+    )
+    context.report(2, 2)
+    return TaskResult(
+        body={
+            "codec_images": codec_watch.images,
+            "codec_s": round(codec_watch.seconds, 3),
+            "teacher_images": teacher_watch.images,
+            "teacher_s": round(teacher_watch.seconds, 3),
+        }
+    )
+
+
+def _train(
+    network: nn.Module,
+    objective: Objective,
+    draw: Draw[Any],  # images, or latents with conditions
+    config: TrainingConfig,
+    *,
+    rng: torch.Generator,
+    bf16: bool,
+    clock: Callable[[], float],
+) -> _Stopwatch:
+    watch = _Stopwatch(clock, config.batch_images)
+    watch.start()
+    length = STEPS * config.batch_images
+    with contextlib.suppress(_EnoughError):
+        fit(
+            network,
+            objective,
+            draw,
+            config,
+            length_images=length,
+            rng=rng,
+            bf16=bf16,
+            progress=watch.note,
+        )
+    return watch

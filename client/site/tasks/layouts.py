@@ -1,0 +1,36 @@
+"""The names, shapes and dtypes of the weights that a study trains, known from the study alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from vitrael.core.models import SYSTEMS
+from vitrael.core.study import Study
+from vitrael.core.weights import Tensors
+
+_PARTS: Final[Mapping[str, str]] = {"codec": "codec", "denoiser": "teacher"}
+"""Attachment -> part of the generator whose weights it holds."""
+
+
+def study_layouts(study: Study) -> dict[str, Tensors]:
+    """Return arrays like the weights of each attachment; they have no memory of their own.
+
+    The networks are built without storage, so that it takes no time to speak of.
+    """
+    system = study.protocol.generator
+    with torch.device("meta"):
+        parts = SYSTEMS[system.kind].build(system, study.protocol.seed)
+    return {name: _describe(parts[part]) for name, part in _PARTS.items()}
+
+
+def _describe(module: nn.Module) -> dict[str, np.ndarray]:
+    described = {}
+    for name, tensor in module.state_dict().items():
+        dtype = torch.empty((), dtype=tensor.dtype).numpy().dtype
+        described[name] = np.broadcast_to(np.zeros((), dtype), tuple(tensor.shape))
+    return described

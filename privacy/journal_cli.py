@@ -1,0 +1,180 @@
+"""``vitrael audit``: check journals alone and against each other, and read them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from vitrael.privacy.journal_cross import Account, Comparison
+
+JOURNAL = "journal.jsonl"
+"""What the journal is called in every home folder."""
+
+_HOME = click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    show_default="this folder",
+    help="Home folder of the coordinator or of a site, or a journal's file.",
+)
+_AS_JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON on standard output.")
+
+
+@click.group()
+def audit() -> None:
+    """Check journals, one against the other, and read them.
+
+    The coordinator and each site write a line before anything goes and for whatever came. A journal
+    holds counts, names of fields and digests, and nothing of a patient: a copy may be handed to
+    the other side or to an auditor.
+
+    Begin with 'vitrael audit verify --home HOME'.
+    """
+
+
+@audit.command()
+@_HOME
+@click.option(
+    "--against",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A journal of the other side, or its home; may be given several times.",
+)
+@_AS_JSON
+@click.pass_context
+def verify(ctx: click.Context, home: Path, against: tuple[Path, ...], *, as_json: bool) -> None:
+    """Find every changed, dropped, moved or cut line of a journal, and what another contradicts.
+
+    Exits 1 when anything is wrong; each fault names the side and the line.
+
+    Example: vitrael audit verify --home /srv/vitrael/coordinator --against north-journal.jsonl
+    """
+    from vitrael.privacy.journal_cross import compare_journals, read_account  # noqa: PLC0415
+
+    account, *others = (
+        read_account(_journal_of(path), in_home=path.is_dir()) for path in (home, *against)
+    )
+    comparisons = [compare_journals(account, other) for other in others]
+    if as_json:
+        click.echo(json.dumps(_document([account, *others], comparisons)))
+    else:
+        _tell([account, *others], comparisons)
+    if _is_wrong([account, *others], comparisons):
+        ctx.exit(1)
+
+
+@audit.command()
+@_HOME
+@click.option("--site", help="Only lines about this site.")
+@click.option("--study", "protocol", help="Only lines of the protocol whose digest begins so.")
+@click.option("--since", type=click.DateTime(("%Y-%m-%d",)), help="Only from this day on, UTC.")
+@_AS_JSON
+def show(
+    home: Path,
+    site: str | None,
+    protocol: str | None,
+    since: date | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Show the lines of a journal, oldest first: the coordinator's or a site's.
+
+    A site's own page is 'vitrael site journal --html FILE'.
+
+    Example: vitrael audit show --home /srv/vitrael/coordinator --site north --since 2031-05-01
+    """
+    from vitrael.privacy.journal import read_journal, tell_faults, verify_copy  # noqa: PLC0415
+    from vitrael.privacy.journal_line import covers, describe_line  # noqa: PLC0415
+
+    path = _journal_of(home)
+    if faults := verify_copy(path):
+        raise tell_faults(faults)
+    day = "" if since is None else since.strftime("%Y-%m-%d")
+    lines = [
+        line
+        for line in read_journal(path)
+        if covers(line, protocol=protocol or "", since=day)
+        and (site is None or site in {line.to, line.origin})
+    ]
+    if as_json:
+        click.echo(json.dumps({"lines": [line.model_dump(mode="json") for line in lines]}))
+        return
+    for line in lines:
+        click.echo(describe_line(line))
+    click.echo(f"{len(lines)} lines", err=True)
+
+
+def _journal_of(path: Path) -> Path:
+    """Return the journal's file of a home; raise UsageError when there is none."""
+    from vitrael.core.errors import UsageError  # noqa: PLC0415
+
+    file = path / JOURNAL if path.is_dir() else path
+    if not file.is_file():
+        raise UsageError(
+            f"there is no journal at {file}",
+            why="none has begun there, or it was removed",
+            fix="name the home of a coordinator or a site, or a journal's file",
+        )
+    return file
+
+
+def _is_wrong(accounts: list[Account], comparisons: list[Comparison]) -> bool:
+    return any(a.faults for a in accounts) or any(c.faults for c in comparisons)
+
+
+def _document(accounts: list[Account], comparisons: list[Comparison]) -> dict[str, Any]:
+    return {
+        "whole": not _is_wrong(accounts, comparisons),
+        "journals": [
+            {
+                "path": str(account.path),
+                "side": account.side,
+                "lines": len(account.lines),
+                "faults": [{"line": fault.line, "what": fault.what} for fault in account.faults],
+            }
+            for account in accounts
+        ],
+        "comparisons": [
+            {
+                "site": compared.site,
+                "replies": compared.replies,
+                "heads": compared.heads,
+                "faults": [
+                    {"side": side, "line": fault.line, "what": fault.what}
+                    for side, fault in compared.faults
+                ],
+            }
+            for compared in comparisons
+        ],
+    }
+
+
+def _tell(accounts: list[Account], comparisons: list[Comparison]) -> None:
+    for account in accounts:
+        state = f"{len(account.faults)} faults" if account.faults else "whole"
+        whose = account.side or "nobody's yet"
+        click.echo(f"{account.path}: {whose}, {len(account.lines)} lines, {state}")
+        for fault in account.faults:
+            click.echo(f"  line {fault.line}: {fault.what}")
+    for compared in comparisons:
+        state = f"{len(compared.faults)} contradictions" if compared.faults else "they agree"
+        click.echo(
+            f"the coordinator and site {compared.site}: {compared.replies} replies and "
+            f"{compared.heads} quoted lines compared, {state}"
+        )
+        for side, fault in compared.faults:
+            where = f", line {fault.line}" if fault.line else ""
+            click.echo(f"  journal of {side}{where}: {fault.what}")
+    if _is_wrong(accounts, comparisons):
+        click.echo(
+            "To do: restore what is named from a backup, or find out who changed it; a copy that "
+            "was taken too early lacks lines at its end, so copy it again first.",
+            err=True,
+        )

@@ -1,0 +1,169 @@
+"""Health and metrics of a coordinator, for a monitor on the same host: loopback alone.
+
+Sites appear by their names, which are public in every study; nothing of a patient can be here,
+because the coordinator has nothing of a patient.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from vitrael.core.errors import NetworkError
+from vitrael.server.board import ServerState, SiteState
+from vitrael.server.federation.flower_home import LOOPBACK
+from vitrael.server.runs import StudyStatus
+
+_PREFIX = "vitrael_server"
+_READ_S = 10
+
+
+class StateCollector(Collector):
+    """Tells Prometheus what stands in the state at the moment it asks."""
+
+    def __init__(self, state: Callable[[], ServerState]) -> None:
+        """Keep what returns the state."""
+        self._state = state
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric."""
+        state = self._state()
+        yield _one("build_info", "The version that runs", {"version": state.version}, 1)
+        yield from _of_sites(state)
+        yield from _of_children(state)
+        yield from _of_study(state)
+
+
+def _of_sites(state: ServerState) -> Iterator[Metric]:
+    def each(name: str, text: str, value: Callable[[SiteState], float | None]) -> Metric:
+        family = GaugeMetricFamily(f"{_PREFIX}_{name}", text, labels=["site"])
+        for site, facts in state.sites.items():
+            number = value(facts)
+            if number is not None:
+                family.add_metric([site], number)
+        return family
+
+    def total(name: str, text: str, value: Callable[[SiteState], float]) -> Metric:
+        family = CounterMetricFamily(f"{_PREFIX}_{name}", text, labels=["site"])
+        for site, facts in state.sites.items():
+            family.add_metric([site], value(facts))
+        return family
+
+    online = sum(facts.online for facts in state.sites.values())
+    yield _one("sites_online", "How many enrolled sites are connected", {}, online)
+    yield each("site_online", "1 while the site is connected", lambda site: float(site.online))
+    yield each("site_answer_seconds", "How long its last answer took", lambda site: site.answer_s)
+    yield each(
+        "site_last_answer_timestamp_seconds",
+        "When its last answer came",
+        lambda site: None if site.answered_utc is None else _seconds(site.answered_utc),
+    )
+    yield total("site_asked_bytes", "Bytes of tasks to the site", lambda site: site.asked_bytes)
+    yield total("site_received_bytes", "Bytes from the site", lambda site: site.received_bytes)
+
+
+def _of_children(state: ServerState) -> Iterator[Metric]:
+    running = GaugeMetricFamily(
+        f"{_PREFIX}_child_up", "1 while this process runs", labels=["child"]
+    )
+    falls = CounterMetricFamily(
+        f"{_PREFIX}_child_falls", "How often this process ended", labels=["child"]
+    )
+    for child in state.children:
+        running.add_metric([child.name], float(child.status == "running"))
+        falls.add_metric([child.name], child.falls)
+    yield running
+    yield falls
+
+
+def _of_study(state: ServerState) -> Iterator[Metric]:
+    status = GaugeMetricFamily(f"{_PREFIX}_run_status", "1 for how it goes", labels=["status"])
+    for name in get_args(StudyStatus):
+        status.add_metric([name], float(state.study is not None and state.study.status == name))
+    yield status
+    if state.study is not None:
+        yield _one("runs", "Flower runs of this study", {}, state.study.runs)
+    if state.stage is not None:
+        stage = {"stage": state.stage.stage}
+        began = _seconds(state.stage.began_utc)
+        yield _one("round", "The round of this stage, from 0", stage, state.stage.round)
+        yield _one("stage_began_timestamp_seconds", "When it began", stage, began)
+        yield _one("stage_answers", "How many sites have answered", stage, state.stage.answered)
+
+
+def _one(name: str, text: str, labels: dict[str, str], value: float) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"{_PREFIX}_{name}", text, labels=list(labels))
+    family.add_metric(list(labels.values()), value)
+    return family
+
+
+def _seconds(utc: str) -> float:
+    return datetime.fromisoformat(utc).timestamp()
+
+
+@contextmanager
+def serving_metrics(port: int, state: Callable[[], ServerState]) -> Iterator[None]:
+    """Answer ``/health`` and ``/metrics`` on a port of loopback while the body runs.
+
+    Health is 200 while all goes well, else 503, each with the sentence. Raises NetworkError when
+    the port is in use.
+    """
+    registry = CollectorRegistry()
+    registry.register(StateCollector(state))
+
+    class Answers(BaseHTTPRequestHandler):
+        timeout = _READ_S
+
+        def do_GET(self) -> None:
+            """Answer one request."""
+            if self.path == "/metrics":
+                self._say(HTTPStatus.OK, generate_latest(registry), CONTENT_TYPE_LATEST)
+            elif self.path == "/health":
+                trouble = state().trouble
+                code = HTTPStatus.SERVICE_UNAVAILABLE if trouble else HTTPStatus.OK
+                document = {"status": "trouble" if trouble else "ok", "trouble": trouble}
+                self._say(code, json.dumps(document).encode(), "application/json")
+            else:
+                self._say(HTTPStatus.NOT_FOUND, b"", "text/plain")
+
+        def _say(self, code: HTTPStatus, body: bytes, kind: str) -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def version_string(self) -> str:
+            return "vitrael"
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
+            """Write nothing: a monitor asks every few seconds."""
+
+    try:
+        server = ThreadingHTTPServer((LOOPBACK, port), Answers)
+    except OSError as error:
+        raise NetworkError(
+            f"port {port} of {LOOPBACK} is in use",
+            why=error.strerror or "",
+            fix="end the program that listens there, or set ports.metrics in server.toml",
+        ) from error
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=_READ_S)

@@ -1,0 +1,123 @@
+"""What an operator decides holds at once, stands in the journal, and outlives a kill."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vitrael.client.site.store import Store
+from vitrael.privacy.journal import Journal, verify_journal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.unit.client.site.conftest import Home
+    from vitrael.client.site.control import Control
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours catches it."""
+
+
+def kill(*_: object, **__: object) -> None:
+    raise Killed
+
+
+def killed_at(step: str, act: Callable[[], object]) -> None:
+    """Do something in a process that dies when it comes to a step."""
+    kind, name = {"journal": (Journal, "append"), "store": (Store, "save_consent")}[step]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, name, kill)
+        with pytest.raises(Killed):
+            act()
+
+
+def consents(home: Home) -> int:
+    store = Store(home.settings.store, updates=home.settings.updates)
+    try:
+        return len(store.find_consents(home.study.protocol.digest))
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("step", ["journal", "store"])
+def test_half_written_consent_is_none_and_is_told_by_the_next_command(
+    home: Home, step: str
+) -> None:
+    killed_at(step, home.consent)
+    assert consents(home) == 0
+    reply, _ = home.open(home.steward().answer(home.parcel(home.task({}, stage="consent"), {})))
+    assert reply.status == "refused"
+    lines = home.lines()
+    assert [line.event for line in lines][-2:] == ["repaired", "refused"]
+    assert "was not finished: none was given" in lines[-2].reason
+    assert home.control().settle() == []  # told once
+    assert verify_journal(home.settings.journal) == []
+    home.consent()  # the control: one that is finished
+    assert consents(home) == 1
+    assert home.control().settle() == []
+
+
+@pytest.mark.parametrize("step", ["journal", "store"])
+def test_half_written_consent_leaves_the_one_before_as_it_was(home: Home, step: str) -> None:
+    given = home.consent()
+    home.clock.advance(days=1)
+    killed_at(step, home.consent)
+    assert consents(home) == 1
+    reply, _ = home.open(home.steward().answer(home.parcel(home.task({}, stage="consent"), {})))
+    assert reply.status == "done"
+    assert given.given_utc != home.clock().isoformat(timespec="seconds")
+    assert "repaired" in [line.event for line in home.lines()]
+
+
+def stop(control: Control, home: Home) -> None:
+    control.stop(home.study.protocol.digest, reason="asked for by the committee")
+
+
+def pause(control: Control, _home: Home) -> None:
+    control.pause(reason="maintenance")
+
+
+def leave(control: Control, _home: Home) -> None:
+    control.leave()
+
+
+@pytest.mark.parametrize(
+    ("act", "event"), [(stop, "withdrawn"), (pause, "paused"), (leave, "left")]
+)
+def test_killed_act_holds_and_its_line_is_written_by_the_next_command(
+    home: Home, act: Callable[[Control, Home], None], event: str
+) -> None:
+    home.consent()
+    steward = home.steward()
+    killed_at("journal", lambda: act(home.control(), home))
+    assert [line.event for line in home.lines()] == ["consent"]
+    reply, _ = home.open(steward.answer(home.parcel(home.task({}, stage="consent"), {})))
+    assert reply.status == "refused"
+    assert len(home.control().settle()) == 1
+    assert home.lines()[-1].event == event
+    assert home.control().settle() == []
+
+
+def test_stop_takes_back_the_consents_to_one_protocol_alone(home: Home) -> None:
+    home.consent()
+    other = home.study.protocol.model_copy(update={"version": 2})
+    home.consent(home.study.model_copy(update={"protocol": other}))
+    home.control().stop(other.digest)
+    store = Store(home.settings.store, updates=home.settings.updates)
+    states = {
+        version: bool(next(iter(store.find_consents(protocol).values())).withdrawn_utc)
+        for version, protocol in ((1, home.study.protocol.digest), (2, other.digest))
+    }
+    store.close()
+    assert states == {1: False, 2: True}
+
+
+def test_leaving_takes_every_consent_back(home: Home) -> None:
+    home.consent()
+    home.control().leave(reason="the project has ended")
+    store = Store(home.settings.store, updates=home.settings.updates)
+    assert all(stored.withdrawn_utc for stored in store.list_consents())
+    store.close()
+    assert home.lines()[-1].reason == "the project has ended"
