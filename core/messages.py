@@ -164,10 +164,12 @@ class Reply(Message):
     """Where the site's journal ended before the line of this reply."""
     cohort: DigestField | None = None
     """Version of the site's scans that the work was done on, as the consent to it names it."""
+    package_version: str | None = Field(default=None, min_length=1, max_length=40)
+    """Of the software that answers: a site may upgrade between two rounds."""
 
     @model_serializer(mode="wrap")
     def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_none(dump(self), ("journal", "cohort"))
+        return _without_none(dump(self), ("journal", "cohort", "package_version"))
 
     def check_answers(self, task: Task) -> None:
         """Raise EnvelopeError unless this answers exactly that task."""

@@ -26,7 +26,8 @@ from vitrael.core.digest import Digest, digest_json
 from vitrael.core.errors import StudyError
 from vitrael.core.rounds import Federation
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,47}$")]
+_NAME_PATTERN: Final = r"^[a-z][a-z0-9-]{0,47}$"
+Name = Annotated[str, StringConstraints(pattern=_NAME_PATTERN)]
 """Lower-case letters, digits and hyphens; names of studies and sites."""
 
 COVARIATES = ("age_years", "sex", "ventricle_ml", "brain_ml")
@@ -288,6 +289,8 @@ def _explain(fault: Mapping[str, Any], *, key: str) -> tuple[str, str]:
     choices = str(context.get("expected", "")).replace("'", '"')
     if fault["loc"][-1:] == ("[key]",):
         return "the key is unknown", f"remove {key} or spell it {choices}"
+    if kind == "string_pattern_mismatch" and context.get("pattern") != _NAME_PATTERN:
+        return "it is not written as it must be", f"write {key} as the documentation shows"
     if kind == "missing" and isinstance(fault["loc"][-1], int):
         kind = "too_few"
     if kind in _NOUNS:

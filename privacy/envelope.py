@@ -83,6 +83,14 @@ def open_consent(data: bytes, site: PublicKeys) -> Consent:
     return _open(data, site, Consent, signer="the site")
 
 
+def claimed_consent(data: bytes) -> Consent:
+    """Return what a consent says, whoever signed it: to count what was given, never to obey it.
+
+    Raises EnvelopeError for what is none.
+    """
+    return _claimed(data, Consent, what="the consent")
+
+
 def sign_enrollment(message: JoinRequest | SiteWord | Standing, key: KeyPair) -> bytes:
     """Return a document of the enrollment in an envelope signed by whoever says it."""
     return _sign(message, key)

@@ -45,7 +45,8 @@ LEAST_PASSPHRASE = 12
 _UNFINISHED = ".keys-unfinished"
 _ENCRYPTED = b"BEGIN ENCRYPTED PRIVATE KEY"
 _FILES = ("signing.pem", "sealing.pem")
-_RESTORE = "restore the keys that were made at enrolment"
+_RESTORE = "restore the keys that were made at enrollment"
+_FETCH = "a site runs `vitrael site join` and `vitrael site fetch`, a coordinator approves sites"
 
 PublicKeyHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """The 32 raw bytes of an Ed25519 or X25519 public key."""
@@ -267,11 +268,11 @@ def _load_json(path: Path, adapter: TypeAdapter[T]) -> T:
         raise AuthError(
             f"{name} cannot be read",
             why=error.strerror or "",
-            fix="ask the coordinator for the enrolment file",
+            fix=_FETCH,
         ) from error
     except ValidationError as error:
         raise AuthError(
             f"{name} does not hold public keys",
             why="each party needs signing and sealing, 64 hexadecimal digits each",
-            fix="ask the coordinator for the enrolment file",
+            fix=_FETCH,
         ) from error

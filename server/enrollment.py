@@ -35,6 +35,7 @@ def main() -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            ws="none",
             proxy_headers=True,
             forwarded_allow_ips=LOOPBACK,
             limit_concurrency=_MOST_AT_ONCE,

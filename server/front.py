@@ -100,6 +100,7 @@ def main() -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        ws="none",
         timeout_keep_alive=90,
         timeout_graceful_shutdown=3,
     )

@@ -40,7 +40,9 @@ def check_study(
             fix=f"run `vitrael site consent STUDY --rounds {most}`, which ends it there, or raise",
         )
     if missing := sorted(set(_STAGES) - set(limits.stages or _STAGES)):
-        raise _too_much("stages", f"the study asks for {', '.join(missing)} as well")
+        raise _too_much(
+            "stages", f"the study asks for {', '.join(missing)} as well", fix="add them to"
+        )
     check_roster(study, limits)
     candidates = study.protocol.distillation.candidates
     parcel = candidates * math.prod(study.protocol.data.grid_vox) * _FLOAT_BYTES
@@ -56,7 +58,7 @@ def check_study(
 def check_task(task: Task, study: Study, limits: Limits, *, left_bytes: int) -> None:
     """Raise ConsentError, which names the ceiling, for a task beyond what the site gives."""
     if limits.stages is not None and task.stage not in limits.stages:
-        raise _too_much("stages", f"{task.stage} is not among them")
+        raise _too_much("stages", f"{task.stage} is not among them", fix="add it to")
     if limits.rounds is not None and task.round >= limits.rounds:
         raise _too_much(
             "rounds", f"round {task.round + 1} of {task.stage} is more than {limits.rounds}"
@@ -70,7 +72,9 @@ def check_roster(study: Study, limits: Limits) -> None:
     sites = len(study.roster.sites)
     if sites < limits.smallest_roster:
         raise _too_much(
-            "smallest_roster", f"the study has {sites} sites and {limits.smallest_roster} must be"
+            "smallest_roster",
+            f"the study has {sites} sites and {limits.smallest_roster} must be",
+            fix="lower",
         )
 
 

@@ -24,6 +24,7 @@ CLOCK_FAIL_S: Final = 300.0
 """Flower takes no signature that is older, and none from so far in the future."""
 _SOON_DAYS: Final = 30.0
 _CONSENT_DAYS: Final = 14.0
+_DAY_S: Final = 86_400.0
 _DEVICE_S: Final = 15.0
 _HEALTH: Final = "/health"
 _RENEW: Final = "ask the coordinator to renew it: vitrael server sites rotate"
@@ -134,25 +135,38 @@ def check_journal(settings: SiteSettings) -> Finding:
 
 
 def check_consents(settings: SiteSettings, *, now: datetime) -> Finding:
-    """Say how long the consents hold; they are read with the site's public key."""
-    from vitrael.client.site.consent import open_agreement  # noqa: PLC0415 - heavy
+    """Say how long the consents hold; they are read with the site's public key.
+
+    One that was signed under earlier keys, or for other software, covers nothing any more.
+    """
+    from vitrael.client.site.consent import fault_of, standing_agreements  # noqa: PLC0415 - heavy
     from vitrael.client.site.store import Store  # noqa: PLC0415
     from vitrael.privacy.keys import load_roster  # noqa: PLC0415
 
     if not settings.store.exists():
         return Finding("ok", "no study was consented to")
-    own = load_roster(settings.roster)[settings.name]
+    own = load_roster(settings.roster).get(settings.name)
+    if own is None:
+        remedy = "ask the coordinator; then run `vitrael site fetch`"
+        return Finding("fail", "the roster does not hold this site", remedy)
     with closing(Store(settings.store, updates=settings.updates)) as store:
-        stored = [one for one in store.list_consents() if not one.withdrawn_utc]
-    ends = [
-        datetime.fromisoformat(open_agreement(one, own=own).consent.expires_utc) for one in stored
-    ]
-    left = [days for end in ends if (days := (end - now).total_seconds() / 86_400) > 0]
+        given = sum(not one.withdrawn_utc for one in store.list_consents())
+        opened = [agreement.consent for agreement in standing_agreements(store, own=own)]
+    ends = [(one, datetime.fromisoformat(one.expires_utc)) for one in opened]
+    left = [(one, (end - now).total_seconds() / _DAY_S) for one, end in ends if end > now]
+    unusable = (
+        given
+        - len(opened)
+        + sum(fault_of(one, site=settings.name, now=now) is not None for one, _ in left)
+    )
+    if unusable:
+        told = f"{unusable} of {given} consents are of earlier keys or for other software"
+        return Finding("warn", told, "consent again where the study goes on: vitrael site consent")
     if not left:
         return Finding("ok", "no consent stands")
     what = f"the first of {len(left)} consents"
     remedy = "consent again for longer: vitrael site consent"
-    return days_left(what, min(left), soon=_CONSENT_DAYS, remedy=remedy)
+    return days_left(what, min(days for _, days in left), soon=_CONSENT_DAYS, remedy=remedy)
 
 
 def check_enrollment(settings: SiteSettings, *, now: datetime) -> Finding:

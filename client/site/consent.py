@@ -103,8 +103,10 @@ def draft_consent(
 
     Of ``members``, all who are enrolled with their keys, those count whom the study names. Without
     ``max_rounds`` the consent covers the rounds that the protocol names. Raises ConsentError when
-    the study names somebody else, or when this site is not among them.
+    the study names somebody else, when this site is not among them, and when the study does not
+    admit the installed version of the package.
     """
+    demand_admitted(study, site=site)
     roster = members_of(study, members)
     demand_membership(roster, site=site, own=keys)
     return Consent(
@@ -277,6 +279,18 @@ def _check_covers(agreement: Agreement, task: Task, *, site: str) -> None:
             "the stored consent says something else than its place in the store",
             why="the store was changed by hand",
             fix=AGAIN,
+        )
+
+
+def demand_admitted(study: Study, *, site: str) -> None:
+    """Raise ConsentError unless a study admits the version of the package that is installed."""
+    federation = study.protocol.federation
+    if not federation.admits(package_version()):
+        raise ConsentError(
+            f"version {package_version()} of the package at site {site} may take no part",
+            why=f'the study {study.protocol.name} admits "{federation.software}" alone '
+            "(protocol.federation.software)",
+            fix="install a version that it admits; several can be installed side by side",
         )
 
 

@@ -138,15 +138,17 @@ def _draft(
 
 
 def _others(settings: SiteSettings, draft: Consent) -> list[Consent]:
-    """Return the consents to other protocols, also those that were taken back; makes no store."""
+    """Return the consents to other protocols, also those that were taken back; makes no store.
+
+    What was given under keys that were rotated since was given all the same.
+    """
     from vitrael.client.site.store import Store  # noqa: PLC0415
-    from vitrael.privacy.envelope import open_consent  # noqa: PLC0415
+    from vitrael.privacy.envelope import claimed_consent  # noqa: PLC0415
 
     if draft.privacy.path != "dp" or not settings.store.exists():
         return []
-    own = settings.load_keys().public
     with closing(Store(settings.store, updates=settings.updates)) as store:
-        consents = [open_consent(stored.envelope, own) for stored in store.list_consents()]
+        consents = [claimed_consent(stored.envelope) for stored in store.list_consents()]
     return [each for each in consents if each.protocol != draft.protocol]
 
 

@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -61,7 +62,10 @@ def open_parcel(folder: Path, *, most: int) -> Iterator[SpooledParcel]:
     except OSError as error:
         raise DataError("the spool has no such parcel", why=error.strerror or "") from error
     try:
-        names = sorted(os.listdir(place))  # noqa: PTH208 - a descriptor, so that no link is followed
+        # By its descriptor, so that no link is followed, and no further than it may go: there may
+        # be millions of names.
+        with os.scandir(place) as found:
+            names = sorted(entry.name for entry in islice(found, _MOST_ENTRIES + 1))
         if len(names) > _MOST_ENTRIES or not all(ENTRY_NAME.fullmatch(name) for name in names):
             raise DataError("the parcel holds entries that are not allowed")
         yield SpooledParcel(place, tuple(names), most=most)

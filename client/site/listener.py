@@ -2,7 +2,8 @@
 
 A request is one line ``{"parcel": "<folder under spool/in>"}``; the answer is one line, either
 ``{"parcel": "<folder under spool/out>"}`` or ``REFUSAL``, one fixed sentence: why nothing signed
-came back stands in the site's log and journal and is not for whoever carries parcels.
+came back stands in the site's log and journal and is not for whoever carries parcels. Where the
+disk fails it is ``NO_DISK``: the coordinator must hear that much, and the spool shows it anyway.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from vitrael.core.digest import write_atomically
 from vitrael.core.errors import (
     ConfigError,
     ProcessError,
+    StorageError,
     TaskStopped,
     UsageError,
     VitraelError,
@@ -47,6 +49,7 @@ Note = Callable[[str, int], object]
 """Writes a reason and a count of bytes into the journal, or counts both for its next line."""
 
 REFUSAL = b'{"error": "the steward took no task from this parcel; its log tells why"}\n'
+NO_DISK = b'{"error": "the steward cannot use its disk; nothing leaves without its journal"}\n'
 
 LONGEST_PATH = 100
 """Bytes of a socket's path that every Unix takes."""
@@ -116,10 +119,12 @@ def _serve_one(
     except TaskStopped as error:
         logger.info("no answer: %s", error)
         return  # the courier hears nothing, and its message is sent again
+    except StorageError as error:
+        line = _refuse(error.sentence(), note, said=NO_DISK)
     except VitraelError as error:
         line = _refuse(error.sentence(), note)
     except OSError as error:
-        line = _refuse(storage_error("the spool", error).sentence(), note)
+        line = _refuse(storage_error("the spool", error).sentence(), note, said=NO_DISK)
     except Exception as error:  # noqa: BLE001 - the process boundary: no request ends the steward
         # The type alone: the text may tell data.
         line = _refuse(f"the steward failed unexpectedly: {type(error).__name__}.", note)
@@ -132,15 +137,15 @@ def _serve_one(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _refuse(reason: str, note: Note | None) -> bytes:
-    """Return what the courier is told, the same whatever the reason, once the reason is noted."""
+def _refuse(reason: str, note: Note | None, *, said: bytes = REFUSAL) -> bytes:
+    """Return what the courier is told, a fixed sentence, once the reason is noted."""
     logger.warning("request refused: %s", reason, extra={"reason": reason})
     if note is not None:
         try:
-            note(reason, len(REFUSAL))
+            note(reason, len(said))
         except VitraelError as error:
             logger.error("the refusal stands in no journal: %s", error)  # noqa: TRY400
-    return REFUSAL
+    return said
 
 
 def read_request(connection: socket.socket, *, clock: Callable[[], float] = time.monotonic) -> str:

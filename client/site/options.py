@@ -22,7 +22,7 @@ SCANS = click.argument(
 )
 HOME = click.option(
     "--home",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False, readable=False),  # the courier lists no home
     default=Path("vitrael-site"),
     show_default=True,
     envvar="VITRAEL_SITE_HOME",

@@ -25,6 +25,7 @@ from vitrael.core.digest import Digest
 from vitrael.core.errors import DataError, StorageError, WeightsError
 from vitrael.core.messages import ENVELOPE, Head, Reply, StageName, Task
 from vitrael.core.study import Study
+from vitrael.core.version import package_version
 from vitrael.core.weights import Tensors, check_like
 from vitrael.privacy.envelope import attachment_digests, make_reply_parcel
 from vitrael.privacy.evidence import PLANT_CLASSES
@@ -285,6 +286,7 @@ class Outbox:
             status=status,
             reason=reason,
             journal=Head(lines=head.lines, hash=head.hash),
+            package_version=package_version(),
         )
 
     def _demand_layout(self, name: str, tensors: Tensors, study: Study) -> None:

@@ -144,12 +144,12 @@ class SiteSettings:
 
     @property
     def coordinator(self) -> Path:
-        """Public keys of the coordinator, fixed at enrolment."""
+        """Public keys of the coordinator, fixed at enrollment."""
         return self.home / "coordinator.json"
 
     @property
     def roster(self) -> Path:
-        """Names and public keys of all members, fixed at enrolment."""
+        """Names and public keys of all members, fixed at enrollment."""
         return self.home / "roster.json"
 
     @property

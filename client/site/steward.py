@@ -1,6 +1,6 @@
 """The steward: has scans, keys, consents and the outbox, and no network.
 
-It obeys only envelopes that the coordinator's key signed, the one fixed at enrolment, whoever
+It obeys only envelopes that the coordinator's key signed, the one fixed at enrollment, whoever
 delivers them. Before a task starts it checks, in this order: signature, site, consent, nonce, and
 for what is not finished yet: whether it is still waited for. A finished Update is returned again,
 however late, and never computed twice, and nobody gets a second one for other inputs: who could

@@ -30,8 +30,8 @@ from vitrael.core.errors import NetworkError, ProcessError
 
 HOME_MARK = "VITRAEL_REHEARSAL_HOME"
 """The variable by which a process is known to belong to a rehearsal's home, its sites included."""
-SERVER_MARK = "VITRAEL_SERVER_HOME"
-"""The variable by which a process is known to be a coordinator's own."""
+SERVER_MARK = "VITRAEL_CHILD_OF_SERVER"
+"""The variable by which a process is known to be a coordinator's own; no person sets it."""
 
 _FLOWER = frozenset(
     {

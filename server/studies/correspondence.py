@@ -9,7 +9,14 @@ from datetime import datetime
 from typing import Any, Final
 
 from vitrael.core.digest import Digest
-from vitrael.core.errors import DataError, QuorumError, StorageError, VitraelError, WeightsError
+from vitrael.core.errors import (
+    ConsentError,
+    DataError,
+    QuorumError,
+    StorageError,
+    VitraelError,
+    WeightsError,
+)
 from vitrael.core.messages import Parcel, Reply, StageName, Task
 from vitrael.core.weights import Tensors, check_finite
 from vitrael.privacy.audit.tallies import check_tally
@@ -94,6 +101,7 @@ class Answers:
                 "seconds": round(answer.seconds, 3),
                 "outputs": dict(answer.tensors),
                 "cohort": answer.reply.cohort,
+                "package_version": answer.reply.package_version,
             }
             for site, answer in self.by_site.items()
         }
@@ -303,6 +311,8 @@ def _open_reply(asked: _Asked, task: Task, parcel: Parcel) -> OpenedReply:
 
 def _open_answer(asked: _Asked, opened: OpenedReply, *, size_bytes: int, seconds: float) -> Answer:
     reply, tensors = opened.reply, opened.tensors
+    if reply.package_version is not None:
+        demand_admitted(asked.run, reply.site, reply.package_version)
     if strange := sorted(tensors.keys() - {_BRINGS.get(asked.stage)}):
         raise WeightsError(
             f"the answer of {reply.site} is refused", why=f"{strange[0]} was not asked for"
@@ -331,6 +341,17 @@ def _open_answer(asked: _Asked, opened: OpenedReply, *, size_bytes: int, seconds
 
 def _size(parcel: Parcel) -> int:
     return sum(len(data) for data in parcel.values())
+
+
+def demand_admitted(run: StudyRun, site: str, version: str) -> None:
+    """Raise ConsentError, which names the site, unless the study admits its version."""
+    federation = run.study.protocol.federation
+    if not federation.admits(version):
+        raise ConsentError(
+            f"version {version} of the package at {site} may take no part",
+            why=f'protocol.federation.software is "{federation.software}"',
+            fix="install a version that the study admits, and consent again",
+        )
 
 
 def usable_tally(answer: Answer) -> None:

@@ -17,7 +17,12 @@ from vitrael.core.metrics.moments import add_moments, correlation, mean_and_cova
 from vitrael.core.weights import Tensors, check_like, module_tensors
 from vitrael.privacy.envelope import attachment_digests, open_consent
 from vitrael.server.federation.aggregate import aggregate
-from vitrael.server.studies.correspondence import Answer, ask_sites, usable_tally
+from vitrael.server.studies.correspondence import (
+    Answer,
+    ask_sites,
+    demand_admitted,
+    usable_tally,
+)
 from vitrael.server.studies.norms import UpdateNorms
 from vitrael.server.studies.run import StageResult, StudyRun
 
@@ -56,13 +61,8 @@ def _consent(run: StudyRun, answer: Answer) -> dict[str, Any]:
             why="its protocol or roster differs",
             fix="let the site consent to this study",
         )
-    site, version = answer.reply.site, consent.package_version
-    if not run.study.protocol.federation.admits(version):
-        raise ConsentError(
-            f"version {version} of the package at {site} may take no part",
-            why=f'protocol.federation.software is "{run.study.protocol.federation.software}"',
-            fix="install a version that the study admits, and consent again",
-        )
+    site = answer.reply.site
+    demand_admitted(run, site, consent.package_version)
     withdrawn = run.standings.find_withdrawn(run.study.protocol.digest).get(site)
     if withdrawn is not None and datetime.fromisoformat(consent.given_utc) <= withdrawn:
         raise ConsentError(

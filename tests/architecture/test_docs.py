@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -14,6 +15,8 @@ from vitrael.client.site.settings import Limits
 from vitrael.core.messages import StageName
 
 PAGE = "docs/privacy/what-leaves-a-site.md"
+THREATS = "docs/privacy/threat-model.md"
+FEWEST_PROOFS = 10
 SITES = "docs/tutorial/sites.md"
 COORDINATORS = "docs/tutorial/coordinator.md"
 OF_A_STEWARD = {"steward.json", "steward.sock"}
@@ -57,6 +60,37 @@ def test_page_has_every_stage_and_no_other(root: Path) -> None:
     assert rows(text) - {"stage"} == set(RULES)
 
 
+def missing_tests(root: Path, text: str) -> list[str]:
+    """Return the tests that a page names by path and name and that do not exist."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    found: dict[str, set[str]] = {}
+    for path in {path for path, _ in named}:
+        file = root / path
+        tree = ast.parse(file.read_text(encoding="utf-8") if file.is_file() else "")
+        found[path] = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return [f"{path}::{name}" for path, name in named if name not in found[path]]
+
+
+@pytest.mark.parametrize("page", [PAGE, THREATS])
+def test_every_test_that_a_page_names_exists(page: str, root: Path) -> None:
+    text = (root / page).read_text(encoding="utf-8")
+    assert len(re.findall(r"`tests/", text)) > FEWEST_PROOFS
+    assert missing_tests(root, text) == []
+
+
+def test_named_test_that_is_missing_is_noticed(root: Path) -> None:
+    here = "tests/architecture/test_docs.py"
+    named = f"`{here}::test_that_is_not_there` `{here}::missing_tests` `tests/gone.py::test_x`"
+    gone = [f"{here}::test_that_is_not_there", "tests/gone.py::test_x"]
+    assert missing_tests(root, named) == gone
+
+
+@pytest.mark.parametrize("stage", RULES)
+def test_every_stage_names_what_shows_it(stage: StageName, root: Path) -> None:
+    section = sections((root / PAGE).read_text(encoding="utf-8"))[stage]
+    assert "Shown by" in section
+
+
 @pytest.mark.parametrize(
     ("stage", "word"),
     [
@@ -91,7 +125,8 @@ def test_key_that_a_site_may_write_stands_on_the_page(key: str, root: Path) -> N
 def unlisted(sources: str, page: str) -> set[str]:
     """Return what a program keeps in the coordinator's home that no listing of a page names."""
     kept = set(re.findall(r'\bhome / "([\w.-]+)"', sources)) - OF_A_STEWARD
-    listings = "".join(re.findall(r"^```$(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    blocks = re.findall(r"^```(\w*)$(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    listings = "".join(text for language, text in blocks if not language)
     return kept - {name.rstrip("/") for name in listings.split()}
 
 

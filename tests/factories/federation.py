@@ -216,19 +216,24 @@ class InProcess(Executor):
 def consent_everywhere(home: Path, study: Study) -> None:
     """Give every site's consent."""
     for site in study.roster.sites:
-        settings = load_settings(demo.site_home(home, site))
-        keys = KeyPair.load(settings.keys)
-        consent = draft_consent(
-            study,
-            site=settings.name,
-            keys=keys.public,
-            members=load_roster(settings.roster),
-            cohort=describe_cohort(settings.cohorts / demo.COHORT),
-            now=utc_now(),
-        )
-        with closing(Store(settings.store, updates=settings.updates)) as store:
-            journal = Journal(settings.journal, clock=utc_now, witness=store)
-            keep_consent(consent, study, store, keys=keys, journal=journal)
+        consent_at(home, study, site)
+
+
+def consent_at(home: Path, study: Study, site: str) -> None:
+    """Give the consent of one site."""
+    settings = load_settings(demo.site_home(home, site))
+    keys = KeyPair.load(settings.keys)
+    consent = draft_consent(
+        study,
+        site=settings.name,
+        keys=keys.public,
+        members=load_roster(settings.roster),
+        cohort=describe_cohort(settings.cohorts / demo.COHORT),
+        now=utc_now(),
+    )
+    with closing(Store(settings.store, updates=settings.updates)) as store:
+        journal = Journal(settings.journal, clock=utc_now, witness=store)
+        keep_consent(consent, study, store, keys=keys, journal=journal)
 
 
 def copy_homes(home: Path, folder: Path) -> Path:

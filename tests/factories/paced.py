@@ -201,7 +201,12 @@ class Paced:
 
 
 def wait_until(
-    condition: Callable[[], object], what: str, *, seconds: float = 120, told: Iterable[Path] = ()
+    condition: Callable[[], object],
+    what: str,
+    *,
+    seconds: float = 120,
+    told: Iterable[Path] = (),
+    every_s: float = 0.1,
 ) -> None:
     """Return once a condition holds; fail with what was waited for and the ends of some logs."""
     until = time.monotonic() + seconds
@@ -209,7 +214,7 @@ def wait_until(
         if time.monotonic() >= until:
             ends = [f"{log.name}:\n{_end_of(log)}" for log in told]
             raise AssertionError("\n".join([f"not within {seconds:.0f} s: {what}", *ends]))
-        time.sleep(0.1)
+        time.sleep(every_s)
 
 
 def _end_of(log: Path) -> str:

@@ -51,6 +51,9 @@ GROUP = 61_000
 USERS = {"root": 0, "vitrael-steward": 61_001, "vitrael-node": 61_002, "vitrael-courier": 61_003}
 GROUPS = {"vitrael-site": GROUP, "vitrael-steward": 61_001, "vitrael-node": 61_002}
 PATIENCE_S = 60.0
+WITH_US = ("--pdeathsig", "KILL")
+ENDED_WITH_US = ("setpriv", *WITH_US)
+"""Ends a process with the test's, however that ends."""
 
 _REACH = """
 set -e
@@ -164,13 +167,14 @@ class Separated:
     def start_steward(self) -> None:
         """Start the steward without a network; return when it listens."""
         script = ROOT / "tests" / "federation" / "marked_steward.py"
-        process = self.spawn(
+        self.spawn(
             "vitrael-steward",
             [sys.executable, str(script), str(self.home)],
             user=USERS["vitrael-steward"],
             network=unit("vitrael-steward")["PrivateNetwork"] != ["yes"],
         )
-        self._wait("vitrael-steward", process, self.settings.steward)
+        note = self.settings.steward
+        wait_for(lambda: self.demand_alive() and note.exists(), seconds=PATIENCE_S)
 
     def start_courier(self) -> None:
         """Start SuperNode and SuperExec, each as its unit says."""
@@ -180,12 +184,16 @@ class Separated:
             program = str(Path(sys.executable).parent / Path(words[0]).name)
             self.spawn(name, [program, *words[1:]], user=USERS[told["User"][0]])
 
-    def _wait(self, name: str, process: subprocess.Popen[bytes], path: Path) -> None:
-        def there() -> bool:
-            assert process.poll() is None, (self.base / f"{name}.log").read_text()
-            return path.exists()
+    def demand_alive(self) -> bool:
+        """Fail with what it said when a process of the site has ended; return True."""
+        for process in self.running:
+            assert process.poll() is None, self.said()
+        return True
 
-        wait_for(there, seconds=PATIENCE_S)
+    def said(self) -> str:
+        """Return the last words of all processes."""
+        logs = [*self.base.glob("*.log"), *self.home.glob("flower/*/courier.log")]
+        return "\n".join(f"{log.name}: {log.read_text()[-1500:]}" for log in sorted(logs))
 
     def end(self) -> None:
         """End what runs: by SIGTERM, then by force."""
@@ -213,7 +221,7 @@ def within(
     return [
         *("unshare", "-m", *(() if network else ("-n",)), "sh", "-c", _REACH, "sh", *reach),
         *("setpriv", f"--reuid={user}", f"--regid={GROUP}", f"--groups={groups}"),
-        "--no-new-privs",
+        *("--no-new-privs", *WITH_US),
         *command,
     ]
 
@@ -316,7 +324,11 @@ def running_link(made: Separated, *, server_app: str, client_app: str) -> Iterat
         with (made.base / f"{name}.log").open("wb") as log:
             started.append(
                 subprocess.Popen(
-                    command, env=environment, stdout=log, stderr=log, start_new_session=True
+                    [*ENDED_WITH_US, *command],
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
                 )
             )
 

@@ -38,17 +38,16 @@ from vitrael.privacy.keys import KeyPair
 KNOWN = (
     *("keys/node", "keys/signing.pem", "keys/sealing.pem", "keys/split.key", "store.sqlite"),
     *("cohorts/main/manifest.json", "records/filter/point.json", "cohorts", "records", "keys"),
-    *("journal.jsonl", "coordinator.json", "roster.json", "steward.log", "updates"),
+    *("journal.jsonl", "coordinator.json", "roster.json", "steward.log", "updates", "site.toml"),
+    *("authority.pem", "steward.json", "metrics.prom", ".", "flower", "spool"),
+    *("flower/tls", "flower/tls/ca.crt", "flower/superexec.secret", "spool/in", "spool/out"),
     *("flower/tls/server.key", "flower/node", "flower/node/node.id", "flower/node/courier.log"),
 )
 PATHS = (
     *("..", ".", "", "/", "../../cohorts/main", "../../keys", "a/b", ".partial-a", "in", "a\x00b"),
     *("x" * 65, "-rf", "~", "%2e%2e", "..\\..\\keys", None, 7, ["a"], {"parcel": "a"}),
 )
-PAGES = (
-    *("acquire-task", "pull-messages", "pull-object", "pull-task-input", "pull-task-message"),
-    *("create-task", "get-nodes", "get-run-series-events", "get-connector", "push-task-output"),
-)
+PAGES = ("acquire-task", "pull-messages", "pull-object", "pull-task-input", "push-task-output")
 
 PTRACE_SEIZE = 0x4206
 
@@ -58,10 +57,9 @@ class Attack:
 
     def __init__(self, home: Path, kept: Path) -> None:
         self.home = home
-        self.kept = kept
+        self.kept, self.steward_pid = kept, 0
         self.told: dict[str, dict[str, Any]] = {}
         self.loot: list[bytes] = []
-        self.steward_pid = 0
 
     def attempt(self, name: str, act: Callable[[], object]) -> None:
         """Note whether an act was denied, and keep what it gave."""
@@ -73,11 +71,13 @@ class Attack:
         data = gave if isinstance(gave, bytes) else repr(gave).encode()
         self.loot.append(data)
         said = data[:120].decode("latin-1")
-        self.told[name] = {"ok": not said.startswith('{"error"'), "how": said}
+        self.told[name] = {"ok": '{"error"' not in said[:9], "how": said}
 
     def read(self) -> None:
         """Read every file that can be found or guessed, and the other processes."""
-        seen = {Path(folder) / name for folder, _, names in os.walk(self.home) for name in names}
+        roots = [self.home / name for name in (".", "flower/executor", "spool/in", "spool/out")]
+        walks = [step for root in roots for step in os.walk(root)]
+        seen = {Path(folder) / name for folder, _, names in walks for name in names}
         for path in sorted(seen | {self.home / name for name in KNOWN}):
             name = str(path.relative_to(self.home))
             self.attempt(f"read {name}", lambda path=path: taken(path))
@@ -174,6 +174,7 @@ class Attack:
 
     def hit(self) -> None:
         """Stop, end or trace the steward, and leave this user and this network."""
+        assert self.steward_pid  # 0 is itself
         for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGKILL):
             self.attempt(f"kill {number.name}", lambda n=number: os.kill(self.steward_pid, n))
         self.attempt("ptrace", lambda: called("ptrace", PTRACE_SEIZE, self.steward_pid, 0, 0))
@@ -354,7 +355,6 @@ def posted(url: str, trust: ssl.SSLContext) -> bytes:
 
 
 def acquired(home: Path, port: int) -> bytes:
-    """Ask for a task with the SuperExec's secret, which this user has."""
     client = RuntimeHttpClient.from_server_address(
         server_address=f"127.0.0.1:{port}",
         insecure=False,

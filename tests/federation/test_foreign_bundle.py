@@ -196,9 +196,10 @@ def aftermath() -> Iterator[Aftermath]:
             tasks = [lay_order(site, "0-carry", 0), lay_order(site, "2-carry", 1)]
             (site.link_home / "orders" / "1-attack").mkdir()
             before = inventory(site.home)
+            done = site.link_home / "received" / "all"
             bundle = site.link_home / "flower" / "bundle"
             link.start_run(bundle, config={"home": str(site.link_home)})
-            wait_for((site.link_home / "received" / "all").exists, seconds=150)
+            wait_for(lambda: site.demand_alive() and done.exists(), seconds=150)
             after = inventory(site.home)
             left = sorted(path.name for path in (site.home / "spool" / "out").iterdir())
             control = read_as_steward(site)
@@ -287,7 +288,8 @@ def test_nothing_but_what_is_the_couriers_is_read_or_changed(aftermath: Aftermat
     assert own  # the control: what is its own it reads
     assert files - own == {
         *("site.toml", "authority.pem", "steward.json"),
-        *("flower/tls/ca.crt", "flower/superexec.secret"),
+        *("flower/tls", "flower/tls/ca.crt", "flower/superexec.secret"),
+        *("spool", "spool/in", "spool/out"),
     }
     before, after = aftermath.before, aftermath.after
     assert {n for n in before if after.get(n) != before[n]} == set()

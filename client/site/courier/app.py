@@ -4,15 +4,23 @@ A message holds the ArrayRecord ``parcel``, one Array of raw bytes an entry (Flo
 chunks), and the ConfigRecord ``terms`` with ``deadline_s``. The reply holds a ``parcel`` of the
 same form, or ``terms`` with the sentence ``error``. Nothing is opened here: the courier holds no
 key.
+
+A ClientApp that is told to end says so in Flower's own words for one that was lost, so that the
+coordinator sends the parcel again. Flower would say nothing, and the coordinator wait in vain.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from vitrael.client.site.courier.spool import call_steward
 from vitrael.core.errors import VitraelError
@@ -37,6 +45,20 @@ def unpack(record: ArrayRecord) -> dict[str, bytes]:
     return {str(name): array.data for name, array in record.items()}
 
 
+@contextmanager
+def _heeding_sigterm() -> Iterator[None]:
+    """Raise KeyboardInterrupt in the block when SIGTERM comes, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def deliver(message: Message, context: Context) -> Message:
     """Answer a message with what the steward of this site answers, or with why it does not."""
     home = Path(str(context.node_config["home"]))
@@ -45,9 +67,13 @@ def deliver(message: Message, context: Context) -> Message:
     )
     try:
         parcel = unpack(message.content.array_records["parcel"])
-        answer = call_steward(home, parcel, wait_s=wait_s)
-    except VitraelError as error:
-        terms = ConfigRecord({"error": error.sentence()})
+        with _heeding_sigterm():
+            answer = call_steward(home, parcel, wait_s=wait_s)
+    except KeyboardInterrupt:
+        error = Error(ErrorCode.CLIENT_APP_CRASHED, "the courier was told to end")
+        return Message(error, reply_to=message)
+    except VitraelError as failure:
+        terms = ConfigRecord({"error": failure.sentence()})
         return Message(RecordDict({"terms": terms}), reply_to=message)
     return Message(RecordDict({"parcel": pack(answer)}), reply_to=message)
 

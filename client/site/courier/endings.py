@@ -20,9 +20,15 @@ _NODE_ID = re.compile(r"SuperNode ID: (\d+)")
 _CERTIFICATE = re.compile(
     r"certificate.verify.failed|certificate_verify|hostname mismatch", re.IGNORECASE
 )
+_NO_TLS = re.compile(r"wrong[_ ]version[_ ]number|record layer failure", re.IGNORECASE)
+"""What OpenSSL says of bytes that are no TLS."""
 _REFUSED = "[code: 2004]"
 _PROXY = re.compile(r"^([3-5]\d\d [A-Za-z][A-Za-z -]*)$", re.MULTILINE)
 """All that httpx tells of a proxy's answer to CONNECT: status and reason, on a line alone."""
+_NO_REASON = re.compile(
+    r"(INFO|WARNING|ERROR) *:|Failed to initialize|The SuperNode could not|For more information"
+)
+"""How lines of Flower's begin that say nothing of why it ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,12 @@ def _explain_setup(said: str, *, address: str) -> AuthError | None:
     """Return what trying again does not mend, or None."""
     if _CERTIFICATE.search(said):
         return explain_certificate(said, address=address)
+    if _NO_TLS.search(said):
+        return AuthError(
+            f"the courier cannot speak to {address}",
+            why="no TLS is spoken there, and nothing was sent",
+            fix="mend address in site.toml, or ask the coordinator; otherwise somebody poses as it",
+        )
     if "Exit Code: 302" in said:
         return AuthError(
             "keys/node is no key of a node",
@@ -99,8 +111,9 @@ def _explain_loss(said: str, *, address: str) -> NetworkError:
             why=f"it answered {answer.group(1)}",
             fix="ask the hospital's network for CONNECT to this address; see [network].proxy",
         )
+    reasons = [line for line in said.splitlines() if line and not _NO_REASON.match(line)]
     return NetworkError(
         f"the SuperNode lost {address}",
-        why=said.rsplit("\n", 1)[-1][:200],
+        why=reasons[-1][:200] if reasons else "",
         fix="run `vitrael doctor`",
     )

@@ -28,6 +28,8 @@ _LONGEST_ANSWER_BYTES = 64 * 1024
 CONNECT_S = 60.0
 """How long a parcel may lie in the spool for a steward that does not listen."""
 _RETRY_S = 0.2
+_MOST_LOSSES = 5
+"""Stewards in a row, none up for ``CONNECT_S``, that may end over one parcel."""
 
 
 def write_parcel(folder: Path, parcel: Parcel) -> None:
@@ -116,7 +118,8 @@ def call_steward(
     """Hand a parcel to the steward of a site and return its answer.
 
     Waits at most ``wait_s`` seconds in all, of these at most a minute for a steward that does
-    not listen. Both folders are removed at the end: the steward keeps what must be kept. Raises
+    not listen. One that ends in the middle is asked again when it is back: it goes on from what it
+    has kept. Both folders are removed at the end: the steward keeps what must be kept. Raises
     ProcessError when there is no answer in time, DataError when the answer is no parcel, and
     StorageError when the spool cannot be used.
     """
@@ -125,7 +128,7 @@ def call_steward(
     incoming = home / "spool" / "in" / name
     write_parcel(incoming, parcel)
     try:
-        answer = _exchange_line(home, {"parcel": name}, until=until, clock=clock, sleep=sleep)
+        answer = _ask(home, {"parcel": name}, until=until, clock=clock, sleep=sleep)
         reply = answer.get("parcel")
         if not isinstance(reply, str):
             reason = answer.get("error")
@@ -141,6 +144,31 @@ def call_steward(
             shutil.rmtree(outgoing, ignore_errors=True)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
+
+
+class _StewardEndedError(ProcessError):
+    """The steward ended, or was ended, before it answered."""
+
+
+def _ask(
+    home: Path,
+    request: dict[str, str],
+    *,
+    until: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> dict[str, object]:
+    """Return the steward's answer, asking again when it ends before it gives one."""
+    losses = 0
+    while True:
+        began = clock()
+        try:
+            return _exchange_line(home, request, until=until, clock=clock, sleep=sleep)
+        except _StewardEndedError:
+            losses = 1 if clock() - began >= CONNECT_S else losses + 1
+            if losses >= _MOST_LOSSES or clock() >= until:
+                raise
+            sleep(_RETRY_S)
 
 
 def _exchange_line(
@@ -164,11 +192,13 @@ def _exchange_line(
         except TimeoutError as error:
             raise ProcessError("the steward did not answer in time") from error
         except OSError as error:
-            raise ProcessError("the steward hung up", why=error.strerror or "") from error
+            raise _StewardEndedError("the steward hung up", why=error.strerror or "") from error
+    if b"\n" not in received and len(received) <= _LONGEST_ANSWER_BYTES:
+        raise _StewardEndedError("the steward ended without an answer")
     try:
         answer = json.loads(received.partition(b"\n")[0])
-    except ValueError as error:
-        raise ProcessError("the steward ended without an answer") from error
+    except ValueError:
+        answer = None
     if not isinstance(answer, dict):
         raise ProcessError("the steward answered something that is no answer")
     return answer

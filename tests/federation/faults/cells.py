@@ -66,7 +66,6 @@ def all_cells() -> list[Cell]:
 
 FEW = (
     Cell("steward", "kill -9", "during"),
-    Cell("steward", "SIGTERM", "during"),
     Cell("supernode", "kill -9", "during"),
     Cell("courier", "SIGTERM", "before"),
     Cell("executor", "kill -9", "before"),
@@ -80,7 +79,6 @@ FEW = (
     Cell(ONE_CABLE, "network cut", "during"),
     Cell(ONE_CABLE, "cut past the deadline", "during"),
     Cell(ONE_HOME, "disk full", "during"),
-    Cell(COORDINATORS_HOME, "disk full", "during"),
 )
 """Every process and every fault, once."""
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -43,6 +45,8 @@ SIZE = 50_000
 _LEFT_TO_A_PERSON = (3, 4)
 _RECOVERY_S = 180.0
 _ROUND_S = 300.0
+_STAYS_S = 3.0
+"""Longer than it takes until the coordinator's state tells what was struck."""
 _DISK_MBYTES = 512
 
 PROCESSES = (
@@ -179,8 +183,22 @@ class Live:
         return True
 
     def recover(self) -> None:
-        """Return once everything is whole again and no process is left over."""
-        wait_until(self.is_whole, "all is whole again", seconds=_RECOVERY_S, told=self.logs())
+        """Return once everything is whole again, and stays so, and no process is left over."""
+        whole_since = math.inf
+
+        def stays_whole() -> bool:
+            nonlocal whole_since
+            now = time.monotonic()
+            whole_since = min(whole_since, now) if self.is_whole() else math.inf
+            return now - whole_since >= _STAYS_S
+
+        wait_until(
+            stays_whole,
+            "all is whole again",
+            seconds=_RECOVERY_S,
+            told=self.logs(),
+            every_s=1,  # the front door answers nobody more often for long
+        )
         wait_until(lambda: not self.orphans(), "no process is left over", seconds=90)
         assert self.left_to_a_person == []
 

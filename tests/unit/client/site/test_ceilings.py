@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vitrael.client.site.ceilings import check_left, check_study, check_task
 from vitrael.client.site.consent import describe_cohort, draft_consent
+from vitrael.client.site.consent_cli import _others
 from vitrael.client.site.settings import Limits
+from vitrael.client.site.store import Store, StoredConsent
 from vitrael.core.cli import run
+from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import ConsentError
+from vitrael.privacy.envelope import sign_consent
+from vitrael.privacy.keys import KeyPair
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,8 +91,39 @@ def test_privacy_budget_counts_over_all_studies(
         check_study(costing(epsilon), home.study, limits, left_bytes=0, others=others)
 
 
+def test_budget_that_was_given_under_earlier_keys_is_given(home: Home) -> None:
+    terms = draft(home).privacy.model_copy(update={"path": "dp", "epsilon": 3.0})
+    asked = draft(home).model_copy(update={"privacy": terms})
+    earlier = asked.model_copy(update={"protocol": digest_bytes(b"another study")})
+    envelope = sign_consent(earlier, KeyPair.create())  # the keys were rotated since
+    with closing(Store(home.settings.store, updates=home.settings.updates)) as store:
+        store.save_consent(
+            StoredConsent(envelope, {}),
+            protocol=earlier.protocol,
+            roster=earlier.roster,
+            given_utc=earlier.given_utc,
+        )
+    assert _others(home.settings, asked) == [earlier]
+    assert _others(home.settings, draft(home)) == []  # the control: this one costs nothing
+
+
 def test_empirical_study_spends_no_privacy_budget(home: Home) -> None:
     check_study(draft(home), home.study, Limits(epsilon=0), left_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "remedy"),
+    [
+        ({"smallest_roster": 4}, "To do: lower limits.smallest_roster"),
+        ({"stages": ALL_BUT_SIGNING}, "To do: add them to limits.stages"),
+        ({"study_bytes": 100}, "To do: raise limits.study_bytes"),
+    ],
+)
+def test_remedy_moves_the_ceiling_the_right_way(
+    home: Home, ceiling: dict[str, Any], remedy: str
+) -> None:
+    with pytest.raises(ConsentError, match=remedy):
+        check_study(draft(home), home.study, Limits(**ceiling), left_bytes=100)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from vitrael.client.site import checks
 from vitrael.client.site.checks import check_clock, check_gpu, check_tls, checks_of
 from vitrael.core.doctor import doctor, exit_code, run_checks
 from vitrael.core.reach import Answer
+from vitrael.privacy.keys import KeyPair, save_roster
 from vitrael.privacy.node_keys import create_node_key
 
 NOW = datetime(2031, 5, 1, 12, tzinfo=UTC)
@@ -124,6 +125,25 @@ def test_what_expires_is_told(path: Path) -> None:
     assert examine(path, now=later)["consents"][0] == "warn"
     assert "no consent stands" in examine(path, now=later + timedelta(days=10))["consents"][1]
     assert examine(path, now=later + timedelta(days=220))["enrollment"][0] == "fail"
+
+
+def test_consents_that_cover_nothing_any_more_are_told(
+    home: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert examine(path)["consents"][0] == "ok"
+    with monkeypatch.context() as patch:  # the package was upgraded
+        patch.setattr("vitrael.client.site.consent.package_version", lambda: "99")
+        found = examine(path)["consents"]
+    assert found[0] == "warn"
+    assert "1 of 1 consents are of earlier keys or for other software" in found[1]
+    others = {name: keys.public for name, keys in home.members.items()}
+    save_roster({**others, "north": KeyPair.create().public}, path / "roster.json")  # rotated
+    found = examine(path)["consents"]
+    assert found[0] == "warn"
+    assert "vitrael site consent" in found[1]
+    del others["north"]
+    save_roster(others, path / "roster.json")
+    assert examine(path)["consents"][0] == "fail"
 
 
 def test_a_site_that_was_revoked_is_told(path: Path) -> None:

@@ -148,6 +148,19 @@ def test_other_package_version_is_refused(
         look(home, store)
 
 
+def test_version_that_the_study_does_not_admit_is_not_signed_for(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = home.study.protocol.federation.model_copy(update={"software": "<2"})
+    protocol = home.study.protocol.model_copy(update={"federation": federation})
+    study = home.study.model_copy(update={"protocol": protocol})
+    home.consent(study)  # the control
+    monkeypatch.setattr("vitrael.client.site.consent.package_version", lambda: "2.1")
+    with pytest.raises(ConsentError, match=r'version 2\.1 .* admits "<2" alone') as caught:
+        home.consent(study)
+    assert caught.value.exit_code == 4
+
+
 def test_other_lock_is_refused(home: Home, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     given = home.consent()
     assert given.lock == lock_digest()

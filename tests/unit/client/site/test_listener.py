@@ -16,7 +16,7 @@ import pytest
 from vitrael.client.site import inbox
 from vitrael.client.site.courier import spool
 from vitrael.client.site.courier.spool import call_steward, write_parcel
-from vitrael.client.site.listener import LONGEST_PATH, REFUSAL, read_request, serve
+from vitrael.client.site.listener import LONGEST_PATH, NO_DISK, REFUSAL, read_request, serve
 from vitrael.client.site.tasks import TaskResult
 from vitrael.core.errors import (
     ConfigError,
@@ -242,7 +242,7 @@ def test_full_spool_leaves_no_half_reply(home: Home, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(spool, "_write_entry", full)
     reasons: list[str] = []
     with listening(home, echo, note=lambda why, _: reasons.append(why)) as path:
-        assert hear(path, b'{"parcel": "a"}\n') == REFUSAL
+        assert hear(path, b'{"parcel": "a"}\n') == NO_DISK
     assert "no disk space left" in reasons[0]
     assert list(home.settings.outbox.iterdir()) == []
 

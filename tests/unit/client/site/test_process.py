@@ -139,12 +139,12 @@ def test_kill_in_the_middle_of_a_task_loses_nothing(consenting: Home, root: Path
         assert process.stderr is not None
         assert process.stderr.readline() == "task begun\n"
         process.kill()
-        courier.join(PATIENCE_S)
-    assert "error" in answers[0]
+        process.wait(PATIENCE_S)
+    assert answers == []
     assert not list(home.settings.updates.glob("*"))
     with running(home, program=fake(root, home, "work")):
-        send()
-    reply, outputs = home.open(answers[1])
+        courier.join(PATIENCE_S)
+    reply, outputs = home.open(answers[0])
     assert (reply.status, outputs["codec"]["w"][0, 0]) == ("done", 1)
     assert verify_journal(home.settings.journal) == []
 
@@ -172,13 +172,12 @@ def test_sigterm_in_the_middle_of_a_task_ends_in_order_and_loses_nothing(
             with suppress(subprocess.TimeoutExpired):  # two at one moment would be heard as one
                 process.wait(1)
         assert process.wait(PATIENCE_S) == 0
-        courier.join(PATIENCE_S)
-    assert b"without an answer" in answers[0]["error"]
+    assert answers == []
     assert not list(home.settings.updates.glob("*"))
     assert not home.settings.steward.exists()
     with running(home, program=fake(root, home, "work")):
-        send()
-    reply, _ = home.open(answers[1])
+        courier.join(PATIENCE_S)
+    reply, _ = home.open(answers[0])
     assert reply.status == "done"
     assert [line.event for line in home.lines()] == ["consent", "sent"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -93,3 +95,19 @@ def test_site_that_sets_its_threads_keeps_the_studys_device(home: Home) -> None:
         report=lambda *_: None,
     )
     assert (context.device, context.threads, context.bf16) == ("cuda", 8, "off")
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('[schedule]\nhours = "25:00-01:00"', "schedule.hours: it is not written as it must be"),
+        ('[network]\nproxy = "proxy:3128"', "network.proxy: it is not written as it must be"),
+        ('cohort = "Main"', "cohort: it is no name as studies have them"),
+    ],
+)
+def test_text_of_a_wrong_form_is_not_taken_for_a_wrong_name(
+    tmp_path: Path, line: str, why: str
+) -> None:
+    (tmp_path / "site.toml").write_text(f'name = "north"\n{line}\n')
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        load_settings(tmp_path)

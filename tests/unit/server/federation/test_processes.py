@@ -219,6 +219,15 @@ def test_coordinator_leaves_what_is_a_rehearsal_s_alone(tmp_path: Path) -> None:
         assert end_leftovers(tmp_path) == [site.pid]  # the control
 
 
+def test_shell_that_exports_the_home_for_its_commands_is_left_alone(tmp_path: Path) -> None:
+    told = {"VITRAEL_SERVER_HOME": str(tmp_path)}  # as `vitrael doctor` takes it
+    with subprocess.Popen([sys.executable, "-c", SLEEPER], env=told) as shell:
+        assert until(lambda: psutil.Process(shell.pid).environ() != {})
+        assert end_leftovers(tmp_path, mark=SERVER_MARK) == []
+        assert is_alive(shell.pid)
+        shell.kill()
+
+
 def test_program_that_only_reads_in_a_home_is_left_alone(
     bystander: Callable[..., int], tmp_path: Path
 ) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
 from vitrael.client.site.courier import app as courier
@@ -98,3 +100,19 @@ def test_the_courier_imports_neither_torch_nor_anything_of_the_site() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == ""
+
+
+def test_a_courier_that_is_told_to_end_has_its_parcel_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*_: object, wait_s: float) -> dict[str, bytes]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ProcessError("nobody told it")
+
+    monkeypatch.setattr(courier, "call_steward", call)
+    reply = courier.app(message(3), context(tmp_path))
+    assert reply.has_error()
+    assert reply.error.code == ErrorCode.CLIENT_APP_CRASHED
+    assert signal.getsignal(signal.SIGTERM) is before

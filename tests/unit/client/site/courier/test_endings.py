@@ -57,6 +57,20 @@ def test_a_certificate_that_does_not_hold_ends_the_courier(said: str, why: str) 
     assert why in ending.error.sentence()
 
 
+@pytest.mark.parametrize("said", ["WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"])
+def test_a_port_that_speaks_no_tls_ends_the_courier(said: str) -> None:
+    text = f"{FAILED}[SSL: {said}] {said.replace('_', ' ').lower()} (_ssl.c:1006)"
+    ending = explain(text, code=1, address=AT, was_connected=False)
+    assert (ending.kind, ending.error.exit_code) == ("final", 4)
+    assert "no TLS is spoken there, and nothing was sent" in ending.error.sentence()
+
+
+def test_a_loss_is_told_by_its_reason_and_not_by_what_flower_says_last() -> None:
+    text = f"{FAILED}[Errno 111] Connection refused\nFor more information, visit\nINFO:  Finished"
+    ending = explain(text, code=1, address=AT, was_connected=False)
+    assert (ending.kind, ending.error.why) == ("lost", "[Errno 111] Connection refused")
+
+
 def test_a_refused_key_is_tried_for_a_while() -> None:
     ending = explain(f"{FAILED}[code: 2004] Failed", code=1, address=AT, was_connected=False)
     assert (ending.kind, ending.error.exit_code) == ("held", 4)

@@ -23,22 +23,30 @@ from vitrael.core.errors import DataError, ProcessError, StorageError
 PARCEL = {"envelope": b"{}", "weights": bytes(range(256))}
 
 
+def _answer_one(
+    connection: socket.socket, answer: Callable[[str], bytes | None], over: threading.Event
+) -> None:
+    with connection, connection.makefile("rb") as stream:
+        said = answer(json.loads(stream.readline())["parcel"])
+        if said is None:
+            over.wait(10)
+        else:
+            connection.sendall(said)
+
+
 @contextmanager
 def steward(path: Path, answer: Callable[[str], bytes | None]) -> Iterator[None]:
-    """Listen on ``path`` and answer one request; None: keep the caller waiting."""
+    """Listen on ``path`` and answer each request; None: keep the caller waiting."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
     listener.listen()
+    listener.settimeout(0.05)
     over = threading.Event()
 
     def serve() -> None:
-        connection, _ = listener.accept()
-        with connection, connection.makefile("rb") as stream:
-            said = answer(json.loads(stream.readline())["parcel"])
-            if said is None:
-                over.wait(10)
-            else:
-                connection.sendall(said)
+        while not over.is_set():
+            with suppress(TimeoutError):
+                _answer_one(listener.accept()[0], answer, over)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
@@ -172,7 +180,8 @@ def test_a_folder_with_a_link_is_no_parcel(tmp_path: Path) -> None:
         (b'{"parcel": "nowhere"}\n', "no such parcel"),
         (b"", "without an answer"),
         (b"[1]\n", "no answer"),
-        (b"no json\n", "without an answer"),
+        (b'{"parcel": "ba', "without an answer"),
+        (b"no json\n", "no answer"),
     ],
 )
 def test_what_is_no_parcel_is_told(home: Path, said: bytes, message: str) -> None:
@@ -182,6 +191,35 @@ def test_what_is_no_parcel_is_told(home: Path, said: bytes, message: str) -> Non
     ):
         call_steward(home, PARCEL, wait_s=5)
     assert left_in_spool(home) == []
+
+
+def test_a_steward_that_ends_in_the_middle_is_asked_again(home: Path) -> None:
+    asked: list[str] = []
+
+    def answer(name: str) -> bytes:
+        asked.append(name)
+        return b"" if len(asked) < 3 else echo(home)(name)
+
+    with steward(home / "steward.sock", answer):
+        assert call_steward(home, PARCEL, wait_s=5) == PARCEL
+    assert len(asked) == 3
+    assert len(set(asked)) == 1
+    assert left_in_spool(home) == []
+
+
+def test_a_parcel_over_which_every_steward_ends_is_given_up(home: Path) -> None:
+    asked: list[str] = []
+
+    def answer(name: str) -> bytes:
+        asked.append(name)
+        return b""
+
+    with (
+        steward(home / "steward.sock", answer),
+        pytest.raises(ProcessError, match="ended without an answer"),
+    ):
+        call_steward(home, PARCEL, wait_s=60)
+    assert len(asked) == 5
 
 
 def test_a_steward_that_says_nothing_is_not_waited_for_longer_than_told(home: Path) -> None:
