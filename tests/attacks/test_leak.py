@@ -24,9 +24,10 @@ from vitrael.core.data.phantoms.brain import (
 )
 from vitrael.core.data.scan import Scan
 from vitrael.core.data.splits import Split
+from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import DataError
 from vitrael.core.geometry import centered_affine
-from vitrael.core.messages import Task
+from vitrael.core.messages import StageName, Task
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import stream
 from vitrael.core.study import Study, load_study
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.xdist_group("leak")  # one worker makes what they share
 
 _SIZES = {"T": 40, "F": 8, "C": 10, "A": 16, "U": 4}
 _RELEASED = 32
-_NO_TASK = cast("Task", None)
+_NOTHING = digest_bytes(b"")
 
 
 def _people(name: str, count: int, grid: tuple[int, int, int], *, visits: int = 1) -> np.ndarray:
@@ -56,6 +57,8 @@ def _people(name: str, count: int, grid: tuple[int, int, int], *, visits: int = 
 class FakeCohort:
     """Phantoms by split."""
 
+    version = digest_bytes(b"phantoms")
+
     def __init__(self, grid: tuple[int, int, int], sizes: dict[str, int]) -> None:
         self._parts: dict[Split, PatientImages] = {}
         for split in Split:
@@ -71,6 +74,19 @@ class FakeCohort:
 
     def images(self, split: Split) -> PatientImages:
         return self._parts[split]
+
+
+def _task(stage: StageName) -> Task:
+    return Task(
+        protocol=_NOTHING,
+        roster=_NOTHING,
+        site="north",
+        stage=stage,
+        round=0,
+        nonce="0" * 32,
+        issued_utc="2026-01-01T00:00:00+00:00",
+        deadline_s=60,
+    )
 
 
 def _study(root: Path, *, screening: bool) -> Study:
@@ -95,6 +111,7 @@ def _site(study: Study, records: Path, sizes: dict[str, int]) -> SiteContext:
         "device": "cpu",
         "threads": 1,
         "bf16": "off",
+        "vram_frac": None,
     }
     return cast("SiteContext", SimpleNamespace(**facts))
 
@@ -103,7 +120,7 @@ def _site(study: Study, records: Path, sizes: dict[str, int]) -> SiteContext:
 def site(root: Path, tmp_path_factory: pytest.TempPathFactory) -> SiteContext:
     """Return a calibrated site of the honest study."""
     context = _site(_study(root, screening=True), tmp_path_factory.mktemp("site"), _SIZES)
-    body = calibrate.run(_NO_TASK, {}, context).body
+    body = calibrate.run(_task("calibration"), {}, context).body
     assert body["estimable"], body["reason"]
     return context
 
@@ -117,7 +134,7 @@ def _audited(context: SiteContext, released: np.ndarray) -> dict[str, Measuremen
         )
         for number, image in enumerate(released)
     }
-    body = audit.run(_NO_TASK, {"released": files}, context).body
+    body = audit.run(_task("audit"), {"released": files}, context).body
     return {m.name: m for m in audit_measurements([body])}
 
 
@@ -189,7 +206,7 @@ def test_too_few_patients_leave_candidates_unscreened(
 ) -> None:
     few = {"T": 6, "F": 2, "C": 1, "A": 2, "U": 1}
     context = _site(_study(root, screening=True), tmp_path, few)
-    body = calibrate.run(_NO_TASK, {}, context).body
+    body = calibrate.run(_task("calibration"), {}, context).body
     assert not body["estimable"]
     result = screen.judge(strangers, context)
     assert result.tensors["votes"]["keep"].all()
@@ -273,4 +290,4 @@ def test_each_site_plants_at_least_as_many_as_may_be_told(
 def test_nobody_to_learn_from_is_no_error(root: Path, tmp_path: Path) -> None:
     few = {"T": 3, "F": 0, "C": 0, "A": 0, "U": 0}
     context = _site(_study(root, screening=True), tmp_path, few)
-    assert not calibrate.run(_NO_TASK, {}, context).body["estimable"]
+    assert not calibrate.run(_task("calibration"), {}, context).body["estimable"]
