@@ -217,6 +217,11 @@ def _running(serve: Serve, *, tls: ssl.SSLContext | None) -> Iterator[int]:
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
+        # Also a connection whose handshake was never finished, of which no task knows.
+        for transport in list(getattr(loop, "_transports").values()):  # noqa: B009 - no public way
+            transport.abort()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # an abort closes the socket one turn later, through TLS two
 
     def run() -> None:
         loop.set_exception_handler(lambda *_: None)  # handshakes that a client broke off
