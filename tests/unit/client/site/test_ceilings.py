@@ -62,6 +62,8 @@ def test_study_that_asks_for_more_than_a_ceiling_is_not_consented_to(
 
 def test_fewer_rounds_than_the_study_has_may_be_consented_to_below_the_ceiling(home: Home) -> None:
     check_study(draft(home, max_rounds=1), home.study, Limits(rounds=1), left_bytes=0)
+    with pytest.raises(ConsentError, match=r"limits\.rounds"):  # the control
+        check_study(draft(home, max_rounds=2), home.study, Limits(rounds=1), left_bytes=0)
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,7 @@ def test_an_own_certificate_for_the_host_is_shown(with_own: Maker, *, between: b
 
 
 def test_an_own_wildcard_names_the_host(with_own: Maker) -> None:
-    present_tls(with_own("*.example.org"), now=START)
+    assert present_tls(with_own("*.example.org"), now=START).certificate.parent.name == "own"
 
 
 def test_an_own_certificate_for_another_host_is_refused(with_own: Maker) -> None:
