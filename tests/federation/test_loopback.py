@@ -24,6 +24,7 @@ from vitrael.server.rehearsal import Event, Rehearsal, rehearse
 pytestmark = [pytest.mark.federation]
 
 HERE = Path(__file__).resolve().parent
+WAIT_S = 300.0  # Flower takes a ClientApp for lost after 60 s, an exchange has 120 s
 
 FAILS = """
 from vitrael.core.errors import QuorumError
@@ -83,7 +84,7 @@ def test_parcels_of_megabytes_cross_and_nothing_is_left(tmp_path: Path) -> None:
     layout = layout_of(home, server_app(rounds=2, size=6_000_000))
     with Rehearsal(layout, on_event=events.append) as rehearsal:
         rehearsal.start()
-        code = rehearsal.watch(timeout_s=120)
+        code = rehearsal.watch(timeout_s=WAIT_S)
         guard = rehearsal.guard
     assert code == 6
     assert json.loads((home / "rounds.json").read_text()) == [dict.fromkeys(SITES, True)] * 2
@@ -117,7 +118,7 @@ def test_a_home_goes_on_after_a_crash_and_ctrl_c_leaves_nothing_listening(tmp_pa
         wait_for_rounds(home, done + 1)
         assert listening(home) != []
         driver.send_signal(signal.SIGINT)
-        said, _ = driver.communicate(timeout=60)
+        said, _ = driver.communicate(timeout=WAIT_S)
         assert "interrupted" in said
         assert driver.returncode == 130
     assert all(all(one.values()) for one in json.loads((home / "rounds.json").read_text()))
@@ -126,7 +127,7 @@ def test_a_home_goes_on_after_a_crash_and_ctrl_c_leaves_nothing_listening(tmp_pa
 
 def wait_for_rounds(home: Path, number: int) -> None:
     path = home / "rounds.json"
-    until = time.monotonic() + 60
+    until = time.monotonic() + WAIT_S
     while not path.exists() or path.read_text().count("north") < number:
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -138,7 +139,7 @@ def test_a_killed_steward_is_named_and_everything_ends(tmp_path: Path) -> None:
         rehearsal.start()
         crash(rehearsal, "site north: steward")
         with pytest.raises(ProcessError, match=r"site north: steward ended \(signal 9\)"):
-            rehearsal.watch(timeout_s=30)
+            rehearsal.watch(timeout_s=WAIT_S)
     assert_nothing_left(home)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -196,36 +197,49 @@ def test_home_whose_path_begins_alike_is_another_one(
     assert sorted(end_leftovers(tmp_path / "10")) == sorted([links["10"], node])
 
 
+@contextmanager
+def killed_at_the_end(*commands: tuple[str, dict[str, str]]) -> Iterator[list[int]]:
+    """Sleepers under these titles and environments, once each can be seen as what it is."""
+    processes = [
+        subprocess.Popen([title, "-c", SLEEPER], executable=sys.executable, env=env)
+        for title, env in commands
+    ]
+    try:
+        for process, (title, env) in zip(processes, commands, strict=True):
+            seen = psutil.Process(process.pid)
+            assert until(lambda seen=seen, title=title: seen.cmdline()[:1] == [title])
+            assert until(lambda seen=seen, env=env: env.items() <= seen.environ().items())
+        yield [process.pid for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def test_nginx_that_was_left_behind_is_found_by_the_title_that_it_gives_itself(
     tmp_path: Path,
 ) -> None:
-    def begin(home: str) -> subprocess.Popen[bytes]:
+    def titled(home: str) -> tuple[str, dict[str, str]]:
         title = f"nginx: master process nginx -e {tmp_path}/{home}/e.log -c x -g daemon off;"
-        return subprocess.Popen([title, "-c", SLEEPER], executable=sys.executable, env={})
+        return title, {}
 
-    with begin("1") as ours, begin("10") as other:
-        assert until(lambda: psutil.Process(other.pid).cmdline()[0].startswith("nginx: "))
-        assert end_leftovers(tmp_path / "1") == [ours.pid]
-        assert is_alive(other.pid)
-        other.kill()
+    with killed_at_the_end(titled("1"), titled("10")) as (ours, other):
+        assert end_leftovers(tmp_path / "1") == [ours]
+        assert is_alive(other)
 
 
 def test_coordinator_leaves_what_is_a_rehearsal_s_alone(tmp_path: Path) -> None:
     marks = ({HOME_MARK: str(tmp_path)}, {SERVER_MARK: str(tmp_path)})
-    command = [sys.executable, "-c", SLEEPER]
-    with subprocess.Popen(command, env=marks[0]) as site, subprocess.Popen(command, env=marks[1]):
-        assert until(lambda: psutil.Process(site.pid).environ() != {})
-        assert len(end_leftovers(tmp_path, mark=SERVER_MARK)) == 1
-        assert end_leftovers(tmp_path) == [site.pid]  # the control
+    with killed_at_the_end(*((sys.executable, mark) for mark in marks)) as (site, server):
+        assert end_leftovers(tmp_path, mark=SERVER_MARK) == [server]
+        assert end_leftovers(tmp_path) == [site]  # the control
 
 
 def test_shell_that_exports_the_home_for_its_commands_is_left_alone(tmp_path: Path) -> None:
     told = {"VITRAEL_SERVER_HOME": str(tmp_path)}  # as `vitrael doctor` takes it
-    with subprocess.Popen([sys.executable, "-c", SLEEPER], env=told) as shell:
-        assert until(lambda: psutil.Process(shell.pid).environ() != {})
+    with killed_at_the_end((sys.executable, told)) as (shell,):
         assert end_leftovers(tmp_path, mark=SERVER_MARK) == []
-        assert is_alive(shell.pid)
-        shell.kill()
+        assert is_alive(shell)
 
 
 def test_program_that_only_reads_in_a_home_is_left_alone(
