@@ -9,7 +9,7 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 ARGS ?=
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED)  ## Run a whole study on this machine; ARGS="--resume" and others pass through
 	$(BIN)/vitrael demo $(ARGS)
@@ -19,6 +19,14 @@ rehearse: $(INSTALLED)  ## The demo, which must have nginx in front; ARGS pass t
 
 test: $(INSTALLED)  ## Run the fast tests; ARGS="-k word" and others pass through
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup --durations 15 $(ARGS)
+
+# They wait for Flower most of the time, so that one processor has room for more than one.
+test-federation: $(INSTALLED)  ## Run the tests over real Flower processes, nginx and network namespaces
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "federation and not slow and not faults" \
+		-n $$(($(JOBS) + 1)) --dist loadfile --durations 15 $(ARGS)
+
+test-faults: $(INSTALLED)  ## Kill, stop, cut off and fill the disk of each process: the matrix in brief
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m faults $(ARGS)
 
 test-slow: $(INSTALLED)  ## Run the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --durations 0 $(ARGS)
@@ -79,4 +87,4 @@ $(INSTALLED): pyproject.toml deploy/constraints.txt
 	@rm -rf build vitrael.egg-info
 	@touch $@
 
-.PHONY: help demo rehearse test test-slow test-gpu bench lint format types layers docs constraints clean
+.PHONY: help demo rehearse test test-federation test-faults test-slow test-gpu bench lint format types layers docs constraints clean

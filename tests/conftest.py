@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, fixed examples, Flower tests one after another."""
+"""What holds for every test: one thread and fixed examples."""
 
 from __future__ import annotations
 
@@ -16,14 +16,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The same examples on every machine and no time limit: budgets are counted, not timed.
 settings.register_profile("vitrael", derandomize=True, deadline=None, database=None)
 settings.load_profile("vitrael")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Send every federation test to one worker, because each starts processes of its own."""
-    for item in items:
-        if item.get_closest_marker("federation"):
-            item.add_marker(pytest.mark.xdist_group("federation"))
 
 
 @pytest.fixture(scope="session")
