@@ -28,6 +28,7 @@ ENTRY_POINTS = "vitrael.checks"
 PATIENCE_S: Final = 20.0
 LEAST_PYTHON: Final = (3, 11)
 _GIB: Final = 1 << 30
+_DAY_S: Final = 86_400.0
 _FULL_GIB: Final = 2
 _TIGHT_GIB: Final = 20
 
@@ -90,7 +91,10 @@ def examine(home: Path | None, *, now: datetime) -> list[tuple[str, Finding]]:
     """Return what every check of this machine and of a home found, in the order of the checks."""
     checks = list(machine_checks(home))
     if home is not None:
-        known = [check for find in load_offered(ENTRY_POINTS) for check in find(home, now)]
+        try:
+            known = [check for find in load_offered(ENTRY_POINTS) for check in find(home, now)]
+        except PermissionError:
+            known = [Check("home", _closed)]
         checks += known or [Check("home", lambda: _no_home(home))]
     return list(zip((check.name for check in checks), run_checks(checks), strict=True))
 
@@ -135,6 +139,8 @@ def answer(check: Check) -> Finding:
     except VitraelError as error:
         sentence = f"{error.what}: {error.why}" if error.why else error.what
         return Finding("fail", sentence, error.fix, network=isinstance(error, NetworkError))
+    except PermissionError:
+        return _closed()
     except Exception as error:  # noqa: BLE001 - one broken check must not hide the others
         return Finding("fail", f"the check broke: {type(error).__name__}", "report it")
 
@@ -188,9 +194,14 @@ def check_disk(folder: Path, *, free_bytes: int | None = None) -> Finding:
 def days_left(what: str, days: float, *, soon: float, remedy: str) -> Finding:
     """Return what to say of something that expires."""
     if days <= 0:
-        return Finding("fail", f"{what} expired {-days:.0f} days ago", remedy)
-    told = f"{what} holds for {days:.0f} days"
+        return Finding("fail", f"{what} expired {int(-days)} days ago", remedy)
+    told = f"{what} holds for {int(days)} days"  # whole ones, as the lists of sites count them
     return Finding("warn", told, remedy) if days < soon else Finding("ok", told)
+
+
+def days_until(end: datetime, *, now: datetime) -> float:
+    """Return how many days are left."""
+    return (end - now).total_seconds() / _DAY_S
 
 
 def _no_home(home: Path) -> Finding:
@@ -199,6 +210,12 @@ def _no_home(home: Path) -> Finding:
         f"{home} is no home of a site or coordinator",
         "name the folder that holds site.toml or server.toml",
     )
+
+
+def _closed() -> Finding:
+    remedy = "run it as the user whose home it is, with the service files vitrael-steward at a "
+    remedy += "site and vitrael-server at a coordinator"
+    return Finding("fail", "a file is closed to this user", remedy)
 
 
 def _utc_now() -> datetime:

@@ -10,6 +10,7 @@ the people of the site, so that its sentence stands as ``reason``.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import json
 import logging
@@ -32,6 +33,7 @@ _TYPE = re.compile(r"[A-Z][A-Za-z]{0,63}")
 _CALL = r"[a-z_<][a-zA-Z0-9_<>]{0,63}:[0-9]{1,6}"
 _PLACE = re.compile(rf"{_CALL}(?: < {_CALL})*")
 _SENTENCE: Final = 500
+_LARGEST: Final = 1 << 63
 _DEEPEST: Final = 12
 """Of the functions that an exception came through, so many are told."""
 
@@ -41,7 +43,9 @@ def _word(value: object) -> object:
 
 
 def _number(value: object) -> object:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < _LARGEST else None  # neither is NaN, which JSON does not know
 
 
 def _sentence(value: object) -> object:
@@ -94,20 +98,21 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "event": _event(record),
         }
-        given = _told_of(record) | {name: vars(record).get(name) for name in FIELDS}
+        told = _told_of(record)
         for name, check in FIELDS.items():
-            value = check(given[name]) if given[name] is not None else _told_of(record).get(name)
+            given = vars(record).get(name)
+            value = told.get(name) if given is None else check(given)
             if value is not None:
                 line[name] = value
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line)
 
 
 class LogSink:
     """Where the lines of this process go; as a context manager it takes itself away again."""
 
-    def __init__(self, handler: logging.Handler) -> None:
-        """Take the handler, which is at work already."""
-        self.handler = handler
+    def __init__(self, *handlers: logging.Handler) -> None:
+        """Take the handlers, which are at work already."""
+        self.handlers = handlers
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -124,28 +129,35 @@ class LogSink:
 
     def close(self) -> None:
         """Write no more."""
-        logging.getLogger("vitrael").removeHandler(self.handler)
-        self.handler.close()
+        for handler in self.handlers:
+            logging.getLogger("vitrael").removeHandler(handler)
+            with contextlib.suppress(OSError):  # a full disk does not take the last lines
+                handler.close()
 
 
 def configure_logging(path: Path | None = None, *, level: int = logging.INFO) -> LogSink:
     """Send the lines of all ``vitrael`` loggers to a file, or to standard error without one.
 
-    The file has one older file beside it, ``LOG_BYTES`` each at most.
+    The file has one older file beside it, ``LOG_BYTES`` each at most. Warnings and what is graver
+    go to standard error too: a service's journal tells them, also when the disk is full. A line
+    that cannot be written is lost: logging's own words for that hold the arguments as they are.
     """
-    handler: logging.Handler
-    if path is None:
-        handler = logging.StreamHandler()
-    else:
+    logging.raiseExceptions = False
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8"
+        handlers[0].setLevel(logging.WARNING)
+        handlers.append(
+            logging.handlers.RotatingFileHandler(
+                path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8"
+            )
         )
-    handler.setFormatter(JsonFormatter())
     ours = logging.getLogger("vitrael")
-    ours.addHandler(handler)
+    for handler in handlers:
+        handler.setFormatter(JsonFormatter())
+        ours.addHandler(handler)
     ours.setLevel(level)
-    return LogSink(handler)
+    return LogSink(*handlers)
 
 
 def read_shared(path: Path, *, words: frozenset[str]) -> tuple[list[dict[str, object]], int]:
@@ -176,7 +188,7 @@ def _checked(text: str, *, words: frozenset[str]) -> dict[str, object] | None:
     try:
         line: dict[str, Any] = json.loads(text)
         head = {name: str(line[name]) for name in ("time", "level", "logger", "event")}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     good = _TIME.fullmatch(head["time"]) and _LOGGER.fullmatch(head["logger"])
     if not good or head["level"] not in _LEVELS:

@@ -7,9 +7,9 @@ together they make a Parcel, the one thing that is handed from process to proces
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,7 +24,8 @@ from pydantic import (
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, canonical_json, digest_json
 from vitrael.core.errors import EnvelopeError
-from vitrael.core.study import Name
+from vitrael.core.rounds import LONGEST_DEADLINE_S
+from vitrael.core.study import Name, parse_digest
 
 StageName = Literal[
     "consent",
@@ -42,6 +43,9 @@ StageName = Literal[
 Parcel = Mapping[str, bytes]
 """``envelope`` holds the signed document, every other name a sealed safetensors attachment."""
 
+MakeParcel = Callable[[], Parcel]
+"""Makes one site's Parcel when it goes: memory then holds one at a time."""
+
 ENVELOPE = "envelope"
 """The one name in a Parcel that no attachment may have."""
 
@@ -49,11 +53,9 @@ ENTRY_NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 """What an entry of a Parcel may be called; each is also a plain file's name."""
 
 
-def _digest(value: str) -> Digest:
-    if not re.fullmatch(r"sha256:[0-9a-f]{64}", value):
-        msg = "not a digest"
-        raise ValueError(msg)
-    return Digest(value)
+def parcel_size(parcel: Parcel) -> int:
+    """Return how many bytes the entries of a Parcel have together."""
+    return sum(len(data) for data in parcel.values())
 
 
 def _utc(value: str) -> str:
@@ -70,12 +72,15 @@ def _attachment(value: str) -> str:
     return value
 
 
-DigestField = Annotated[Digest, AfterValidator(_digest)]
+DigestField = Annotated[Digest, AfterValidator(parse_digest)]
 UtcField = Annotated[str, StringConstraints(max_length=40), AfterValidator(_utc)]
 """ISO 8601 with offset zero."""
 Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 AttachmentName = Annotated[str, AfterValidator(_attachment)]
 """Lower-case letters, digits, hyphen and underscore, never ``envelope``."""
+FieldName = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,48}$")]
+"""Of a reply's body: the other side writes it into its journal."""
+MOST_FIELDS: Final = 32
 
 
 class Message(Section):
@@ -126,7 +131,9 @@ class Task(Message):
     attempt: int = Field(default=0, ge=0, description="how often this round was begun before")
     nonce: Nonce
     issued_utc: UtcField
-    deadline_s: float = Field(gt=0, description="how long the coordinator waits for the reply")
+    deadline_s: float = Field(
+        gt=0, le=LONGEST_DEADLINE_S, description="how long the coordinator waits for the reply"
+    )
     inputs: dict[AttachmentName, DigestField] = Field(default_factory=dict)
     """Digest of each attachment before it was sealed."""
     journal: Head | None = None
@@ -157,7 +164,7 @@ class Reply(Message):
     reason: str = Field(default="", max_length=2000)
     """One sentence when the status is not ``done``; never says anything of a patient."""
     num_examples: int = Field(default=0, ge=0)
-    body: dict[str, JsonValue] = Field(default_factory=dict)
+    body: dict[FieldName, JsonValue] = Field(default_factory=dict, max_length=MOST_FIELDS)
     outputs: dict[AttachmentName, DigestField] = Field(default_factory=dict)
     """Digest of each attachment before it was sealed."""
     journal: Head | None = None

@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 from vitrael.core.errors import AuthError, ConfigError, NetworkError
 
 PATIENCE_S: Final = 5.0
+HEALTH: Final = "/health"
+"""What a coordinator's reverse proxy answers everybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ def _ask_tunnel(connection: socket.socket, target: Target) -> None:
 def ask(target: Target, path: str, *, authorities: bytes, timeout_s: float = PATIENCE_S) -> Answer:
     """Return what the server shows and says to GET of a path, trusting PEM ``authorities`` alone.
 
-    Raises NetworkError, and AuthError that says what is wrong with its certificate.
+    Raises NetworkError, AuthError that says what is wrong with its certificate, and ConfigError for
+    ``authorities`` that are none.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:

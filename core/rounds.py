@@ -53,7 +53,8 @@ class Federation(Section):
     norm_bound: float = Field(
         default=10,
         ge=1,
-        description="times the median of the updates' distances from the round's start",
+        description="times the median of the updates' distances from the round's start, "
+        "of two the smaller",
     )
     outliers: Literal["bound", "refuse"] = Field(
         default="bound", description="what becomes of an update that is farther away"

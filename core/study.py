@@ -59,7 +59,8 @@ class CovariateRange(Section):
         return self
 
 
-def _digest(value: str) -> Digest:
+def parse_digest(value: str) -> Digest:
+    """Return a digest in its written form; raise ValueError for anything else."""
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", value):
         msg = "it is not written like a digest, sha256: and 64 digits"
         raise ValueError(msg)
@@ -183,7 +184,7 @@ class Roster(Section):
     """Who takes part, by name; keys are bound to the names when the study opens."""
 
     sites: tuple[Name, ...] = Field(min_length=1)
-    predecessor: Annotated[Digest, AfterValidator(_digest)] | None = Field(
+    predecessor: Annotated[Digest, AfterValidator(parse_digest)] | None = Field(
         default=None,
         description="digest of the earlier roster, with its keys, whose finished rounds are kept",
     )

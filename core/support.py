@@ -8,11 +8,14 @@ distribution. No scan, no manifest, no key, no roster, no journal and no store g
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import platform
 import re
 import sqlite3
+import stat
 import tarfile
 import tomllib
 from collections import Counter
@@ -141,12 +144,19 @@ def sizes_of(home: Path) -> dict[str, dict[str, int]]:
         *("mlflow", "logs", "checkpoints"),
     ):
         if (home / name).is_dir():
-            files = [path for path in (home / name).rglob("*") if path.is_file()]
-            told[name] = {
-                "files": len(files),
-                "bytes": sum(path.lstat().st_size for path in files),
-            }
+            sizes = list(_sizes_below(home / name))
+            told[name] = {"files": len(sizes), "bytes": sum(sizes)}
     return told
+
+
+def _sizes_below(folder: Path) -> Iterable[int]:
+    """Yield the size of each file; one that vanishes, or is another user's, is left out."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                status = Path(place, name).lstat()
+                if stat.S_ISREG(status.st_mode):
+                    yield status.st_size
 
 
 def redact(document: Mapping[str, Any], kept: Mapping[str, str]) -> dict[str, object]:
@@ -178,10 +188,13 @@ def log_part(path: Path, *, name: str) -> dict[str, bytes]:
     """Return what may go of a log of ours, and how many of its lines were none of ours."""
     lines: list[dict[str, object]] = []
     dropped = 0
-    for one in (path.with_name(path.name + ".1"), path):
-        if one.is_file():
-            more, less = read_shared(one, words=WORDS)
-            lines, dropped = lines + more, dropped + less
+    try:
+        for one in (path.with_name(path.name + ".1"), path):
+            if one.is_file():
+                more, less = read_shared(one, words=WORDS)
+                lines, dropped = lines + more, dropped + less
+    except OSError as error:  # the folder of another user of the site
+        return {f"logs/{name}.json": _json({"unreadable": type(error).__name__})}
     if not lines and not dropped:
         return {}
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -193,14 +206,18 @@ def journal_part(path: Path, events: Iterable[str]) -> dict[str, bytes]:
     known = frozenset(events)
     lines: Counter[str] = Counter()
     sent: Counter[str] = Counter()
-    if not path.exists():
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
         return {}
-    with path.open("rb") as file:
+    except OSError as error:
+        return {"journal.json": _json({"unreadable": type(error).__name__})}
+    with file:
         for data in file:
             try:
                 line = json.loads(data)
                 event, size = str(line["event"]), int(line["bytes"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 event, size = "unreadable", 0
             event = event if event in known else "unreadable"
             lines[event] += 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from functools import cache
+import sys
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
 from typing import Final
 
 from vitrael.core.digest import Digest, digest_json
@@ -25,10 +28,13 @@ def package_version() -> str:
         return "0"
 
 
-@cache
 def lock_digest() -> Digest:
-    """Return the name of the installed software: ``locked_versions`` as one digest."""
-    return digest_json(locked_versions())
+    """Return the name of the installed software: ``locked_versions`` as one digest.
+
+    That takes a while, and is done again only once a folder that Python imports from was changed,
+    as every installation does.
+    """
+    return _digest_for(_import_folders())
 
 
 def locked_versions() -> list[str]:
@@ -54,6 +60,20 @@ def locked_versions() -> list[str]:
         for requirement in metadata.get_all("Requires-Dist") or ():
             left += _parts(requirement, extra=extra)
     return [f"{name}=={found[name]}" for name in sorted(found)]
+
+
+@lru_cache(maxsize=1)
+def _digest_for(_folders: tuple[tuple[str, int], ...]) -> Digest:
+    return digest_json(locked_versions())
+
+
+def _import_folders() -> tuple[tuple[str, int], ...]:
+    """Return where Python imports from, each place with the time of its last change."""
+    found = []
+    for place in sys.path:
+        with contextlib.suppress(OSError):
+            found.append((place, Path(place).stat().st_mtime_ns))
+    return tuple(found)
 
 
 def _parts(requirement: str, *, extra: str) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from vitrael.core.messages import DigestField, Message, Nonce, UtcField
 from vitrael.core.study import Name
+from vitrael.core.text import Sentence
 from vitrael.privacy.keys import PublicKeys
 
 ENROLLMENT_PATH = "/v1/enrollment"
@@ -26,6 +27,10 @@ ENROLLMENT_PATH = "/v1/enrollment"
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 _PORTS = 65_536
+MOST_PEM = 32_768
+"""Characters of a key or certificate in PEM."""
+MOST_REASON = 500
+"""Characters of what a site says to its coordinator in one sentence."""
 
 
 def _address(value: str) -> str:
@@ -45,7 +50,7 @@ def _address(value: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 """``host:port`` at which sites reach the coordinator."""
 Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Pem = Annotated[str, StringConstraints(max_length=32_768)]
+Pem = Annotated[str, StringConstraints(max_length=MOST_PEM)]
 
 
 class Invitation(Message):
@@ -76,7 +81,7 @@ class JoinRequest(Message):
     node: Pem
     """The public key by which Flower knows the site's SuperNode: P-384, SubjectPublicKeyInfo."""
     node_proof: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){1,256}$")]
-    package_version: str = Field(min_length=1, max_length=40)
+    package_version: Sentence = Field(min_length=1, max_length=40)
     utc: UtcField
 
 
@@ -87,7 +92,7 @@ class SiteWord(Message):
     kind: Literal["standing", "withdraw", "leave"]
     """Ask how things stand; take back the consent to ``protocol``; leave the federation."""
     protocol: DigestField | None = None
-    reason: str = Field(default="", max_length=500)
+    reason: Sentence = Field(default="", max_length=MOST_REASON)
     """One sentence for the coordinator; never says anything of a patient."""
     nonce: Nonce
     utc: UtcField
@@ -129,8 +134,13 @@ def proof_of(keys: PublicKeys, *, site: str) -> bytes:
     return f"vitrael node key of {site}: {keys.signing} {keys.sealing}".encode()
 
 
-def join_fingerprint(keys: PublicKeys, node: str) -> str:
-    """Return SHA-256 over a site's three public keys, in 16 groups of four, for reading aloud."""
-    lines = "\n".join((keys.signing, keys.sealing, "".join(node.split())))
+def join_fingerprint(keys: PublicKeys, node: str, *, coordinator: PublicKeys) -> str:
+    """Return SHA-256 over a site's three public keys and the coordinator's two, for reading aloud.
+
+    16 groups of four digits. The site takes the coordinator's keys from its invitation, the
+    coordinator its own: where the invitation was changed on its way, the two read other digits.
+    """
+    own = (keys.signing, keys.sealing, "".join(node.split()))
+    lines = "\n".join((*own, coordinator.signing, coordinator.sealing))
     digits = hashlib.sha256(lines.encode()).hexdigest()
     return " ".join(digits[start : start + 4] for start in range(0, len(digits), 4))

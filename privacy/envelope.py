@@ -128,6 +128,7 @@ def _sign(message: Message, key: KeyPair) -> bytes:
 
 def _claimed(data: bytes, kind: type[M], *, what: str) -> M:
     """Return the document of an envelope whose signature is not checked."""
+    _demand_size(data)
     try:
         return kind.from_bytes(Envelope.from_dict(json.loads(data)).payload)
     except (
@@ -145,9 +146,13 @@ def _claimed(data: bytes, kind: type[M], *, what: str) -> M:
         ) from error
 
 
-def _open(data: bytes, public: PublicKeys, kind: type[M], *, signer: str) -> M:
+def _demand_size(data: bytes) -> None:
     if len(data) > MAX_ENVELOPE_BYTES:
         raise EnvelopeError("the envelope is too large", why=f"{len(data)} bytes came")
+
+
+def _open(data: bytes, public: PublicKeys, kind: type[M], *, signer: str) -> M:
+    _demand_size(data)
     try:
         envelope = Envelope.from_dict(json.loads(data))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -79,7 +79,7 @@ class Witness(Protocol):
         ...
 
     def keep_head(self, head: Kept) -> None:
-        """Remember a head, durably."""
+        """Remember a head, durably; of two processes the one behind may come later."""
         ...
 
 
@@ -118,9 +118,9 @@ class Journal:
             head = self._recover(file)
             self._check_witness(head)
             line = self._write(file, head, entry)
-            if self._witness is not None:
-                self._witness.keep_head(Kept(line.line, line.hash))
-            return line
+        if self._witness is not None:  # it may wait for who waits for the journal
+            self._witness.keep_head(Kept(line.line, line.hash))
+        return line
 
     def head(self) -> Kept:
         """Return number and hash of the last line; 0 and ``BEGINNING`` before the first.
@@ -132,19 +132,21 @@ class Journal:
             self._check_witness(head)
             return Kept(head.lines, head.hash)
 
-    def holds(self, head: Kept) -> bool:
-        """Return whether the journal has that line with that hash.
+    def has_answered(self, head: Kept) -> bool:
+        """Return whether the journal has that line with that hash and, behind it, one of a reply.
 
-        It is looked for from the end, which takes as long as what was written after it is.
+        A reply tells the line before its own. What stands behind ``restored`` counts for nothing:
+        whoever wrote it may have forgotten that reply. It is looked for from the end, which takes
+        as long as what was written since is.
         """
-        if not head.lines:
-            return head.hash == BEGINNING
+        replied = False
         with self._opened("make it readable; nothing leaves before") as file:
             self._recover(file)
             for line in _backwards(file):
                 if line.line <= head.lines:
-                    return (line.line, line.hash) == (head.lines, head.hash)
-        return False
+                    return replied and (line.line, line.hash) == (head.lines, head.hash)
+                replied = line.event != "restored" and (replied or bool(line.nonce))
+        return replied and head == Kept(0, BEGINNING)
 
     def demand_whole(self) -> None:
         """Raise StorageError, which names the first fault, unless every line is as it was written.
@@ -181,9 +183,10 @@ class Journal:
         line = line.model_copy(update={"hash": line.chained()})
         data = write_line(line)
         file.seek(head.bytes)
+        rest = memoryview(data)
         try:
-            file.write(data)
-            file.flush()
+            while rest:  # the file has no buffer: a full disk takes a part and then none
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         except OSError:
             file.truncate(head.bytes)
@@ -208,7 +211,8 @@ class Journal:
         file.seek(head.bytes)
         tail = file.read()
         line = parse_line(tail)
-        if line is not None and line.previous == head.hash and line.line == head.lines + 1:
+        follows = line is not None and (line.previous, line.line) == (head.hash, head.lines + 1)
+        if line is not None and follows and line.chained() == line.hash:
             head = _Head(lines=line.line, bytes=size, hash=line.hash)
             _save_head(self._path, head)
             return head
@@ -224,7 +228,7 @@ class Journal:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-            with os.fdopen(handle, "r+b") as file:
+            with os.fdopen(handle, "r+b", buffering=0) as file:
                 lock_in_time(handle, fcntl.LOCK_EX, patience_s=self._patience_s)
                 yield file
         except OSError as error:
@@ -389,5 +393,6 @@ def _not_whole(why: str) -> StorageError:
     return StorageError(
         "the journal is not whole",
         why=why,
-        fix="restore journal.jsonl and journal.head.json from a backup; until then nothing leaves",
+        fix="restore journal.jsonl and journal.head.json from a backup while nothing runs: without "
+        "a whole journal nothing starts",
     )

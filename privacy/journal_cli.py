@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import date
 
     from vitrael.privacy.journal_cross import Account, Comparison
 
 JOURNAL = "journal.jsonl"
 """What the journal is called in every home folder."""
+
+_LONGEST_SHOWN = 2000
 
 _HOME = click.option(
     "--home",
@@ -58,9 +62,11 @@ def verify(ctx: click.Context, home: Path, against: tuple[Path, ...], *, as_json
     """
     from vitrael.privacy.journal_cross import compare_journals, read_account  # noqa: PLC0415
 
-    account, *others = (
-        read_account(_journal_of(path), in_home=path.is_dir()) for path in (home, *against)
-    )
+    accounts = []
+    for path in (home, *against):
+        with _readable(path):
+            accounts.append(read_account(_journal_of(path), in_home=path.is_dir()))
+    account, *others = accounts
     comparisons = [compare_journals(account, other) for other in others]
     if as_json:
         click.echo(json.dumps(_document([account, *others], comparisons)))
@@ -93,22 +99,34 @@ def show(
     from vitrael.privacy.journal import read_journal, tell_faults, verify_copy  # noqa: PLC0415
     from vitrael.privacy.journal_line import covers, describe_line  # noqa: PLC0415
 
-    path = _journal_of(home)
-    if faults := verify_copy(path):
-        raise tell_faults(faults)
     day = "" if since is None else since.strftime("%Y-%m-%d")
-    lines = [
-        line
-        for line in read_journal(path)
-        if covers(line, protocol=protocol or "", since=day)
-        and (site is None or site in {line.to, line.origin})
-    ]
+    with _readable(home):
+        path = _journal_of(home)
+        if faults := verify_copy(path):
+            raise tell_faults(faults)
+        lines = [
+            line
+            for line in read_journal(path)
+            if covers(line, protocol=protocol or "", since=day)
+            and (site is None or site in {line.to, line.origin})
+        ]
     if as_json:
         click.echo(json.dumps({"lines": [line.model_dump(mode="json") for line in lines]}))
         return
     for line in lines:
         click.echo(describe_line(line))
     click.echo(f"{len(lines)} lines", err=True)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Name the journal that the system does not let this user read."""
+    from vitrael.core.errors import storage_error  # noqa: PLC0415
+
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(f"the journal at {path}", error) from error
 
 
 def _journal_of(path: Path) -> Path:
@@ -160,21 +178,28 @@ def _tell(accounts: list[Account], comparisons: list[Comparison]) -> None:
     for account in accounts:
         state = f"{len(account.faults)} faults" if account.faults else "whole"
         whose = account.side or "nobody's yet"
-        click.echo(f"{account.path}: {whose}, {len(account.lines)} lines, {state}")
+        _echo(f"{account.path}: {whose}, {len(account.lines)} lines, {state}")
         for fault in account.faults:
-            click.echo(f"  line {fault.line}: {fault.what}")
+            _echo(f"  line {fault.line}: {fault.what}")
     for compared in comparisons:
         state = f"{len(compared.faults)} contradictions" if compared.faults else "they agree"
-        click.echo(
-            f"the coordinator and site {compared.site}: {compared.replies} replies and "
-            f"{compared.heads} quoted lines compared, {state}"
+        _echo(
+            f"the coordinator and {f'site {compared.site}' if compared.site else 'a site'}: "
+            f"{compared.replies} replies and {compared.heads} quoted lines compared, {state}"
         )
         for side, fault in compared.faults:
             where = f", line {fault.line}" if fault.line else ""
-            click.echo(f"  journal of {side}{where}: {fault.what}")
+            _echo(f"  journal of {side}{where}: {fault.what}")
     if _is_wrong(accounts, comparisons):
         click.echo(
             "To do: restore what is named from a backup, or find out who changed it; a copy that "
             "was taken too early lacks lines at its end, so copy it again first.",
             err=True,
         )
+
+
+def _echo(text: str) -> None:
+    """Write a line in which names stand that the other side has chosen."""
+    from vitrael.core.text import one_line  # noqa: PLC0415
+
+    click.echo(one_line(text, _LONGEST_SHOWN))

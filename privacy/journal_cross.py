@@ -8,7 +8,7 @@ with head and store, all of them consistently, is found by the coordinator's, an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -69,18 +69,18 @@ def read_account(path: Path, *, in_home: bool) -> Account:
 def compare_journals(one: Account, other: Account) -> Comparison:
     """Return what the journals of the coordinator and of a site say of each other.
 
-    Raises UsageError unless one is the coordinator's and one a site's.
+    A journal that does not say whose it is counts as the side that the other is not, and that is a
+    fault. Raises UsageError unless one is the coordinator's and one a site's.
     """
-    sides = {account.side == COORDINATOR: account for account in (one, other)}
-    if len(sides) < 2:  # noqa: PLR2004 - the two sides
+    coordinator, site = sorted((one, other), key=_rank)
+    if _rank(coordinator) == _rank(site):
         raise UsageError(
             "these journals are of the same side",
             why=f"{one.path} and {other.path}",
             fix="compare the coordinator's with one of a site",
         )
-    coordinator, site = sides[True], sides[False]
-    name = site.side
-    about = [line for line in coordinator.lines if name in {line.to, line.origin}]
+    coordinator, name = replace(coordinator, side=COORDINATOR), site.side
+    about = [line for line in coordinator.lines if name and name in {line.to, line.origin}]
     received = [line for line in about if line.event == "received"]
     left = [line for line in site.lines if line.event in DEPARTURES and line.nonce]
     left = [line for line in left if line.format > 1]  # the coordinator kept no journal before
@@ -91,19 +91,22 @@ def compare_journals(one: Account, other: Account) -> Comparison:
         *_unknown_tasks(left, about, coordinator),
     ]
     common = {line.nonce for line in received} & {line.nonce for line in left}
-    if name and not about:
+    if not name:
+        faults.append(("the site", Fault(0, "no line of it says which site's it is")))
+    elif not about:
         faults.append((COORDINATOR, Fault(0, f"no line of it is about site {name}")))
     heads = sum(bool(line.other) for line in (*received, *left))
     return Comparison(name, heads, len(common), tuple(faults))
 
 
 def _find_side(lines: Sequence[Line]) -> str:
-    for line in lines:
-        if line.event in OF_THE_COORDINATOR:
-            return COORDINATOR
-        if line.event in DEPARTURES and line.origin and line.nonce:
-            return line.origin
-    return ""
+    if any(line.event in OF_THE_COORDINATOR for line in lines):
+        return COORDINATOR
+    return next((line.origin for line in lines if line.origin), "")
+
+
+def _rank(account: Account) -> int:
+    return {COORDINATOR: 0, "": 1}.get(account.side, 2)
 
 
 def _find_conflicts(lines: Sequence[Line]) -> Iterator[Fault]:

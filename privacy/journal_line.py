@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, canonical_json, digest_bytes, digest_json
+from vitrael.core.text import one_line
 
 Clock = Callable[[], datetime]
 """Returns the present time in UTC."""
@@ -54,8 +55,11 @@ Event = Literal[
     "repaired",
 ]
 
-DEPARTURES: Final[frozenset[Event]] = frozenset({"sent", "refused", "failed"})
+DEPARTURES: Final[frozenset[Event]] = frozenset({"sent", "refused", "failed", "joined", "rotated"})
 """Of a site: lines whose bytes left the building."""
+
+_LONGEST_SHOWN: Final = 2000
+"""Of a line for reading, so many characters: a reply may name as many fields as it likes."""
 
 OF_THE_COORDINATOR: Final[frozenset[Event]] = frozenset(
     {
@@ -145,11 +149,14 @@ def covers(line: Line, *, protocol: str = "", since: str = "") -> bool:
 
 
 def describe_line(line: Line) -> str:
-    """Return a line of a journal for reading: rounds count from 1, as everywhere in words."""
+    """Return a line of a journal for reading: rounds count from 1, as everywhere in words.
+
+    What the other side has named and said stands in it, with a blank for what cannot be printed.
+    """
     what = ", ".join((*line.fields, *line.attachments)) or line.reason
     stage = f"{line.stage} {line.round + 1}" if line.stage else "-"
     start = f"{line.utc}  {line.event:<9} {stage:<14} {line.bytes:>12} B"
-    return f"{start}  {line.to or line.origin or '-':<31}  {what}"
+    return one_line(f"{start}  {line.to or line.origin or '-':<31}  {what}", _LONGEST_SHOWN)
 
 
 def write_line(line: Line) -> bytes:

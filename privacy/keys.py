@@ -1,8 +1,8 @@
 """Keys of a party: Ed25519 to sign (RFC 8032) and X25519 to receive sealed tensors (RFC 7748).
 
 Private keys live as PEM PKCS#8 files of mode 0600 in one folder, ``signing.pem`` and
-``sealing.pem``, encrypted where their owner has set a passphrase, and never leave their machine.
-Public keys travel as hexadecimal digits.
+``sealing.pem``, each a sealed file where their owner has set a passphrase, and never leave their
+machine. Public keys travel as hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
     Encoding,
-    KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
@@ -31,8 +29,9 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, digest_json, write_atomically
-from vitrael.core.errors import AuthError, UsageError
+from vitrael.core.errors import AuthError, StorageError, UsageError
 from vitrael.core.study import Name
+from vitrael.privacy.sealed_file import is_sealed, open_sealed, seal_bytes
 
 T = TypeVar("T")
 
@@ -43,7 +42,6 @@ LEAST_PASSPHRASE = 12
 """Bytes of a new passphrase: fewer are guessed by who has a copy of the files."""
 
 _UNFINISHED = ".keys-unfinished"
-_ENCRYPTED = b"BEGIN ENCRYPTED PRIVATE KEY"
 _FILES = ("signing.pem", "sealing.pem")
 _RESTORE = "restore the keys that were made at enrollment"
 _FETCH = "a site runs `vitrael site join` and `vitrael site fetch`, a coordinator approves sites"
@@ -129,15 +127,13 @@ class KeyPair:
 
         For keys that lie there already: ``save`` alone makes new ones.
         """
-        encryption: KeySerializationEncryption = NoEncryption()
         if passphrase is not None:
             demand_passphrase(passphrase)
-            encryption = BestAvailableEncryption(passphrase)
         pair: tuple[Ed25519PrivateKey | X25519PrivateKey, ...] = (self.signing, self.sealing)
         for name, key in zip(_FILES, pair, strict=True):
-            pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
-            write_atomically(folder / name, pem)
-            (folder / name).chmod(0o600)
+            pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            data = pem if passphrase is None else seal_bytes(pem, passphrase)
+            write_atomically(folder / name, data)  # its temporary file is 0600 from the start
 
     @property
     def public(self) -> PublicKeys:
@@ -148,11 +144,12 @@ class KeyPair:
         )
 
 
-def read_private(path: Path, *, fix: str) -> bytes:
+def read_private(path: Path, *, fix: str, what: str = "key", by_group: bool = False) -> bytes:
     """Return the bytes of a secret file.
 
     Raises AuthError, with ``fix`` as its remedy, when it cannot be read, and when it is open to
-    other users. It names file and folder and not where they lie: a site may send the sentence.
+    other users; ``by_group`` is for a file that its group may read and nobody else. The error names
+    file and folder and not where they lie: a site may send the sentence.
     """
     name = f"{path.parent.name}/{path.name}"
     try:
@@ -160,28 +157,33 @@ def read_private(path: Path, *, fix: str) -> bytes:
             mode = os.fstat(file.fileno()).st_mode
             data = file.read()
     except OSError as error:
-        raise AuthError(f"key {name} cannot be read", why=error.strerror or "", fix=fix) from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        why = error.strerror or ""
+        raise AuthError(f"{what} {name} cannot be read", why=why, fix=fix) from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO) & ~(stat.S_IRGRP if by_group else 0):
         raise AuthError(
-            f"key {name} is open to other users",
+            f"{what} {name} is open to other users",
             why=f"its mode is {stat.S_IMODE(mode):o}",
-            fix=f"chmod 600 {name}",
+            fix=f"chmod {640 if by_group else 600} {name}",
         )
     return data
 
 
 def is_protected(folder: Path) -> bool:
     """Return whether any private key of a folder is encrypted; AuthError when one is missing."""
-    return any(_ENCRYPTED in read_private(folder / name, fix=_RESTORE) for name in _FILES)
+    return any(is_sealed(read_private(folder / name, fix=_RESTORE)) for name in _FILES)
 
 
 def protect_keys(folder: Path, *, passphrase: bytes) -> None:
-    """Encrypt the keys of a folder, those of them that are in the clear.
+    """Encrypt those keys of a folder that are there and in the clear.
 
     A process killed in between leaves one of the two as it was: done again, it ends the work, and
-    until then both load with the passphrase. Raises AuthError as ``KeyPair.load`` does.
+    until then both load with the passphrase. Raises AuthError for a key that cannot be read, and
+    UsageError for a passphrase that is too short.
     """
-    KeyPair.load(folder, passphrase=lambda: passphrase).write(folder, passphrase=passphrase)
+    demand_passphrase(passphrase)
+    for path in (folder / name for name in _FILES if (folder / name).exists()):
+        if not is_sealed(data := read_private(path, fix=_RESTORE)):
+            write_atomically(path, seal_bytes(data, passphrase))
 
 
 def unprotect_keys(folder: Path, *, passphrase: Passphrase) -> None:
@@ -205,25 +207,25 @@ def demand_passphrase(passphrase: bytes) -> None:
 def _load_private(path: Path, *, passphrase: Passphrase | None) -> object:
     name = f"{path.parent.name}/{path.name}"
     data = read_private(path, fix=_RESTORE)
-    password = None
-    if _ENCRYPTED in data:
+    if is_sealed(data):
         if passphrase is None:
             raise AuthError(
                 f"key {name} is protected by a passphrase",
                 why="none was given",
                 fix="take the protection away, or name the passphrase",
             )
-        password = passphrase()
-    try:
-        return load_pem_private_key(data, password=password)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        if password is not None:
+        try:
+            data = open_sealed(data, passphrase())
+        except (AuthError, StorageError) as error:
             raise AuthError(
                 f"key {name} does not open",
                 why="the passphrase is wrong, or the file is damaged",
                 fix="give the passphrase that was set when the key was protected, or restore a "
                 "backup",
             ) from error
+    try:
+        return load_pem_private_key(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise AuthError(f"key {name} is no private key in PEM", fix=_RESTORE) from error
 
 

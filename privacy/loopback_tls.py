@@ -2,12 +2,14 @@
 
 Flower's processes on one machine speak TLS with each other too, so that another user of the
 machine can neither listen nor pose as one of them. The authority (P-384, one level) is for
-127.0.0.1 and localhost; its private key is forgotten as soon as it has signed.
+127.0.0.1, localhost and where else the server is said to listen; its private key is forgotten as
+soon as it has signed.
 """
 
 from __future__ import annotations
 
 import secrets
+import stat
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from vitrael.core.digest import write_atomically
-from vitrael.privacy.certificates import issue_authority, issue_server
+from vitrael.privacy.certificates import general_name, issue_authority, issue_server
 
 _LIFETIME = timedelta(days=825)
 
@@ -53,13 +55,15 @@ class TlsFiles:
         )
 
 
-def create_tls(folder: Path, *, party: str, now: datetime) -> TlsFiles:
+def create_tls(folder: Path, *, party: str, now: datetime, host: str = "127.0.0.1") -> TlsFiles:
     """Return a folder's TLS files, made anew when they are missing or run out within a month.
 
-    The authority's private key is forgotten at once: it signs one certificate.
+    ``host`` is where the server listens: files for another one are made anew too. The authority's
+    private key is forgotten at once: it signs one certificate.
     """
     files = TlsFiles.of(folder)
-    if _still_good(files, now=now):
+    hosts = tuple(dict.fromkeys(("localhost", "127.0.0.1", host)))
+    if _still_good(files, host=host, now=now):
         return files
     authority_key = ec.generate_private_key(ec.SECP384R1())
     authority = issue_authority(
@@ -68,14 +72,14 @@ def create_tls(folder: Path, *, party: str, now: datetime) -> TlsFiles:
     server_key = ec.generate_private_key(ec.SECP384R1())
     server = issue_server(
         server_key.public_key(),
-        hosts=("localhost", "127.0.0.1"),
+        hosts=hosts,
         authority=authority,
         authority_key=authority_key,
         now=now,
         lifetime=_LIFETIME,
     )
     pem = server_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    _write_private(files.key, pem)
+    write_atomically(files.key, pem)  # 0600 from the start
     write_atomically(files.certificate, server.public_bytes(Encoding.PEM))
     write_atomically(files.authority, authority.public_bytes(Encoding.PEM))
     return files
@@ -84,25 +88,23 @@ def create_tls(folder: Path, *, party: str, now: datetime) -> TlsFiles:
 def create_secret(path: Path, *, mode: int = 0o600) -> None:
     """Make the secret that a SuperExec shows its SuperLink or SuperNode, unless it exists.
 
-    With mode 0640 the group of its folder may read it: a SuperExec under a user of its own.
+    With mode 0640 the group of its folder may read it: a SuperExec under a user of its own. The
+    mode is mended where a process was killed between the two.
     """
     if not path.exists():
-        _write_private(path, secrets.token_hex(32).encode(), mode=mode)
+        write_atomically(path, secrets.token_hex(32).encode())
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
 
 
-def _still_good(files: TlsFiles, *, now: datetime) -> bool:
+def _still_good(files: TlsFiles, *, host: str, now: datetime) -> bool:
     try:
         certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
         authority = x509.load_pem_x509_certificate(files.authority.read_bytes())
         key = load_pem_private_key(files.key.read_bytes(), password=None)
         certificate.verify_directly_issued_by(authority)
-    except (OSError, ValueError, TypeError, InvalidSignature):
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
         return False  # a process that was killed between two files leaves what does not fit
-    fits = key.public_key() == certificate.public_key()
+    fits = key.public_key() == certificate.public_key() and general_name(host) in names.value
     return fits and certificate.not_valid_after_utc > now + timedelta(days=31)
-
-
-def _write_private(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Write a secret that its owner alone can read (the temporary file is 0600 from the start)."""
-    write_atomically(path, data)
-    path.chmod(mode)

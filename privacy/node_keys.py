@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_public_key,
     load_ssh_private_key,
+    load_ssh_public_key,
 )
 
 from vitrael.core.digest import write_atomically
@@ -50,13 +51,37 @@ def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """
     name = f"{path.parent.name}/{path.name}"
     try:
-        key = load_ssh_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        why = (error.strerror or "") if isinstance(error, OSError) else ""
-        raise AuthError(f"{name} is no node key", why=why, fix=_RESTORE) from error
+        key = load_ssh_private_key(_read(path), None)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise AuthError(f"{name} is no node key", fix=_RESTORE) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
         raise AuthError(f"{name} is no node key", why="it is not on the curve P-384", fix=_RESTORE)
     return key
+
+
+def load_node_public(path: Path) -> str:
+    """Return the public half of a node key in PEM, as ``create_node_key`` wrote it beside it.
+
+    The private half may belong to another user. Raises AuthError when the file holds none.
+    """
+    public_path = path.with_name(path.name + ".pub")
+    try:
+        key = load_ssh_public_key(_read(public_path))
+    except (ValueError, UnsupportedAlgorithm) as error:
+        name = f"{path.parent.name}/{public_path.name}"
+        raise AuthError(f"{name} is no public node key", fix=_RESTORE) from error
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        fix = _RESTORE
+        if isinstance(error, PermissionError):
+            fix = "with the users of deploy/systemd run `systemd-tmpfiles --create`"
+        name = f"{path.parent.name}/{path.name}"
+        raise AuthError(f"{name} cannot be read", why=error.strerror or "", fix=fix) from error
 
 
 def prove_node(key: ec.EllipticCurvePrivateKey, statement: bytes) -> str:

@@ -10,6 +10,7 @@ off is found. What was read is believed only once the last chunk was.
 
 from __future__ import annotations
 
+import io
 import json
 import secrets
 from typing import BinaryIO, Final
@@ -34,6 +35,26 @@ _MOST_COST: Final = 1 << 20
 _BLOCK: Final = 8
 _TAG_BYTES: Final = 16
 _LONGEST_HEADER: Final = 512
+
+
+def seal_bytes(data: bytes, passphrase: bytes) -> bytes:
+    """Return bytes that only a passphrase opens."""
+    file = io.BytesIO()
+    writer = SealedWriter(file, passphrase, cost=COST)
+    writer.write(data)
+    writer.finish()
+    return file.getvalue()
+
+
+def open_sealed(data: bytes, passphrase: bytes) -> bytes:
+    """Return what ``seal_bytes`` was given; raise as ``SealedReader`` does."""
+    reader = SealedReader(io.BytesIO(data), passphrase)
+    return reader.read()
+
+
+def is_sealed(data: bytes) -> bool:
+    """Return whether bytes are those of a sealed file."""
+    return data.startswith(_MAGIC)
 
 
 class _Header(Section):

@@ -148,6 +148,8 @@ class Board:
             facts = self._sites.setdefault(to, {})
             facts["asked_bytes"] = facts.get("asked_bytes", 0) + number
             self._asked[to, nonce] = when
+        elif event == "failed" and to:
+            self._asked.pop((to, nonce), None)
         elif origin and nonce:
             facts = self._sites.setdefault(origin, {})
             facts["received_bytes"] = facts.get("received_bytes", 0) + number

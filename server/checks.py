@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from vitrael.core.doctor import Check, Finding, days_left
-from vitrael.core.reach import Answer, Target, ask, connect, resolve
+from vitrael.core.doctor import Check, Finding, days_left, days_until
+from vitrael.core.errors import VitraelError
+from vitrael.core.reach import HEALTH, Answer, Target, ask, connect, resolve
 from vitrael.server.config import SERVER_FILE, ServerSettings, load_server
 
 _SOON_DAYS: Final = 30.0
-_HEALTH: Final = "/health"
+_RENEW: Final = (
+    "`vitrael server up` renews it: start that, then restart the reverse proxy (vitrael-proxy); "
+    "with [tls] in server.toml bring a new one of your own"
+)
+_LOOK: Final = (
+    "restart the reverse proxy (vitrael-proxy), so that it shows the certificate of this home; if "
+    "it stays so, see which program listens there"
+)
 
 
 def checks_of(home: Path, now: datetime) -> Sequence[Check]:
@@ -30,7 +39,8 @@ def checks_of(home: Path, now: datetime) -> Sequence[Check]:
     def answer() -> Answer:
         from vitrael.server.sites.authority import authority_file  # noqa: PLC0415 - heavy
 
-        return ask(target, _HEALTH, authorities=authority_file(settings).read_bytes())
+        with _as_coordinator(_LOOK):
+            return ask(target, HEALTH, authorities=authority_file(settings).read_bytes())
 
     return (
         document,
@@ -42,7 +52,7 @@ def checks_of(home: Path, now: datetime) -> Sequence[Check]:
         Check("running", lambda: check_running(settings, now=now)),
         Check("name", lambda: check_name(target)),
         Check("port", lambda: check_port(target)),
-        Check("tls", lambda: check_tls(answer())),
+        Check("tls", lambda: check_tls(settings, answer(), now=now)),
     )
 
 
@@ -76,16 +86,15 @@ def check_certificate(settings: ServerSettings, *, now: datetime) -> Finding:
     """Say how long the certificate that sites see holds."""
     from vitrael.server.sites.authority import read_validity  # noqa: PLC0415 - heavy
 
-    days = (read_validity(settings).certificate - now).total_seconds() / 86_400
-    remedy = "run `vitrael server proxy` again, or bring a new one"
-    return days_left("the certificate", days, soon=_SOON_DAYS, remedy=remedy)
+    days = days_until(read_validity(settings).certificate, now=now)
+    return days_left("the certificate", days, soon=_SOON_DAYS, remedy=_RENEW)
 
 
 def check_authority(settings: ServerSettings, *, now: datetime) -> Finding:
     """Say how long the authority holds that sites were given."""
     from vitrael.server.sites.authority import read_validity  # noqa: PLC0415 - heavy
 
-    days = (read_validity(settings).authority - now).total_seconds() / 86_400
+    days = days_until(read_validity(settings).authority, now=now)
     remedy = "plan a new authority: every site has to be given it"
     return days_left("the authority", days, soon=3 * _SOON_DAYS, remedy=remedy)
 
@@ -93,10 +102,17 @@ def check_authority(settings: ServerSettings, *, now: datetime) -> Finding:
 def check_journal(settings: ServerSettings) -> Finding:
     """Say whether the coordinator's journal is whole."""
     from vitrael.privacy.journal import tell_faults, verify_journal  # noqa: PLC0415 - heavy
+    from vitrael.server.db.engine import open_database  # noqa: PLC0415
+    from vitrael.server.db.heads import JournalHead  # noqa: PLC0415
 
-    if faults := verify_journal(settings.journal):
+    kept = None
+    if settings.database.exists():
+        engine = open_database(settings.database)
+        kept = JournalHead(engine).read_head()
+        engine.dispose()
+    if faults := verify_journal(settings.journal, kept=kept):
         raise tell_faults(faults)
-    return Finding("ok", "the journal is whole")
+    return Finding("ok", "the journal is whole" + (f": {kept.lines} lines" if kept else ""))
 
 
 def check_sites(settings: ServerSettings, *, now: datetime) -> Finding:
@@ -110,9 +126,9 @@ def check_sites(settings: ServerSettings, *, now: datetime) -> Finding:
     ends = [one.expires_utc for one in enrolled if one.expires_utc is not None]
     if not ends:
         return Finding("ok", f"{len(enrolled)} sites are enrolled")
-    days = (min(ends) - now).total_seconds() / 86_400
+    days = days_until(min(ends), now=now)
     what = f"the first of {len(enrolled)} enrollments"
-    return days_left(what, days, soon=_SOON_DAYS, remedy="vitrael server sites rotate SITE")
+    return days_left(what, days, soon=_SOON_DAYS, remedy="`vitrael server sites rotate SITE`")
 
 
 def check_running(settings: ServerSettings, *, now: datetime) -> Finding:
@@ -129,22 +145,43 @@ def check_running(settings: ServerSettings, *, now: datetime) -> Finding:
 
 def check_name(target: Target) -> Finding:
     """Say whether the name that sites use is known here."""
-    return Finding("ok", f"{target.host} has {resolve(target.host, port=target.port)} addresses")
+    with _as_coordinator("ask for a DNS entry, or mend address in server.toml"):
+        count = resolve(target.host, port=target.port)
+    return Finding("ok", f"{target.host} has {count} addresses")
 
 
 def check_port(target: Target) -> Finding:
     """Say whether the reverse proxy listens where sites look for it."""
-    with connect(target):
+    remedy = "start the reverse proxy (vitrael-proxy), or mend address in server.toml"
+    with _as_coordinator(remedy), connect(target):
         pass
     return Finding("ok", f"{target.host}:{target.port} is reached")
 
 
-def check_tls(answer: Answer) -> Finding:
-    """Say whether the enrollment service answers behind the reverse proxy."""
+def check_tls(settings: ServerSettings, answer: Answer, *, now: datetime) -> Finding:
+    """Say what sites see: whether the service answers, and how long the shown certificate holds.
+
+    A certificate that was renewed is shown when the reverse proxy was started again.
+    """
+    from vitrael.server.sites.authority import read_validity  # noqa: PLC0415 - heavy
+
     if answer.status >= 500:  # noqa: PLR2004 - the server's own faults, by HTTP
         remedy = "start `vitrael server up` behind the reverse proxy"
         return Finding("fail", f"the reverse proxy answers {answer.status}", remedy, network=True)
-    return Finding("ok", "the certificate is trusted as sites trust it")
+    if answer.certificate_ends != read_validity(settings).certificate:
+        told = "the reverse proxy shows another certificate than the one of this home"
+        return Finding("warn", told, "restart the reverse proxy (vitrael-proxy)")
+    days = days_until(answer.certificate_ends, now=now)
+    return days_left("the certificate that sites see", days, soon=_SOON_DAYS, remedy=_RENEW)
+
+
+@contextmanager
+def _as_coordinator(remedy: str) -> Iterator[None]:
+    """Raise what ``core.reach`` raises with what a coordinator does about it, and no site."""
+    try:
+        yield
+    except VitraelError as error:
+        raise type(error)(error.what, why=error.why, fix=remedy) from error
 
 
 def _is_secret(path: Path) -> bool:

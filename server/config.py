@@ -5,8 +5,9 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from vitrael.core.configs import Section
 from vitrael.core.errors import ConfigError, UsageError
@@ -22,6 +23,13 @@ class Ports(Section):
     superlink: int = Field(default=8100, ge=1024, le=65_535, description="Flower's interfaces")
     enrollment: int = Field(default=8101, ge=1024, le=65_535, description="enrollment and health")
     metrics: int = Field(default=8102, ge=1024, le=65_535, description="health and metrics")
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        if len({self.superlink, self.enrollment, self.metrics}) < 3:  # noqa: PLR2004 - of them
+            msg = "two of them are the same: each process needs a port of its own"
+            raise ValueError(msg)
+        return self
 
 
 class OwnTls(Section):

@@ -39,7 +39,7 @@ from vitrael.core.errors import (
     UsageError,
 )
 from vitrael.core.study import Study, load_study, parse_study
-from vitrael.server.demo_enrollment import ask_sites, enroll_sites
+from vitrael.server.demo_enrollment import enroll_sites, run_at_sites
 from vitrael.server.federation.layout import RehearsalLayout, site_home
 
 PHANTOM_PATIENTS = 160
@@ -291,7 +291,7 @@ def _ingest(
     tell("taking the files in at every site, as a hospital would: vitrael site ingest")
     study = str(home / "study.toml")
     common = ("--study", study, "--cohort", COHORT, "--workers", "1", "--json")
-    heard = ask_sites(
+    heard = run_at_sites(
         home,
         {site: ("ingest", str(folder), *common) for site, folder in folders.items()},
         timeout_s=_INGEST_S,
@@ -317,7 +317,7 @@ def _consent(home: Path, study: Study) -> None:
     """Have every site's operator say yes, by the command that a hospital would use."""
     command = ("consent", study.protocol.name, "--yes", "--json")
     asked = dict.fromkeys(study.roster.sites, command)
-    heard = ask_sites(home, asked, timeout_s=_CONSENT_S)
+    heard = run_at_sites(home, asked, timeout_s=_CONSENT_S)
     for site, (code, _, why) in heard.items():
         if code != EXIT_OK:
             raise ProcessError(f"site {site} did not consent", why=why)

@@ -38,12 +38,14 @@ def enroll_sites(layout: RehearsalLayout, study: Study, *, tell: Callable[[str],
             _join(rehearsal, new)
         rehearsal.command("study", "offer", str(layout.home / "study.toml"), "--yes")
         fetch = ("fetch", "--json")
-        heard = ask_sites(layout.home, dict.fromkeys(study.roster.sites, fetch), timeout_s=_JOIN_S)
+        heard = run_at_sites(
+            layout.home, dict.fromkeys(study.roster.sites, fetch), timeout_s=_JOIN_S
+        )
         _demand_all(heard, "could not fetch the study")
     tell(f"{len(study.roster.sites)} sites are enrolled; they have fetched the study")
 
 
-def ask_sites(home: Path, commands: Mapping[str, tuple[str, ...]], *, timeout_s: float) -> Heard:
+def run_at_sites(home: Path, commands: Mapping[str, tuple[str, ...]], *, timeout_s: float) -> Heard:
     """Run one of a site's commands at each site, all at once; no process is left behind."""
     asked: dict[str, subprocess.Popen[str]] = {}
     try:
@@ -72,7 +74,7 @@ def _join(rehearsal: Rehearsal, sites: list[str]) -> None:
         file.unlink(missing_ok=True)
         rehearsal.command("server", "invite", site, "--out", str(file))
         commands[site] = ("join", str(file), "--new-keys", "--yes", "--json")
-    heard = ask_sites(home, commands, timeout_s=_JOIN_S)
+    heard = run_at_sites(home, commands, timeout_s=_JOIN_S)
     _demand_all(heard, "could not join")
     for site in sites:
         # Real operators read this out over the telephone; here one machine is both ends.

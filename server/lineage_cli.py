@@ -91,7 +91,7 @@ def recall(
     """
     from vitrael.privacy.release.manifest import parse_reference  # noqa: PLC0415
     from vitrael.server.settings import utc_now  # noqa: PLC0415
-    from vitrael.server.studies.recalling import draft_recall, recall_release  # noqa: PLC0415
+    from vitrael.server.studies.recalling import draft_recall, recall_releases  # noqa: PLC0415
 
     if (name is None) == (site is None) or (cohort_version is not None and site is None):
         raise UsageError(
@@ -109,8 +109,7 @@ def recall(
     if not dry_run:
         if not yes:
             click.confirm(f"Recall {name} for good?", abort=True, err=True)
-        for reference in references:
-            recall_release(home, reference, reason=reason, now=utc_now())
+        recall_releases(home, references, reason=reason, now=utc_now())
     _tell(references, site=site, reason=reason, published=not dry_run, as_json=as_json)
 
 

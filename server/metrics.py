@@ -6,27 +6,20 @@ because the coordinator has nothing of a patient.
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from vitrael.core.errors import NetworkError
+from vitrael.core.page import Health, serving_page
 from vitrael.server.board import ServerState, SiteState
-from vitrael.server.federation.flower_home import LOOPBACK
 from vitrael.server.runs import StudyStatus
 
 _PREFIX = "vitrael_server"
-_READ_S = 10
 
 
 class StateCollector(Collector):
@@ -122,48 +115,14 @@ def serving_metrics(port: int, state: Callable[[], ServerState]) -> Iterator[Non
     registry = CollectorRegistry()
     registry.register(StateCollector(state))
 
-    class Answers(BaseHTTPRequestHandler):
-        timeout = _READ_S
+    def health() -> Health:
+        trouble = state().trouble
+        return Health(not trouble, "trouble" if trouble else "ok", {"trouble": trouble})
 
-        def do_GET(self) -> None:
-            """Answer one request."""
-            if self.path == "/metrics":
-                self._say(HTTPStatus.OK, generate_latest(registry), CONTENT_TYPE_LATEST)
-            elif self.path == "/health":
-                trouble = state().trouble
-                code = HTTPStatus.SERVICE_UNAVAILABLE if trouble else HTTPStatus.OK
-                document = {"status": "trouble" if trouble else "ok", "trouble": trouble}
-                self._say(code, json.dumps(document).encode(), "application/json")
-            else:
-                self._say(HTTPStatus.NOT_FOUND, b"", "text/plain")
-
-        def _say(self, code: HTTPStatus, body: bytes, kind: str) -> None:
-            self.send_response(code)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def version_string(self) -> str:
-            return "vitrael"
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
-            """Write nothing: a monitor asks every few seconds."""
-
-    try:
-        server = ThreadingHTTPServer((LOOPBACK, port), Answers)
-    except OSError as error:
-        raise NetworkError(
-            f"port {port} of {LOOPBACK} is in use",
-            why=error.strerror or "",
-            fix="end the program that listens there, or set ports.metrics in server.toml",
-        ) from error
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
-    thread.start()
-    try:
+    with serving_page(
+        port,
+        health=health,
+        metrics=lambda: generate_latest(registry),
+        setting="ports.metrics in server.toml",
+    ):
         yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=_READ_S)

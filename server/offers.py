@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import AuthError, ProcessError, StudyError, UsageError
-from vitrael.core.study import Study, load_study
+from vitrael.core.study import Study, parse_study
 from vitrael.privacy.keys import KeyPair, PublicKeys
 from vitrael.privacy.release.trust import save_trust, trust_roster
 from vitrael.server.board import STALE_S, ServerState, read_server_state
@@ -24,6 +24,7 @@ from vitrael.server.federation.processes import is_alive
 from vitrael.server.orders import Order, give_order, read_order
 from vitrael.server.runs import AT_WORK, StudyState, read_state
 from vitrael.server.sites.registry import Registry
+from vitrael.server.studies.rosters import find_kept
 
 STUDY = "study.toml"
 MOST_BYTES = 262_144
@@ -36,15 +37,22 @@ def offered(settings: ServerSettings) -> dict[str, Path]:
     return {path.parent.name: path for path in sorted(settings.studies.glob(f"*/{STUDY}"))}
 
 
-def offer_study(settings: ServerSettings, file: Path, *, dry_run: bool = False) -> Study:
+def offer_study(
+    settings: ServerSettings,
+    file: Path,
+    *,
+    confirm: Callable[[Study], object] = lambda _: None,
+    dry_run: bool = False,
+) -> Study:
     """Offer a study to the sites that it names, and return it.
 
+    The file is read once: what ``confirm`` lets pass, and raises for otherwise, is what is offered.
     A study of the same name that is offered is replaced; sites must consent again to a changed
     protocol. Raises StudyError for a document that cannot be used, AuthError when a site that it
     names is not enrolled, UsageError when the present one of that name runs.
     """
-    study = load_study(file)
-    name, data = study.protocol.name, file.read_bytes()
+    study, data = _read_study(file)
+    name = study.protocol.name
     if len(data) > MOST_BYTES:
         raise StudyError(
             f"{file} has {len(data)} bytes", why=f"sites are offered at most {MOST_BYTES}"
@@ -58,14 +66,18 @@ def offer_study(settings: ServerSettings, file: Path, *, dry_run: bool = False) 
             fix=f"run vitrael study stop {name} first, or give the changed one another name",
         )
     if not dry_run:
+        confirm(study)
         write_atomically(settings.studies / name / STUDY, data)
     return study
 
 
 def demand_enrolled(settings: ServerSettings, study: Study) -> Mapping[str, PublicKeys]:
-    """Return the keys of the sites of a study; raise AuthError that names who is not enrolled."""
+    """Return the keys of the sites of a study; raise AuthError that names who is not enrolled.
+
+    Of a study that has begun, a site that was enrolled then and has left since is still a member.
+    """
     with Registry(settings) as registry:
-        members = registry.members()
+        members = {**find_kept(settings.home, study), **registry.members()}
     missing = [site for site in study.roster.sites if site not in members]
     if missing:
         raise AuthError(
@@ -84,7 +96,7 @@ def start_study(settings: ServerSettings, name: str, *, now: datetime) -> Order:
     Raises UsageError for a study that is not offered or while another runs, AuthError when a site
     that it names is not enrolled, ProcessError when no coordinator of this home runs.
     """
-    study = load_offered(settings, name)
+    study, document = _read_offered(settings, name)
     members = demand_enrolled(settings, study)
     demand_running(settings)
     at_work = _at_work(settings.home)
@@ -94,7 +106,6 @@ def start_study(settings: ServerSettings, name: str, *, now: datetime) -> Order:
             why="a coordinator runs one study at a time",
             fix=f"wait for its end, or run vitrael study stop {at_work.study}",
         )
-    document = offered(settings)[name].read_bytes()
     if at_work is not None and (standing := _standing_order(settings, document)) is not None:
         return standing
     coordinator = KeyPair.load(settings.keys).public
@@ -149,6 +160,11 @@ def wait_for_order(
 
 def load_offered(settings: ServerSettings, name: str) -> Study:
     """Return an offered study; raise UsageError for one that is not offered."""
+    study, _ = _read_offered(settings, name)
+    return study
+
+
+def _read_offered(settings: ServerSettings, name: str) -> tuple[Study, bytes]:
     path = offered(settings).get(name)
     if path is None:
         names = ", ".join(offered(settings)) or "none"
@@ -157,10 +173,21 @@ def load_offered(settings: ServerSettings, name: str) -> Study:
             why=f"offered are: {names}",
             fix="run vitrael study offer FILE",
         )
-    study = load_study(path)
+    study, document = _read_study(path)
     if study.protocol.name != name:
         raise StudyError(f"{path} holds the study {study.protocol.name}", fix="offer it again")
-    return study
+    return study, document
+
+
+def _read_study(path: Path) -> tuple[Study, bytes]:
+    """Return a study and the very bytes that say it."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StudyError(
+            f"study {path} cannot be read", why=error.strerror or "", fix="check the path"
+        ) from error
+    return parse_study(data, label=str(path)), data
 
 
 def demand_running(settings: ServerSettings) -> ServerState:

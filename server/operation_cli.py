@@ -14,6 +14,7 @@ from vitrael.server.options import AS_JSON, DRY_RUN, HOME, YES
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _REDRAW_S = 1.0
+_LONGEST_S = 366 * 86_400.0
 
 
 @click.command(epilog="Example: 'vitrael server up --home /srv/vitrael/server'.")
@@ -42,7 +43,7 @@ def up(home: Path) -> int:
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, max=_LONGEST_S, min_open=True),
     default=86_400.0,
     show_default=True,
     metavar="SECONDS",
@@ -73,7 +74,7 @@ def status(home: Path, *, follow: bool, timeout_s: float, as_json: bool) -> int:
         study = document["study"]
         if study is not None and study["status"] not in AT_WORK:
             return int(study["exit_code"])
-        if time.monotonic() >= until:
+        if not time.monotonic() < until:  # also for a time that is no number
             _tell_time_is_up(timeout_s)
             return 1
         time.sleep(_REDRAW_S)
@@ -161,9 +162,15 @@ def proxy_config(
         click.confirm(f"Replace {output}?", abort=True, err=True)
     write_atomically(output, text.encode())
     program = find_nginx()
-    there = all(p.exists() for p in (place.certificate, place.key, place.superlink_authority))
-    if program is None or not there:
-        click.echo(f"{output} is written; nginx was not asked about it", err=True)
+    files = (place.certificate, place.key, place.superlink_authority)
+    missing = [str(path) for path in files if not path.exists()]
+    if program is None or missing:
+        lacks = f"there is no {' and no '.join(missing)} yet" if missing else "it is not installed"
+        click.echo(f"{output} is written; nginx was not asked about it: {lacks}", err=True)
+        if missing and credentials is None:
+            click.echo("Run `vitrael server up` once before nginx: it makes them.", err=True)
+        if credentials is None:
+            place.state.mkdir(parents=True, exist_ok=True)
         return
     check_proxy(program, output.absolute(), place)
     click.echo(f"nginx accepts {output}", err=True)

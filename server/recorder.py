@@ -1,7 +1,7 @@
 """A process beside a running study that carries what is finished into MLflow.
 
 It is apart from the coordinator because MLflow takes hundreds of megabytes and may hang; it ends
-when the study has ended and all is recorded, or on SIGTERM.
+when the study has ended or another was ordered, and all of it is recorded, or on SIGTERM.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import threading
 from pathlib import Path
 
-from vitrael.server.runs import AT_WORK, read_state
+from vitrael.server.runs import AT_WORK, StudyState, read_state
 from vitrael.server.settings import quiet_mlflow
 from vitrael.server.studies.recording import Recorder
 
@@ -19,19 +19,23 @@ _POLL_S = 3.0
 
 
 def record_study(home: Path, stop: threading.Event, *, poll_s: float = _POLL_S) -> None:
-    """Record the stages of a home's study until it has ended, or ``stop`` is set."""
+    """Record the stages of a home's study until it has ended, or ``stop`` is set.
+
+    Study and roster are those with which it began: it ends as well when anything else is ordered.
+    """
+    began = read_state(home)
     recorder = Recorder(home)
     while True:
-        last = stop.is_set() or _has_ended(home)
+        last = stop.is_set() or began is None or not _goes_on(home, began)
         recorder.catch_up()
         if last:
             return
         stop.wait(poll_s)
 
 
-def _has_ended(home: Path) -> bool:
+def _goes_on(home: Path, began: StudyState) -> bool:
     state = read_state(home)
-    return state is None or state.status not in AT_WORK
+    return state is not None and state.order == began.order and state.status in AT_WORK
 
 
 def main() -> None:

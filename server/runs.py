@@ -2,8 +2,8 @@
 
 The file ``runs.json`` in the home says which run belongs to which order, so that a coordinator
 that is started again knows what it was at. A run counts as lost when its ServerApp ended without a
-word, was stopped, or could not reach the SuperLink; what the ServerApp itself says went wrong ends
-the study. Bounded: ``MOST_RUNS`` in a row that finish no further round end it too.
+word, never said one, was stopped, or could not reach the SuperLink; what the ServerApp itself says
+went wrong ends the study. Bounded: ``MOST_RUNS`` in a row that finish no further round end it too.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ from pydantic import ValidationError
 
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, write_atomically
-from vitrael.core.errors import EXIT_INTERRUPTED, ConfigError, NetworkError
+from vitrael.core.errors import EXIT_INTERRUPTED, ConfigError, NetworkError, ProcessError
 from vitrael.core.messages import DigestField
 from vitrael.core.study import Name
 from vitrael.server.federation.processes import is_alive
-from vitrael.server.federation.run_state import ENDED, LOST_CODES, RunState, read_run
+from vitrael.server.federation.run_state import ENDED, LOST_CODES, RUNS, RunState, read_run
 from vitrael.server.orders import Order, read_order
 
-RUNS = "runs.json"
 MOST_RUNS = 5
 """Runs in a row without a finished round, after which a study has failed."""
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 _ASK_EVERY_S = 3.0
+BEGINS_S = 180.0
+"""After so long without a word of its ServerApp a run is taken for lost."""
 _SERVER_APP = "flwr-serverapp"
 _END_S = 5.0
+_POLL_S = 0.05
 _LOG = logging.getLogger(__name__)
 
 StudyStatus = Literal["waiting", "running", "finished", "partial", "failed", "stopped"]
@@ -88,11 +90,15 @@ class StudyRuns:
     clock: Callable[[], float] = time.monotonic
     _start_at: float = 0.0
     _ask_at: float = 0.0
+    _begin_by: float = field(default=0.0, init=False)
     _state: StudyState | None = field(default=None, init=False)
+    _kept: bool = field(default=True, init=False)
+    """Whether the state was written; a full disk is tried again."""
 
     def __post_init__(self) -> None:
         """Remember what was at work when a coordinator of this home ended."""
         self._state = read_state(self.home)
+        self._begin_by = self.clock() + BEGINS_S
 
     @property
     def state(self) -> StudyState | None:
@@ -102,9 +108,12 @@ class StudyRuns:
     def tend(self) -> None:
         """Start, watch, continue or stop the study's run.
 
-        Raises ConfigError for a damaged order; a SuperLink that does not answer is asked again at
-        the next call.
+        Raises ConfigError for a damaged order, OSError when the state cannot be written, and
+        ProcessError for a ServerApp that cannot be ended; the next call tries again, as it asks a
+        SuperLink again that does not answer.
         """
+        if self._state is not None and not self._kept:
+            self._keep(self._state)
         order = read_order(self.home)
         if order is None:
             return
@@ -144,7 +153,7 @@ class StudyRuns:
         end_server_app(self.home)
         self.control.stop_runs()
         run_id = self.control.start_run(self.bundle, config={"home": str(self.home)})
-        self._ask_at = self.clock() + _ASK_EVERY_S
+        self._ask_at, self._begin_by = self.clock() + _ASK_EVERY_S, self.clock() + BEGINS_S
         finished = self.count_finished(state.protocol)
         _LOG.info("a run was started", extra={"study": state.study, "count": state.runs + 1})
         self._keep(
@@ -172,6 +181,8 @@ class StudyRuns:
         elif self._is_over(state) and self._said(state) == said:
             end_server_app(self.home)
             self._continue(state, "the SuperLink or the ServerApp was lost")
+        elif said is None and self.clock() >= self._begin_by:
+            self._continue(state, f"its ServerApp did not begin within {BEGINS_S:.0f} s")
 
     def _said(self, state: StudyState) -> RunState | None:
         """Return what the ServerApp of the present run said last."""
@@ -200,8 +211,8 @@ class StudyRuns:
         self._keep(state.model_copy(update=update))
 
     def _stop(self, state: StudyState) -> None:
+        end_server_app(self.home)  # also while the SuperLink does not answer
         self.control.stop_runs()
-        end_server_app(self.home)
         self._end(state, "stopped", sentence="the operator stopped it", code=EXIT_INTERRUPTED)
 
     def _end(
@@ -212,8 +223,9 @@ class StudyRuns:
         self._keep(state.model_copy(update=update))
 
     def _keep(self, state: StudyState) -> None:
-        self._state = state
+        self._state, self._kept = state, False
         write_atomically(self.home / RUNS, state.model_dump_json(indent=1).encode() + b"\n")
+        self._kept = True
 
 
 def read_state(home: Path) -> StudyState | None:
@@ -234,18 +246,25 @@ def read_state(home: Path) -> StudyState | None:
 def end_server_app(home: Path) -> None:
     """End the ServerApp that ``run.json`` names, if it is one and still runs.
 
-    A run that was given up must not go on beside the one that follows it.
+    A run that was given up must not go on beside the one that follows it. Raises ProcessError when
+    it does not even obey SIGKILL.
     """
     said = read_run(home)
     if said is None:
         return
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         process = psutil.Process(said.pid)
         if not any(_SERVER_APP in word for word in process.cmdline()):
             return
-        process.terminate()
-        try:
-            process.wait(timeout=_END_S)
-        except psutil.TimeoutExpired:
-            process.kill()
-            process.wait(timeout=_END_S)
+        for send in (process.terminate, process.kill):
+            send()
+            until = time.monotonic() + _END_S
+            while is_alive(said.pid) and time.monotonic() < until:  # its parent may reap it late
+                time.sleep(_POLL_S)
+            if not is_alive(said.pid):
+                return
+        raise ProcessError(
+            "the ServerApp of the last run does not end",
+            why=f"process {said.pid} has not obeyed SIGKILL within {_END_S:.0f} s",
+            fix="look what it waits for: mostly a disk",
+        )

@@ -101,7 +101,7 @@ def _sites(
 
 
 def _site(enrollment: Enrollment, seen: SiteState | None, *, now: datetime) -> dict[str, Any]:
-    expires = enrollment.expires_utc
+    expires = None if enrollment.ended_utc else enrollment.expires_utc
     expired = enrollment.status == "enrolled" and not enrollment.holds(now)
     facts = (seen or SiteState()).model_dump()
     if facts["seen_utc"] is None and enrollment.seen_utc is not None:
@@ -133,6 +133,8 @@ def _study(
         engine.dispose()
     finished = [record for record in history if record.status == "finished"]
     facts["participation"] = [_participation(record) for record in finished if record.participants]
+    rosters = [record.details.get("roster") for record in history]
+    facts["roster"] = rosters[-1] if rosters else None
     facts["stage"] = None
     if stage is not None and study.status in AT_WORK:
         seconds = (now - datetime.fromisoformat(stage.began_utc)).total_seconds()
@@ -211,6 +213,8 @@ def _show_study(study: Mapping[str, Any] | None) -> list[str]:
     lines = [f"study {study['study']}: {study['status']}, Flower runs so far: {study['runs']}"]
     if study["sentence"]:
         lines.append(f"  {study['sentence']}")
+    if study["roster"]:
+        lines.append(f"  with the roster {study['roster']}")
     stage = study["stage"]
     if stage is not None:
         text = f"  {stage['stage']}, round {stage['round'] + 1} of {stage['rounds']}"

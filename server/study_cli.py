@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vitrael.server.options import AS_JSON, DRY_RUN, HOME, YES
+
+if TYPE_CHECKING:
+    from vitrael.core.study import Study
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -27,13 +31,13 @@ def offer(file: Path, *, home: Path, dry_run: bool, yes: bool, as_json: bool) ->
     from vitrael.server.config import load_server  # noqa: PLC0415
     from vitrael.server.offers import offer_study  # noqa: PLC0415
 
-    settings = load_server(home)
-    study = offer_study(settings, file, dry_run=True)
-    name, sites = study.protocol.name, ", ".join(study.roster.sites)
-    if not dry_run:
+    def confirm(study: Study) -> None:
         if not yes:
-            click.confirm(f"Offer {name} to {sites}?", abort=True, err=True)
-        offer_study(settings, file)
+            question = f"Offer {study.protocol.name} to {', '.join(study.roster.sites)}?"
+            click.confirm(question, abort=True, err=True)
+
+    study = offer_study(load_server(home), file, confirm=confirm, dry_run=dry_run)
+    name, sites = study.protocol.name, ", ".join(study.roster.sites)
     facts = {
         "study": name,
         "protocol": study.protocol.digest,
@@ -53,8 +57,9 @@ def offer(file: Path, *, home: Path, dry_run: bool, yes: bool, as_json: bool) ->
 def start(name: str, *, home: Path, dry_run: bool, yes: bool, as_json: bool) -> int:
     """Run an offered study, or go on with it; `vitrael server up` must run.
 
-    What is finished is kept. Exit codes: 0 it runs; 1 no coordinator runs, or the study ended at
-    once; 2 it is not offered, or another one runs; 4 a site that it names is not enrolled.
+    What is finished is kept. Exit codes: 0 it runs or has finished; 1 no coordinator runs, or the
+    study failed at once; 2 it is not offered, or another one runs; 3 wrong study; 4 a site that it
+    names is not enrolled; 6 refused by its gates, or 7, and a site was absent; 130 it was stopped.
     """
     from vitrael.server.config import load_server  # noqa: PLC0415
     from vitrael.server.offers import (  # noqa: PLC0415

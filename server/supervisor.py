@@ -79,15 +79,28 @@ class Supervisor:
     clock: Callable[[], float] = time.monotonic
     _watched: dict[str, _Watched] = field(default_factory=dict)
 
-    def start(self, plan: ChildPlan) -> None:
-        """Start a child, unless one of that name is watched already."""
-        if plan.name not in self._watched:
-            self._watched[plan.name] = _Watched(plan, self._spawn(plan), self.clock())
+    def start(self, plan: ChildPlan) -> bool:
+        """Start a child, unless one of that name is watched already; return whether it was."""
+        if plan.name in self._watched:
+            return False
+        self._watched[plan.name] = _Watched(plan, self._spawn(plan), self.clock())
+        return True
 
     def stop(self, name: str) -> None:
         """End a child and watch it no more."""
         if self._watched.pop(name, None) is not None:
             self.group.end_one(name)
+
+    def restart(self, name: str) -> None:
+        """End a child that hangs: ``tend`` counts it as one that ended, and starts it again."""
+        if self.is_up(name):
+            self.group.end_one(name)
+
+    def forgive(self, name: str) -> None:
+        """Watch a child no more that was given up, so that it can be started once more."""
+        one = self._watched.get(name)
+        if one is not None and one.given_up:
+            self.stop(name)
 
     def tend(self) -> list[str]:
         """Start again what has ended and has waited long enough; return the names of those.
@@ -123,6 +136,12 @@ class Supervisor:
     def states(self) -> tuple[ChildState, ...]:
         """Return what is to be said of each child."""
         return tuple(_state(one) for one in self._watched.values())
+
+    def down(self) -> list[str]:
+        """Return the names of those that do not run and without which nothing works."""
+        return [
+            name for name, one in self._watched.items() if one.plan.vital and not self.is_up(name)
+        ]
 
     def is_up(self, name: str) -> bool:
         """Say whether a child of that name is watched and runs."""

@@ -20,7 +20,13 @@ from datetime import datetime
 from types import FrameType
 
 from vitrael.core.digest import Digest
-from vitrael.core.errors import EXIT_INTERRUPTED, EXIT_OK, VitraelError
+from vitrael.core.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    NetworkError,
+    VitraelError,
+    storage_error,
+)
 from vitrael.core.version import package_version
 from vitrael.privacy.keys import KeyPair
 from vitrael.server.board import Board
@@ -47,8 +53,13 @@ from vitrael.server.supervisor import ChildPlan, Supervisor
 
 _TICK_S = 0.5
 _NODES_EVERY_S = 2.0
+SILENT_S = 30.0
+"""After so long nobody knows which sites are connected, and none is told to be."""
+HUNG_S = 120.0
+"""After so long a SuperLink that does not answer is ended and started again."""
 _TRIM_EVERY_S = 60.0
 _GRACE_S = 15.0
+_FIX = "make room or mend it; the coordinator goes on by itself"
 _LAST = "superlink"
 _LOG = logging.getLogger(__name__)
 
@@ -66,6 +77,7 @@ class Coordinator:
     """Whether what a study finishes is carried into MLflow beside it."""
     environment: Mapping[str, str] = field(default_factory=inherited_environment, repr=False)
     clock: Callable[[], datetime] = utc_now
+    ticker: Callable[[], float] = time.monotonic
     stop: threading.Event = field(default_factory=threading.Event)
     _group: ProcessGroup = field(init=False)
     _children: Supervisor = field(init=False)
@@ -74,7 +86,15 @@ class Coordinator:
     _link: SuperLink = field(init=False)
     _nodes_at: float = 0.0
     _trim_at: float = 0.0
+    _answered_at: float = field(init=False)
+    """When the SuperLink answered last, or was started."""
+    _seen_at: float = field(init=False)
+    """When it was last known which sites are connected."""
     _online: dict[str, bool] = field(default_factory=dict)
+    _troubles: dict[str, str] = field(default_factory=dict)
+    """What is done again and again -> why it did not succeed the last time."""
+    _recorded: Digest | None = None
+    """The order whose study the recorder was started for last."""
     _signals: int = 0
     _code: int = EXIT_OK
 
@@ -87,6 +107,7 @@ class Coordinator:
         self._runs = StudyRuns(home, flower.bundle, self._link, self._count_finished)
         address = self.settings.document.address
         self._board = Board(home, package_version(), address, self.clock)
+        self._answered_at = self._seen_at = self.ticker()
 
     def run(self) -> int:
         """Run until a signal comes, end all in order, and return the exit code.
@@ -125,44 +146,95 @@ class Coordinator:
         self._child("enrollment", self._module("vitrael.server.enrollment"))
 
     def _tick(self) -> None:
-        """Do what is due: children, nodes, the study, the state."""
-        self._children.tend()
-        trouble = ""
-        try:
-            self._look_for_sites()
-            self._runs.tend()
-        except VitraelError as error:
-            trouble = error.sentence()
-        study = self._runs.state
-        if self.records and study is not None and study.status in AT_WORK and study.runs:
-            recorder = self._module("vitrael.server.recorder")
-            self._child("recorder", recorder, vital=False, ends=True)
-        if down := [child.name for child in self._children.states() if child.status != "running"]:
+        """Do what is due: children, nodes, the study, the state.
+
+        What fails is told and tried again; only a child that is given up ends the coordinator.
+        """
+        self._try("children", self._children.tend, fatal=True)
+        if self.ticker() >= self._nodes_at:
+            self._nodes_at = self.ticker() + _NODES_EVERY_S
+            self._try("sites", self._look_for_sites)
+        self._try("study", self._runs.tend)
+        self._try("recorder", self._record)
+        trouble = next(filter(None, self._troubles.values()), "")
+        if down := self._children.down():
             trouble = trouble or f"not running: {', '.join(down)}"
         before = self._board.state.trouble
         self._board.refresh(
-            children=self._children.states(), online=self._online, study=study, trouble=trouble
+            children=self._children.states(),
+            online=self._online,
+            study=self._runs.state,
+            trouble=trouble,
         )
         if trouble != before:
             _LOG.warning("trouble", extra={"reason": trouble or "none any more"})
-        with explained_storage(self.settings.home):
-            self._board.write()
-        if time.monotonic() >= self._trim_at:
-            self._trim_at = time.monotonic() + _TRIM_EVERY_S
+        self._try("state", self._board.write)
+        if self.ticker() >= self._trim_at:
+            self._trim_at = self.ticker() + _TRIM_EVERY_S
             self._children.trim_logs()
 
+    def _try(self, name: str, work: Callable[[], object], *, fatal: bool = False) -> None:
+        """Do it, and keep why it failed until it succeeds: a full disk is no reason to end.
+
+        ``fatal`` lets through what is no failure of the disk.
+        """
+        self._troubles[name] = ""
+        try:
+            work()
+        except OSError as error:
+            told = storage_error(str(self.settings.home), error, fix=_FIX)
+            self._troubles[name] = told.sentence()
+        except VitraelError as error:
+            if fatal:
+                raise
+            self._troubles[name] = error.sentence()
+
     def _look_for_sites(self) -> None:
-        """Register who is enrolled, remove who is not any more, and see who is connected."""
-        if time.monotonic() < self._nodes_at or not self._link.is_up():
+        """Register who is enrolled, remove who is not any more, and see who is connected.
+
+        Raises NetworkError when the SuperLink does not answer; one that hangs is ended.
+        """
+        if self.ticker() - self._seen_at >= SILENT_S:
+            self._online = dict.fromkeys(self._online, False)
+        if not self._link.is_up():
+            self._heed_silence()
             return
-        self._nodes_at = time.monotonic() + _NODES_EVERY_S
+        self._answered_at = self.ticker()
         enrolled = sync_nodes(self.settings, self._link, now=self.clock())
         online = {node.node_id for node in self._link.nodes() if node.online}
         self._online = {site: node in online for site, node in enrolled.items()}
+        self._seen_at = self.ticker()
+
+    def _heed_silence(self) -> None:
+        """Raise NetworkError for a SuperLink that runs and is silent; end it when it hangs."""
+        if not self._children.is_up(_LAST):
+            self._answered_at = self.ticker()  # the next one has its time
+            return
+        silent_s = self.ticker() - self._answered_at
+        if silent_s >= HUNG_S:
+            _LOG.error("the SuperLink hangs and is ended", extra={"seconds": silent_s})
+            self._children.restart(_LAST)
+        if silent_s >= SILENT_S:
+            raise NetworkError(
+                "the SuperLink does not answer", why=f"it has not for {SILENT_S:.0f} s and more"
+            )
+
+    def _record(self) -> None:
+        """Have a recorder for a study at work, and once for one that had ended before."""
+        study = self._runs.state
+        if not self.records or study is None or not study.runs:
+            return
+        new = study.order != self._recorded
+        if new:
+            self._children.forgive("recorder")
+        if new or study.status in AT_WORK:
+            recorder = self._module("vitrael.server.recorder")
+            if self._child("recorder", recorder, vital=False, ends=True):
+                self._recorded = study.order
 
     def _child(
         self, name: str, command: tuple[str, ...], *, vital: bool = True, ends: bool = False
-    ) -> None:
+    ) -> bool:
         home = self.settings.home
         environment = child_environment(
             self.environment,
@@ -172,7 +244,8 @@ class Coordinator:
             mark=SERVER_MARK,
         )
         log = home / "logs" / f"{name}.log"
-        self._children.start(ChildPlan(name, command, environment, log, vital=vital, ends=ends))
+        plan = ChildPlan(name, command, environment, log, vital=vital, ends=ends)
+        return self._children.start(plan)
 
     def _module(self, name: str) -> tuple[str, ...]:
         return (sys.executable, "-m", name, "--home", str(self.settings.home))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vitrael.client.site.options import AS_JSON, HOME, private_files, utc_now
+from vitrael.client.site.options import AS_JSON, HOME, demand_owner, private_files, utc_now
 from vitrael.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ def backup(file: Path, home: Path, *, as_json: bool) -> None:
 
     Cohorts are not in it. The passphrase is asked for, or comes from the systemd credential
     vitrael-backup-passphrase or the file that VITRAEL_BACKUP_PASSPHRASE_FILE names; without it
-    nobody opens the file. Note the line of the journal that is shown: with it 'vitrael site
-    restore --expect-journal' knows whether a backup is the newest.
+    nobody opens the file. Shown are its number and the journal's last line in it.
 
     Example: vitrael site backup /mnt/safe/north-1.vitrael --home /srv/vitrael/north
     """
@@ -36,6 +35,7 @@ def backup(file: Path, home: Path, *, as_json: bool) -> None:
     from vitrael.client.site.passphrase import read_passphrase  # noqa: PLC0415
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
 
+    demand_owner(home)
     settings = load_settings(home)
     if file.exists():  # before anybody thinks of a passphrase
         raise UsageError(f"{file} exists already", fix="give each backup a name of its own")
@@ -54,7 +54,7 @@ def backup(file: Path, home: Path, *, as_json: bool) -> None:
     "--expect-journal",
     "expected",
     metavar="N:HASH",
-    help="The newest line of the journal that you or the coordinator know of; 0 for none.",
+    help="The last line of this journal that the coordinator was told; 0 for none.",
 )
 @click.option("--dry-run", is_flag=True, help="Read and check all of FILE; restore nothing.")
 @click.option("--yes", is_flag=True, help="Restore without asking.")
@@ -66,8 +66,9 @@ def restore(
     """Restore the backup FILE into a new home, or into one that has lost some of it.
 
     A backup that is older than what the home knows is refused. Where the home knows nothing, no
-    task is answered until a task of the coordinator quotes a line that the journal has, or until
-    --expect-journal names the newest line, now or later without FILE.
+    task is answered until a new task of the coordinator quotes a line that the journal has, or
+    until --expect-journal names the last one that the coordinator was told, now or later without
+    FILE.
 
     Example: vitrael site restore /mnt/safe/north-1.vitrael --home /srv/vitrael/north-2
     """
@@ -77,6 +78,7 @@ def restore(
     from vitrael.client.site.passphrase import read_passphrase  # noqa: PLC0415
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
 
+    demand_owner(home)
     newest = None if expected is None else parse_expected(expected)
     if file is None:
         if newest is None:
@@ -97,8 +99,9 @@ def restore(
         click.echo(_describe(outcome.manifest))
     if not dry_run and not outcome.confirmed:
         click.echo(
-            "no task is answered before the coordinator quotes a line that this journal has, or "
-            "'vitrael site restore --expect-journal N:HASH' names the newest one",
+            "no task is answered before a new one quotes a line that this journal has, or "
+            "'vitrael site restore --expect-journal N:HASH' names the last one that the "
+            "coordinator was told",
             err=True,
         )
 

@@ -1,7 +1,8 @@
 """Ceilings of ``[limits]`` in site.toml, which override any study.
 
 They are held twice: against the study before its consent is signed, and against every task. The
-outbox holds ``study_bytes`` once more, against the very bytes that are about to go.
+outbox holds ``parcel_bytes`` and ``study_bytes`` once more, against the very bytes that are about
+to go.
 """
 
 from __future__ import annotations
@@ -39,10 +40,45 @@ def check_study(
             f"the study asks for {consent.max_rounds} rounds of a stage and {most} are allowed",
             fix=f"run `vitrael site consent STUDY --rounds {most}`, which ends it there, or raise",
         )
-    if missing := sorted(set(_STAGES) - set(limits.stages or _STAGES)):
+    given = _STAGES if limits.stages is None else limits.stages
+    if missing := sorted(set(_STAGES) - set(given)):
         raise _too_much(
             "stages", f"the study asks for {', '.join(missing)} as well", fix="add them to"
         )
+    _check_whole(consent, study, limits, left_bytes=left_bytes, others=others)
+
+
+def check_task(
+    task: Task,
+    study: Study,
+    limits: Limits,
+    *,
+    consent: Consent,
+    left_bytes: int,
+    others: Collection[Consent] = (),
+) -> None:
+    """Raise ConsentError, which names the ceiling, for a task beyond what the site gives.
+
+    ``consent`` is the one that covers the task; the others are as ``check_study`` takes them.
+    """
+    if limits.stages is not None and task.stage not in limits.stages:
+        raise _too_much("stages", f"{task.stage} is not among them", fix="add it to")
+    if limits.rounds is not None and task.round >= limits.rounds:
+        raise _too_much(
+            "rounds", f"round {task.round + 1} of {task.stage} is more than {limits.rounds}"
+        )
+    _check_whole(consent, study, limits, left_bytes=left_bytes, others=others)
+
+
+def _check_whole(
+    consent: Consent,
+    study: Study,
+    limits: Limits,
+    *,
+    left_bytes: int,
+    others: Collection[Consent],
+) -> None:
+    """Hold the ceilings that are the same at the consent and at each task."""
     check_roster(study, limits)
     candidates = study.protocol.distillation.candidates
     parcel = candidates * math.prod(study.protocol.data.grid_vox) * _FLOAT_BYTES
@@ -53,18 +89,6 @@ def check_study(
         )
     check_left(limits, left_bytes=left_bytes)
     check_epsilon(consent, limits, others=others)
-
-
-def check_task(task: Task, study: Study, limits: Limits, *, left_bytes: int) -> None:
-    """Raise ConsentError, which names the ceiling, for a task beyond what the site gives."""
-    if limits.stages is not None and task.stage not in limits.stages:
-        raise _too_much("stages", f"{task.stage} is not among them", fix="add it to")
-    if limits.rounds is not None and task.round >= limits.rounds:
-        raise _too_much(
-            "rounds", f"round {task.round + 1} of {task.stage} is more than {limits.rounds}"
-        )
-    check_roster(study, limits)
-    check_left(limits, left_bytes=left_bytes)
 
 
 def check_roster(study: Study, limits: Limits) -> None:
@@ -91,12 +115,13 @@ def check_left(limits: Limits, *, left_bytes: int, more_bytes: int = 1) -> None:
 def check_epsilon(consent: Consent, limits: Limits, *, others: Collection[Consent]) -> None:
     """Raise ConsentError when a dp study would exceed the privacy budget of this site.
 
-    One whose budget is not told exceeds every ceiling.
+    One whose budget is not told exceeds every ceiling, this one's or an earlier one's.
     """
     if limits.epsilon is None or consent.privacy.path != "dp":
         return
-    spent = sum(other.privacy.epsilon or 0 for other in others)
     asked = consent.privacy.epsilon
+    given = [other.privacy.epsilon for other in others if other.privacy.path == "dp"]
+    spent = math.inf if None in given else sum(budget or 0 for budget in given)
     if asked is None or spent + asked > limits.epsilon:
         told = "an epsilon that is not told" if asked is None else f"epsilon {asked:g}"
         raise _too_much(

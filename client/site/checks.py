@@ -12,21 +12,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from vitrael.client.site.courier.children import process_of
 from vitrael.client.site.courier.layout import CourierLayout
-from vitrael.client.site.courier.supervisor import port_is_free
+from vitrael.client.site.life import is_alive
 from vitrael.client.site.settings import SiteSettings, load_settings
-from vitrael.core.doctor import Check, Finding, days_left
-from vitrael.core.reach import Answer, Target, ask, certificate_days, connect, resolve
+from vitrael.core.doctor import Check, Finding, days_left, days_until
+from vitrael.core.errors import NetworkError
+from vitrael.core.reach import HEALTH, Answer, Target, ask, certificate_days, connect, resolve
 
 CLOCK_WARN_S: Final = 60.0
 CLOCK_FAIL_S: Final = 300.0
 """Flower takes no signature that is older, and none from so far in the future."""
 _SOON_DAYS: Final = 30.0
 _CONSENT_DAYS: Final = 14.0
-_DAY_S: Final = 86_400.0
 _DEVICE_S: Final = 15.0
-_HEALTH: Final = "/health"
 _RENEW: Final = "ask the coordinator to renew it: vitrael server sites rotate"
 
 KEYS: Final = ("signing.pem", "sealing.pem", "split.key", "node")
@@ -64,7 +62,7 @@ def network_checks(settings: SiteSettings, *, now: datetime) -> Sequence[Check]:
     way = "proxy" if target.proxy is not None else "port"
 
     def answer() -> Answer:
-        return ask(target, _HEALTH, authorities=layout.authorities())
+        return ask(target, HEALTH, authorities=layout.authorities())
 
     return (
         Check("authority", lambda: check_authority(layout, now=now)),
@@ -90,34 +88,41 @@ def check_keys(settings: SiteSettings) -> Finding:
         except OSError:
             missing.append(name)
             continue
-        if stat.S_IMODE(status.st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
-            open_to_others.append(name)
+        most = 0o640 if name == "node" else 0o600  # the SuperNode's user reads it by a group
+        if stat.S_IMODE(status.st_mode) & ~most & (stat.S_IRWXG | stat.S_IRWXO):
+            open_to_others.append(f"chmod {most:o} keys/{name}")
     if open_to_others:
-        names = " ".join(f"keys/{name}" for name in open_to_others)
-        return Finding(
-            "fail", f"{len(open_to_others)} keys are open to others", f"chmod 600 {names}"
-        )
+        remedy = "; ".join(open_to_others)
+        return Finding("fail", f"{len(open_to_others)} keys are open to others", remedy)
     if missing:
         names = ", ".join(missing)
         remedy = "join with the coordinator's invitation, or restore them from a backup"
         return Finding("fail", f"keys are missing or hidden from this user: {names}", remedy)
+    aside = (*settings.home.glob("keys.unused-*"), *settings.home.glob(".partial-restore"))
+    if aside:
+        names = ", ".join(sorted(path.name for path in aside))
+        remedy = "remove what no command that runs needs any more"
+        return Finding("warn", f"private keys lie in {names} too", remedy)
     return Finding("ok", f"{len(KEYS)} keys, each for its user alone")
 
 
 def check_steward(settings: SiteSettings) -> Finding:
     """Say whether the steward runs."""
-    if process_of(settings.steward) is None:
+    if not is_alive(settings.steward):
         return Finding("warn", "the steward does not run", "start it with `vitrael site run`")
     return Finding("ok", "the steward runs")
 
 
 def check_courier(settings: SiteSettings) -> Finding:
-    """Say whether the SuperNode listens, by its port on loopback."""
-    port = settings.document.network.node_port
-    if port_is_free(port):
+    """Say whether the SuperNode listens for its ClientApps, by its port."""
+    network = settings.document.network
+    try:
+        with connect(Target(network.node_host, network.node_port)):
+            pass
+    except NetworkError as error:
         remedy = "start it with `vitrael site courier`"
-        return Finding("warn", f"the courier does not run: port {port} is free", remedy)
-    return Finding("ok", f"something listens on port {port}, as the courier does")
+        return Finding("warn", f"the courier does not run: {error.what}", remedy)
+    return Finding("ok", f"something listens on port {network.node_port}, as the courier does")
 
 
 def check_journal(settings: SiteSettings) -> Finding:
@@ -127,11 +132,13 @@ def check_journal(settings: SiteSettings) -> Finding:
 
     kept = None
     if settings.store.exists():
-        with closing(Store(settings.store, updates=settings.updates)) as store:
+        with closing(Store(settings.store, updates=settings.updates, read_only=True)) as store:
             kept = store.read_head()
     if faults := verify_journal(settings.journal, kept=kept):
         raise tell_faults(faults)
-    return Finding("ok", f"the journal is whole: {kept.lines if kept else 0} lines")
+    if not settings.journal.exists():
+        return Finding("ok", "no journal has begun")
+    return Finding("ok", "the journal is whole" + (f": {kept.lines} lines" if kept else ""))
 
 
 def check_consents(settings: SiteSettings, *, now: datetime) -> Finding:
@@ -149,11 +156,11 @@ def check_consents(settings: SiteSettings, *, now: datetime) -> Finding:
     if own is None:
         remedy = "ask the coordinator; then run `vitrael site fetch`"
         return Finding("fail", "the roster does not hold this site", remedy)
-    with closing(Store(settings.store, updates=settings.updates)) as store:
+    with closing(Store(settings.store, updates=settings.updates, read_only=True)) as store:
         given = sum(not one.withdrawn_utc for one in store.list_consents())
         opened = [agreement.consent for agreement in standing_agreements(store, own=own)]
     ends = [(one, datetime.fromisoformat(one.expires_utc)) for one in opened]
-    left = [(one, (end - now).total_seconds() / _DAY_S) for one, end in ends if end > now]
+    left = [(one, days_until(end, now=now)) for one, end in ends if end > now]
     unusable = (
         given
         - len(opened)
@@ -176,12 +183,15 @@ def check_enrollment(settings: SiteSettings, *, now: datetime) -> Finding:
     last = read_last_standing(settings.home)
     if last is None:
         return Finding("warn", "the coordinator has said nothing yet", "run `vitrael site fetch`")
+    if last.status == "pending":
+        remedy = "read the fingerprint to the coordinator, then run `vitrael site fetch`"
+        return Finding("warn", "the coordinator has not approved the site yet", remedy)
     if last.status != "enrolled":
         remedy = "ask the coordinator; then run `vitrael site fetch`"
         return Finding("fail", f"the site is {last.status}", remedy)
     if last.expires_utc is None:
         return Finding("ok", "the site is enrolled")
-    days = (datetime.fromisoformat(last.expires_utc) - now).total_seconds() / 86_400
+    days = days_until(datetime.fromisoformat(last.expires_utc), now=now)
     return days_left("the enrollment", days, soon=_SOON_DAYS, remedy=_RENEW)
 
 
@@ -189,7 +199,9 @@ def check_authority(layout: CourierLayout, *, now: datetime) -> Finding:
     """Say whether the authorities are there and how long the coordinator's holds."""
     layout.authorities()
     days = certificate_days(layout.authority, now=now)
-    return days_left("the coordinator's authority", days, soon=_SOON_DAYS, remedy=_RENEW)
+    remedy = "ask the coordinator for its new authority; it comes with an invitation, by "
+    remedy += "`vitrael server sites rotate`, once the coordinator has one"
+    return days_left("the coordinator's authority", days, soon=_SOON_DAYS, remedy=remedy)
 
 
 def check_name(target: Target) -> Finding:
@@ -212,7 +224,7 @@ def check_tls(answer: Answer, *, now: datetime) -> Finding:
     if answer.status >= 500:  # noqa: PLR2004 - the server's own faults, by HTTP
         remedy = "ask the coordinator whether `vitrael server up` runs"
         return Finding("fail", f"the coordinator answers {answer.status}", remedy, network=True)
-    days = (answer.certificate_ends - now).total_seconds() / 86_400
+    days = days_until(answer.certificate_ends, now=now)
     remedy = "ask the coordinator to renew it"
     return days_left("the coordinator's certificate", days, soon=_SOON_DAYS, remedy=remedy)
 

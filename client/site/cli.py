@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,10 +14,11 @@ from vitrael.client.site.courier_cli import courier
 from vitrael.client.site.data_cli import cache, deidentify, ingest, withdraw
 from vitrael.client.site.enrollment_cli import ENROLLMENT
 from vitrael.client.site.journal_cli import journal
-from vitrael.client.site.options import HOME, private_files, utc_now
+from vitrael.client.site.options import HOME, demand_owner, private_files
 
 if TYPE_CHECKING:
     from vitrael.client.site.settings import SiteSettings
+    from vitrael.privacy.keys import PublicKeys
 
 
 @click.group()
@@ -47,50 +47,26 @@ def run(home: Path, device: Literal["cpu", "cuda"] | None, threads: int | None) 
 
     Example: vitrael site run --home /srv/vitrael/north
     """
-    from vitrael.client.site.listener import serve  # noqa: PLC0415
-    from vitrael.client.site.metrics import SiteMetrics  # noqa: PLC0415
+    from vitrael.client.site.service import run_steward  # noqa: PLC0415
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
-    from vitrael.client.site.steward import Steward  # noqa: PLC0415
-    from vitrael.client.site.stopping import Stop  # noqa: PLC0415
-    from vitrael.core.logs import configure_logging  # noqa: PLC0415
 
+    demand_owner(home)
     settings = load_settings(home, device=device, threads=threads)
-    _demand_enrollment(settings)
+    keys = settings.load_keys()
+    _demand_enrollment(settings, keys.public)
     _demand_device(settings)
 
     def announce(path: Path) -> None:
         click.echo(f"steward of site {settings.name} listens at {path}", err=True)
 
-    stop = Stop()
-    with (
-        stop.listening(),
-        configure_logging(settings.log),
-        closing(Steward(settings, clock=utc_now, stopping=stop)) as steward,
-    ):
-        metrics = SiteMetrics(
-            settings.metrics,
-            journal=settings.journal,
-            consents=steward.consent_ends,
-            clock=utc_now,
-        )
-        metrics.write()
-        answer = metrics.meter(steward.answer)
-        serve(
-            settings,
-            answer,
-            ready=announce,
-            note=steward.note_refusal,
-            stopping=stop,
-            rest=steward.rest,
-        )
+    run_steward(settings, ready=announce, keys=keys)
 
 
-def _demand_enrollment(settings: SiteSettings) -> None:
+def _demand_enrollment(settings: SiteSettings, own: PublicKeys) -> None:
     """Raise AuthError unless the roster names this site with the keys that are here."""
     from vitrael.client.site.consent import demand_membership  # noqa: PLC0415
     from vitrael.privacy.keys import load_roster  # noqa: PLC0415
 
-    own = settings.load_keys().public
     demand_membership(load_roster(settings.roster), site=settings.name, own=own)
 
 

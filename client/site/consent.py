@@ -23,7 +23,7 @@ from vitrael.core.errors import ConsentError, EnvelopeError
 from vitrael.core.messages import CohortTerms, Consent, PrivacyTerms, Task
 from vitrael.core.study import Protocol, Study
 from vitrael.core.version import lock_digest, package_version
-from vitrael.privacy.envelope import open_consent, sign_consent
+from vitrael.privacy.envelope import claimed_consent, open_consent, sign_consent
 from vitrael.privacy.journal import Entry, Journal
 from vitrael.privacy.keys import KeyPair, PublicKeys, roster_digest
 
@@ -35,10 +35,12 @@ AGAIN: Final = "run `vitrael site consent STUDY` again at the site"
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What a consent in the store says, and the study that was read when it was given."""
+    """What a consent in the store says, with the study and the keys that were read for it."""
 
     consent: Consent
     study: Study
+    members: Mapping[str, PublicKeys]
+    """Of the roster as it was then, whoever left since."""
     envelope: bytes
 
 
@@ -126,9 +128,17 @@ def draft_consent(
 
 
 def keep_consent(
-    consent: Consent, study: Study, store: Store, *, keys: KeyPair, journal: Journal
+    consent: Consent,
+    study: Study,
+    store: Store,
+    *,
+    members: Mapping[str, PublicKeys],
+    keys: KeyPair,
+    journal: Journal,
 ) -> None:
     """Sign a consent, note it in the journal and keep it; from now on tasks under it are obeyed.
+
+    Of ``members`` those whom the study names are kept with it.
 
     It counts from its last step alone. Who is killed before it has given none: the next command
     writes that into the journal and says it (``control.Control.settle``), and what was consented
@@ -143,6 +153,7 @@ def keep_consent(
     )
     given = Entry(
         event="consent",
+        origin=consent.site,
         protocol=consent.protocol,
         roster=consent.roster,
         reason=f"until {consent.expires_utc}, {consent.max_rounds} rounds",
@@ -151,7 +162,11 @@ def keep_consent(
         owed = store.decisions.owe(unfinished)
         journal.append(given)
         store.save_consent(
-            StoredConsent(envelope, study.model_dump(mode="json")),
+            StoredConsent(
+                envelope,
+                study.model_dump(mode="json"),
+                {name: member.model_dump() for name, member in members_of(study, members).items()},
+            ),
             protocol=consent.protocol,
             roster=consent.roster,
             given_utc=consent.given_utc,
@@ -181,7 +196,7 @@ def find_agreement(
         )
     stored = found[task.roster]
     if stored.withdrawn_utc:
-        raise withdrawn(site, stored.withdrawn_utc)
+        raise _withdrawn(site, stored.withdrawn_utc)
     agreement = open_agreement(stored, own=own)
     _check_covers(agreement, task, site=site)
     if reason := fault_of(agreement.consent, site=site, now=now):
@@ -195,8 +210,7 @@ def find_agreement(
     return agreement
 
 
-def withdrawn(site: str, utc: str) -> ConsentError:
-    """Return the error for a consent that was taken back."""
+def _withdrawn(site: str, utc: str) -> ConsentError:
     return ConsentError(
         f"site {site} has taken its consent to this protocol back",
         why=f"its operator did so at {utc}",
@@ -208,7 +222,7 @@ def open_agreement(stored: StoredConsent, *, own: PublicKeys) -> Agreement:
     """Return what a stored consent says.
 
     Raises ConsentError when this site has not signed it, with the key and in the form of today, and
-    when its study cannot be read any more.
+    when its study cannot be read any more or the members' keys are not those that it names.
     """
     try:
         consent = open_consent(stored.envelope, own)
@@ -220,13 +234,22 @@ def open_agreement(stored: StoredConsent, *, own: PublicKeys) -> Agreement:
         ) from error
     try:
         study = Study.model_validate(stored.study)
+        members = {
+            name: PublicKeys.model_validate(stored.members.get(name)) for name in study.roster.sites
+        }
     except ValidationError as error:
         raise ConsentError(
-            "the study that was consented to cannot be read any more",
+            "the study that was consented to, or its members, cannot be read any more",
             why=f"version {consent.package_version} of the package wrote it",
             fix=AGAIN,
         ) from error
-    return Agreement(consent, study, stored.envelope)
+    if roster_digest(members) != consent.roster:
+        raise ConsentError(
+            "the members that were consented to are not those in the store",
+            why="the store was changed by hand",
+            fix=AGAIN,
+        )
+    return Agreement(consent, study, members, stored.envelope)
 
 
 def standing_agreements(store: Store, *, own: PublicKeys) -> Iterator[Agreement]:
@@ -235,6 +258,18 @@ def standing_agreements(store: Store, *, own: PublicKeys) -> Iterator[Agreement]
         if not stored.withdrawn_utc:
             with contextlib.suppress(ConsentError):
                 yield open_agreement(stored, own=own)
+
+
+def other_consents(store: Store, consent: Consent) -> list[Consent]:
+    """Return the consents to other protocols that count beside one of the dp path, else none.
+
+    Also those that were taken back, and what was given under keys that were rotated since: it was
+    given all the same.
+    """
+    if consent.privacy.path != "dp":
+        return []
+    given = [claimed_consent(stored.envelope) for stored in store.list_consents()]
+    return [each for each in given if each.protocol != consent.protocol]
 
 
 def fault_of(consent: Consent, *, site: str, now: datetime) -> ConsentError | None:

@@ -10,12 +10,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vitrael.client.site.options import AS_JSON, HOME, private_files, refuse_nan, utc_now
+from vitrael.client.site.options import (
+    AS_JSON,
+    HOME,
+    demand_owner,
+    private_files,
+    refuse_nan,
+    utc_now,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vitrael.client.site.settings import SiteSettings
+    from vitrael.client.site.store import Store
     from vitrael.core.messages import Consent
     from vitrael.core.study import Study
+    from vitrael.privacy.keys import KeyPair, PublicKeys
 
 MOST_DAYS = 3650
 """Ten years: longer than any study, and far from the end of the calendar."""
@@ -59,35 +70,35 @@ def consent(
 
     Example: vitrael site consent brain-demo --home /srv/vitrael/north
     """
-    from vitrael.client.site.consent import keep_consent  # noqa: PLC0415
-    from vitrael.client.site.control import Control  # noqa: PLC0415
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
     from vitrael.client.site.store import Store  # noqa: PLC0415
     from vitrael.core.study import load_study  # noqa: PLC0415
-    from vitrael.privacy.journal import Journal  # noqa: PLC0415
-    from vitrael.privacy.keys import fingerprint, load_public_keys  # noqa: PLC0415
+    from vitrael.privacy.keys import (  # noqa: PLC0415
+        fingerprint,
+        load_public_keys,
+        load_roster,
+    )
 
+    demand_owner(home)
     settings = load_settings(home)
     document, keys = load_study(find_study(settings.home, study)), settings.load_keys()
-    draft = _draft(settings, document, days=days, rounds=rounds)
     coordinator = fingerprint(load_public_keys(settings.coordinator).signing)
-    words = describe(draft, document, coordinator=coordinator)
-    document_json = json.dumps(draft.model_dump(mode="json"))
-    if dry_run:
-        click.echo(document_json if as_json else words)
-        return
-    if not as_json or not yes:
-        click.echo(words, err=as_json)
-    if not yes:
-        click.confirm("Sign this consent?", abort=True, err=True)
-    with closing(Store(settings.store, updates=settings.updates)) as store:
-        journal = Journal(settings.journal, clock=utc_now, witness=store)
-        journal.demand_whole()
-        control = Control(store, journal, clock=utc_now)
-        for owed in control.settle():
-            click.echo(f"written down after the fact: {owed}", err=True)
-        control.demand_member()
-        keep_consent(draft, document, store, keys=keys, journal=journal)
+    with closing(Store(settings.store, updates=settings.updates, read_only=dry_run)) as store:
+        members = load_roster(settings.roster)
+        draft = _draft(
+            settings, document, store, members=members, own=keys.public, days=days, rounds=rounds
+        )
+        answered = store.rounds_answered(draft.protocol)
+        words = describe(draft, document, coordinator=coordinator, answered=answered)
+        document_json = json.dumps(draft.model_dump(mode="json"))
+        if dry_run:
+            click.echo(document_json if as_json else words)
+            return
+        if not as_json or not yes:
+            click.echo(words, err=as_json)
+        if not yes:
+            click.confirm("Sign this consent?", abort=True, err=True)
+        _keep(settings, draft, document, store, members=members, keys=keys)
     if as_json:  # only now: where signing fails, the error is the one document
         click.echo(document_json)
     click.echo(f"site {settings.name} has consented until {draft.expires_utc}", err=True)
@@ -103,8 +114,38 @@ def find_study(home: Path, study: str) -> Path:
     return fetched if named and not Path(study).is_file() and fetched.is_file() else Path(study)
 
 
+def _keep(
+    settings: SiteSettings,
+    draft: Consent,
+    document: Study,
+    store: Store,
+    *,
+    members: Mapping[str, PublicKeys],
+    keys: KeyPair,
+) -> None:
+    """Sign and keep a consent, once the journal has all that it must have."""
+    from vitrael.client.site.consent import keep_consent  # noqa: PLC0415
+    from vitrael.client.site.control import Control  # noqa: PLC0415
+    from vitrael.privacy.journal import Journal  # noqa: PLC0415
+
+    journal = Journal(settings.journal, clock=utc_now, witness=store)
+    journal.demand_whole()
+    control = Control(store, journal, clock=utc_now)
+    for owed in control.settle():
+        click.echo(f"written down after the fact: {owed}", err=True)
+    control.demand_member()
+    keep_consent(draft, document, store, members=members, keys=keys, journal=journal)
+
+
 def _draft(
-    settings: SiteSettings, document: Study, *, days: float | None, rounds: int | None
+    settings: SiteSettings,
+    document: Study,
+    store: Store,
+    *,
+    members: Mapping[str, PublicKeys],
+    own: PublicKeys,
+    days: float | None,
+    rounds: int | None,
 ) -> Consent:
     """Return the consent to sign; raise ConsentError where a ceiling of the site forbids it."""
     from vitrael.client.site.ceilings import check_study  # noqa: PLC0415
@@ -112,48 +153,38 @@ def _draft(
         DEFAULT_DAYS,
         describe_cohort,
         draft_consent,
+        other_consents,
     )
     from vitrael.client.site.database import explain_storage  # noqa: PLC0415
     from vitrael.client.site.departures import Departures  # noqa: PLC0415
     from vitrael.core.data.cohort import find_cohort  # noqa: PLC0415
-    from vitrael.privacy.keys import load_roster  # noqa: PLC0415
 
     wanted = document.protocol.data
     cohort = find_cohort(settings.cohorts, wanted, name=settings.document.cohort)
     draft = draft_consent(
         document,
         site=settings.name,
-        keys=settings.load_keys().public,
-        members=load_roster(settings.roster),
+        keys=own,
+        members=members,
         cohort=describe_cohort(cohort),
         now=utc_now(),
         days=DEFAULT_DAYS if days is None else days,
         max_rounds=rounds,
     )
     with explain_storage("the journal"):
-        left_bytes = Departures(settings.journal).total(draft.protocol)
-    limits, others = settings.document.limits, _others(settings, draft)
+        left_bytes = Departures(settings.journal).total_once(draft.protocol)
+    limits, others = settings.document.limits, other_consents(store, draft)
     check_study(draft, document, limits, left_bytes=left_bytes, others=others)
     return draft
 
 
-def _others(settings: SiteSettings, draft: Consent) -> list[Consent]:
-    """Return the consents to other protocols, also those that were taken back; makes no store.
+def describe(
+    consent: Consent, study: Study, *, coordinator: str, answered: Mapping[str, int]
+) -> str:
+    """Return what a person should read before signing, in words and with the digests.
 
-    What was given under keys that were rotated since was given all the same.
+    ``answered`` says how many rounds of each stage this site has finished for the protocol.
     """
-    from vitrael.client.site.store import Store  # noqa: PLC0415
-    from vitrael.privacy.envelope import claimed_consent  # noqa: PLC0415
-
-    if draft.privacy.path != "dp" or not settings.store.exists():
-        return []
-    with closing(Store(settings.store, updates=settings.updates)) as store:
-        consents = [claimed_consent(stored.envelope) for stored in store.list_consents()]
-    return [each for each in consents if each.protocol != draft.protocol]
-
-
-def describe(consent: Consent, study: Study, *, coordinator: str) -> str:
-    """Return what a person should read before signing, in words and with the digests."""
     from vitrael.client.site.consent import planned_rounds  # noqa: PLC0415
     from vitrael.privacy.gates import POLICIES  # noqa: PLC0415
 
@@ -189,11 +220,13 @@ def describe(consent: Consent, study: Study, *, coordinator: str) -> str:
         "curves, how many candidates you kept",
         "cohort": f"{cohort.name}, version {cohort.version}, and no other: {counts}",
         "rounds": rounds,
+        "answered": ", ".join(f"{stage} {n}" for stage, n in answered.items()) or "nothing so far",
         "given": consent.given_utc,
         "expires": f"{consent.expires_utc}; `vitrael site stop` takes it back before",
         "software": f"vitrael {consent.package_version}, and no other version",
         "lock": f"{consent.lock}, of all that is installed with it",
         "protocol": consent.protocol,
         "roster": consent.roster,
+        "amends": study.roster.predecessor or "no earlier roster",
     }
     return "\n".join(f"{name:<12} {value}" for name, value in rows.items())

@@ -35,7 +35,7 @@ class ConsentFacts:
     expires_utc: str
     days_left: float
     max_rounds: int
-    bytes_left: int
+    sent_bytes: int
     """How many bytes have left the site for the protocol."""
     rounds_answered: dict[str, int] = field(default_factory=dict)
     """Stage -> how many of its rounds were finished."""
@@ -70,22 +70,23 @@ def list_consents(
                 expires_utc=consent.expires_utc,
                 days_left=round((expires - now).total_seconds() / _DAY_S, 2),
                 max_rounds=consent.max_rounds,
-                bytes_left=departures.total(consent.protocol),
+                sent_bytes=departures.total(consent.protocol),
                 rounds_answered=store.rounds_answered(consent.protocol, consent.roster),
             )
         )
     return listed
 
 
-def find_protocol(listed: list[ConsentFacts], study: str) -> Digest:
+def find_protocol(store: Store, study: str) -> Digest:
     """Return the protocol that was consented to under a name, ``NAME@VERSION`` or a digest.
 
-    Raises UsageError when there is none, and when several versions have the name.
+    No key is needed, and it does not matter which keys signed the consent. Raises UsageError when
+    there is none, and when several versions have the name.
     """
     fitting = {
-        facts.protocol
-        for facts in listed
-        if study in {facts.study, f"{facts.study}@{facts.version}", facts.protocol}
+        digest
+        for digest, (name, version) in store.list_studies().items()
+        if study in {name, f"{name}@{version}", digest}
     }
     if len(fitting) == 1:
         return fitting.pop()

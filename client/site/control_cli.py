@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
-from vitrael.client.site.consent_cli import find_study
-from vitrael.client.site.options import AS_JSON, HOME, private_files, utc_now
+from vitrael.client.site.options import AS_JSON, HOME, demand_owner, private_files, utc_now
 
 if TYPE_CHECKING:
     from vitrael.client.site.consent_list import ConsentFacts
@@ -33,7 +32,6 @@ REASON = click.option(
     metavar="TEXT",
     help="One sentence for journal and coordinator; never of a patient.",
 )
-_LONGEST_REASON: Final = 500
 
 
 @click.command()
@@ -46,7 +44,7 @@ def pause(home: Path, reason: str, *, as_json: bool) -> None:
 
     Example: vitrael site pause --reason "maintenance of the GPU"
     """
-    with _open(home, reason=reason) as site:
+    with _open(home, reason=reason, takes_away=True) as site:
         changed = site.control.pause(reason=reason)
     said = "is paused" if changed else "was paused already"
     _tell({"paused": True, "changed": changed}, f"site {site.settings.name} {said}", as_json)
@@ -79,15 +77,19 @@ def stop(study: str, home: Path, reason: str, *, dry_run: bool, yes: bool, as_js
     """Take the consent to STUDY back: nothing more leaves for it; a task in work ends.
 
     STUDY is a name, NAME@VERSION, a protocol's digest or a file. What has left already stays with
-    the coordinator, which is told. A new consent may be given later.
+    the coordinator, which is told; what a training in work has learned is removed. A new consent
+    may be given later.
 
     Example: vitrael site stop brain-demo --reason "the ethics committee asks for it"
     """
-    with _open(home, reason=reason) as site:
+    from vitrael.client.site.checkpoints import forget_checkpoints_of  # noqa: PLC0415
+
+    with _open(home, reason=reason, takes_away=True) as site:
         protocol = _find_protocol(site, study)
         _sure(f"Take the consent to {study} ({protocol}) back?", dry_run=dry_run, yes=yes)
         if not dry_run:
             site.control.stop(protocol, reason=reason)
+            forget_checkpoints_of(site.settings, protocol)
     told = not dry_run and _send(site.settings, "withdraw", protocol=protocol, reason=reason)
     facts = {"protocol": protocol, "stopped": not dry_run, "coordinator_told": told}
     _tell(facts, f"{'would be' if dry_run else ''} stopped: {study}, {protocol}".strip(), as_json)
@@ -103,15 +105,18 @@ def stop(study: str, home: Path, reason: str, *, dry_run: bool, yes: bool, as_js
 def leave(home: Path, reason: str, *, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Leave the federation: take every consent back, for good, and tell the coordinator.
 
-    Scans, keys and journal stay where they are.
+    Scans, keys and journal stay where they are; what a training in work has learned is removed.
 
     Example: vitrael site leave --reason "the project has ended"
     """
-    with _open(home, reason=reason) as site:
+    from vitrael.client.site.checkpoints import forget_all_checkpoints  # noqa: PLC0415
+
+    with _open(home, reason=reason, takes_away=True) as site:
         name = site.settings.name
         _sure(f"Let site {name} leave the federation for good?", dry_run=dry_run, yes=yes)
         if not dry_run:
             site.control.leave(reason=reason)
+            forget_all_checkpoints(site.settings.records)
     told = not dry_run and _send(site.settings, "leave", reason=reason)
     facts = {"left": not dry_run, "coordinator_told": told}
     _tell(facts, f"site {name} {'would leave' if dry_run else 'has left'} the federation", as_json)
@@ -126,14 +131,17 @@ def consents(home: Path, *, as_json: bool) -> None:
 
     Example: vitrael site consents --json
     """
-    with _open(home) as site:
-        listed = _list_consents(site)
-        standing = site.store.decisions.standing()
-        unusable = len(site.store.list_consents()) - len(listed)
-    most = site.settings.document.limits.study_bytes
+    from vitrael.client.site.consent_list import list_consents  # noqa: PLC0415
+
+    with _reading(home) as (settings, store):
+        own = settings.load_keys().public
+        listed = list_consents(settings, store, own=own, now=utc_now())
+        standing = store.decisions.standing()
+        unusable = len(store.list_consents()) - len(listed)
+    most = settings.document.limits.study_bytes
     if as_json:
         document = {
-            "site": site.settings.name,
+            "site": settings.name,
             **asdict(standing),
             "study_bytes": most,
             "unusable": unusable,
@@ -143,7 +151,7 @@ def consents(home: Path, *, as_json: bool) -> None:
         return
     if standing.left_utc or standing.paused_utc:
         since = f"has left, at {standing.left_utc}" if standing.left_utc else ""
-        click.echo(f"site {site.settings.name} {since or f'is paused since {standing.paused_utc}'}")
+        click.echo(f"site {settings.name} {since or f'is paused since {standing.paused_utc}'}")
     for facts in listed:
         click.echo(_show(facts, most=most))
     if unusable:
@@ -153,26 +161,32 @@ def consents(home: Path, *, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--all", "everything", is_flag=True, help="Also what was released or rejected.")
 @HOME
 @AS_JSON
 @private_files()
-def held(home: Path, *, as_json: bool) -> None:
+def held(home: Path, *, everything: bool, as_json: bool) -> None:
     """List what waits for a release: stage, round, fields, bytes, since when and until when.
 
     Results are held when site.toml says release = "manual". The coordinator waits until the time
-    shown; what is released later leaves when it asks again.
+    shown; what is released later leaves when it asks again, also what was rejected before.
 
     Example: vitrael site held
     """
-    with _open(home) as site:
-        waiting = [each for each in site.store.decisions.list_held() if each.state == "held"]
+    with _reading(home) as (_, store):
+        every = store.decisions.list_held()
+    waiting = [each for each in every if each.state == "held"]
+    listed = every if everything else waiting
     if as_json:
-        click.echo(json.dumps([asdict(each) for each in waiting]))
+        click.echo(json.dumps([asdict(each) for each in listed]))
         return
-    for each in waiting:
+    for each in listed:
+        became = f"waited for until {each.until_utc}"
+        if each.state != "held":
+            became = ": ".join(filter(None, (each.state, each.reason)))
         click.echo(
             f"{each.id:>4}  {each.stage} {each.round + 1}  {each.bytes} B  since {each.held_utc}, "
-            f"waited for until {each.until_utc}  {each.fields}"
+            f"{became}  {each.fields}"
         )
     click.echo(f"{len(waiting)} held for release", err=True)
 
@@ -230,7 +244,7 @@ def reject(
 
     Example: vitrael site reject 3 --reason "too few patients this month"
     """
-    with _open(home, reason=reason) as site:
+    with _open(home, reason=reason, takes_away=True) as site:
         (chosen,) = _choose(site.store.decisions.list_held(), number)
         _sure(f"Reject {chosen.stage} {chosen.round + 1}?", dry_run=dry_run, yes=yes)
         if not dry_run:
@@ -250,30 +264,48 @@ class _Site:
 
 
 @contextmanager
-def _open(home: Path, *, reason: str = "") -> Iterator[_Site]:
-    """Open store and journal; say what a killed command left to be written down."""
-    from vitrael.client.site.control import Control  # noqa: PLC0415 - the database takes a while
+def _open(home: Path, *, reason: str = "", takes_away: bool = False) -> Iterator[_Site]:
+    """Open store and journal; say what a killed command left to be written down.
+
+    An act that only takes away is done whatever the journal's state, which is said.
+    """
+    from vitrael.client.site.control import LONGEST_REASON, Control  # noqa: PLC0415 - heavy
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
     from vitrael.client.site.store import Store  # noqa: PLC0415
+    from vitrael.core.errors import StorageError  # noqa: PLC0415
     from vitrael.privacy.journal import Journal  # noqa: PLC0415
 
-    if len(reason) > _LONGEST_REASON:
-        raise click.UsageError(f"--reason may have {_LONGEST_REASON} letters at most.")
+    if len(reason) > LONGEST_REASON:
+        raise click.UsageError(f"--reason may have {LONGEST_REASON} letters at most.")
+    demand_owner(home)
     settings = load_settings(home)
     with closing(Store(settings.store, updates=settings.updates)) as store:
         journal = Journal(settings.journal, clock=utc_now, witness=store)
-        journal.demand_whole()
         control = Control(store, journal, clock=utc_now)
-        for owed in control.settle():
-            click.echo(f"written down after the fact: {owed}", err=True)
+        try:
+            journal.demand_whole()
+            for owed in control.settle():
+                click.echo(f"written down after the fact: {owed}", err=True)
+        except StorageError as error:
+            if not takes_away:
+                raise
+            click.echo(f"What you decide holds all the same, but {error.sentence()}", err=True)
         yield _Site(settings, store, control)
+        if control.unwritten is not None:
+            why = control.unwritten.sentence()
+            click.echo(f"It holds, but the journal lacks its line so far: {why}", err=True)
 
 
-def _list_consents(site: _Site) -> list[ConsentFacts]:
-    from vitrael.client.site.consent_list import list_consents  # noqa: PLC0415
+@contextmanager
+def _reading(home: Path) -> Iterator[tuple[SiteSettings, Store]]:
+    """Open the store and change nothing."""
+    from vitrael.client.site.settings import load_settings  # noqa: PLC0415 - heavy
+    from vitrael.client.site.store import Store  # noqa: PLC0415
 
-    own = site.settings.load_keys().public
-    return list_consents(site.settings, site.store, own=own, now=utc_now())
+    demand_owner(home)
+    settings = load_settings(home)
+    with closing(Store(settings.store, updates=settings.updates, read_only=True)) as store:
+        yield settings, store
 
 
 def _find_protocol(site: _Site, study: str) -> Digest:
@@ -281,9 +313,8 @@ def _find_protocol(site: _Site, study: str) -> Digest:
     from vitrael.client.site.consent_list import find_protocol  # noqa: PLC0415
     from vitrael.core.study import load_study  # noqa: PLC0415
 
-    path = find_study(site.settings.home, study)
-    named = load_study(path).protocol.digest if Path(study).is_file() else study
-    return find_protocol(_list_consents(site), named)
+    path = Path(study)
+    return find_protocol(site.store, load_study(path).protocol.digest if path.is_file() else study)
 
 
 def _choose(listed: Sequence[Held], number: int | None) -> list[Held]:
@@ -342,7 +373,7 @@ def _show(facts: ConsentFacts, *, most: int | None) -> str:
     return (
         f"{facts.study}@{facts.version}  {facts.state}  {days}\n"
         f"    rounds answered: {rounds}; at most {facts.max_rounds} of a stage\n"
-        f"    {facts.bytes_left} bytes have left{allowed}; given {facts.given_utc}, "
+        f"    {facts.sent_bytes} bytes have left{allowed}; given {facts.given_utc}, "
         f"until {facts.expires_utc}\n"
         f"    protocol {facts.protocol}\n    roster   {facts.roster}"
     )

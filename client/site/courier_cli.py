@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -36,7 +36,8 @@ def courier(home: Path, only: Literal["node", "executor"] | None) -> None:
     With --only node the user needs keys/node and authority.pem and no other key; with --only
     executor, flower/superexec.secret and the spool, and no key at all.
 
-    Exits 4 when the coordinator refuses the site's key or its certificate cannot be trusted.
+    Exits 4 when the coordinator refuses the site's key, or its certificate cannot be trusted and it
+    was never connected since its start. One that was connected tries again.
 
     Example: vitrael site courier --home /srv/vitrael/north
     """
@@ -66,37 +67,44 @@ def courier(home: Path, only: Literal["node", "executor"] | None) -> None:
 
 
 def _page(port: int, one: Courier) -> contextlib.AbstractContextManager[int]:
-    from vitrael.client.site.courier.children import process_of  # noqa: PLC0415
+    from vitrael.client.site.courier.layout import ROLES  # noqa: PLC0415 - as above
     from vitrael.client.site.courier.numbers import (  # noqa: PLC0415
         courier_metrics,
         read_metrics,
+        resident_tree_bytes,
     )
-    from vitrael.client.site.courier.page import serve_page  # noqa: PLC0415
+    from vitrael.client.site.life import is_alive  # noqa: PLC0415
+    from vitrael.core.page import Health, serving_page  # noqa: PLC0415
 
-    settings = one.layout.settings
+    layout = one.layout
 
-    def health() -> Mapping[str, bool]:
-        told: dict[str, bool] = {role: one.is_up(role) for role in one.roles}
-        return told | {
-            "connected": one.is_connected,
-            "steward": process_of(settings.steward) is not None,
+    def up() -> dict[str, bool]:
+        """Tell of both halves, also of the one that another command runs."""
+        return {
+            role: one.is_up(role) if role in one.roles else is_alive(layout.life(role))
+            for role in ROLES
         }
+
+    def health() -> Health:
+        told = up() | {
+            "connected": one.is_connected,
+            "steward": is_alive(layout.settings.steward),
+        }
+        well = all(told.values())
+        return Health(well, "ok" if well else "degraded", told)
 
     def metrics() -> bytes:
         watches = dict(one.watches)
-        pids = [watch.child.pid for watch in watches.values() if watch.child is not None]
         own = courier_metrics(
-            up={role: one.is_up(role) for role in one.roles},
-            restarts={
-                role: max(watches[role].starts - 1, 0) if role in watches else 0
-                for role in one.roles
-            },
+            up=up(),
+            restarts={role: max(watch.starts - 1, 0) for role, watch in watches.items()},
             is_connected=one.is_connected,
-            pids=[one.pid, *pids],
+            resident=resident_tree_bytes(one.pid),
         )
-        return own + read_metrics(settings.metrics)
+        return own + read_metrics(layout.settings.metrics)
 
-    return serve_page(port, health=health, metrics=metrics)
+    setting = "[network].metrics_port in site.toml"
+    return serving_page(port, health=health, metrics=metrics, setting=setting)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from vitrael.client.site.options import (
     AS_JSON,
     HOME,
     SCANS,
+    demand_owner,
     ended_in_order,
     private_files,
     refuse_nan,
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 RECIPE_NAMES = ("brain-t1", "brain-lesion", "echo-apical", "xray-2d", "image-2d")
 """The keys of ``core.data.recipes.RECIPES``, which would take half a second to load here."""
 
+_FORGOTTEN = (
+    "earlier versions are not known any more: "
+    "ask the coordinator for all that this site took part in"
+)
 _TELL_COORDINATOR = (
     "Give the digests of the versions to the coordinator: "
     "vitrael study affected --site SITE --cohort-version DIGEST tells what was made with them."
@@ -115,6 +120,7 @@ def ingest(
     from vitrael.client.site.ingest.places import Home, demand_name  # noqa: PLC0415
 
     demand_name(name)
+    demand_owner(home)
     settings, splits = _choose_recipe(recipe, study, grid=grid, spacing_mm=spacing_mm)
     choices = Choices(
         settings=settings,
@@ -164,6 +170,7 @@ def withdraw(subject: str, home: Path, *, dry_run: bool, yes: bool, as_json: boo
         subject = os.fsdecode(sys.stdin.buffer.readline()).rstrip("\r\n")
     if not subject.strip():
         raise UsageError("no patient is named", fix="give the name that the site's files use")
+    demand_owner(home)
     site = Home(home)
     site.demand()
     found = find_patient(site, subject)
@@ -172,6 +179,8 @@ def withdraw(subject: str, home: Path, *, dry_run: bool, yes: bool, as_json: boo
         click.echo(words, err=as_json)
         for held in found.versions:
             click.echo(f"cohort {held.cohort}, version {held.version}: {held.digest}", err=as_json)
+        for name in found.forgotten:
+            click.echo(f"cohort {name}: {_FORGOTTEN}", err=as_json)
     files = size_bytes = 0
     if not dry_run:
         if not yes:
@@ -185,9 +194,8 @@ def withdraw(subject: str, home: Path, *, dry_run: bool, yes: bool, as_json: boo
     if as_json:
         document = {"items": found.items, "cohorts": list(found.cohorts), "known": found.known}
         versions = [asdict(held) for held in found.versions]
-        click.echo(
-            json.dumps({**document, "versions": versions, "files": files, "bytes": size_bytes})
-        )
+        known = {"versions": versions, "versions_forgotten": list(found.forgotten)}
+        click.echo(json.dumps({**document, **known, "files": files, "bytes": size_bytes}))
 
 
 @click.command()
@@ -328,6 +336,7 @@ def gc(home: Path, days: float, *, dry_run: bool, as_json: bool) -> None:
     from vitrael.client.site.ingest.keeping import sweep_caches  # noqa: PLC0415
     from vitrael.client.site.ingest.places import Home  # noqa: PLC0415
 
+    demand_owner(home)
     site = Home(home)
     site.demand()
     removed = sweep_caches(site, now=utc_now(), older_than_days=days, dry_run=dry_run)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.pool import NullPool
 
 from vitrael.core.digest import canonical_json
 from vitrael.core.errors import StorageError, storage_error
+
+_PATIENCE_S: Final = 10.0
+"""How long another process may hold a file."""
 
 
 def open_engine(path: Path) -> Engine:
@@ -20,6 +25,18 @@ def open_engine(path: Path) -> Engine:
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def open_to_read(path: Path) -> Engine:
+    """Return an engine that changes no file; on an empty database in memory where there is none."""
+    if not path.exists():
+        return create_engine("sqlite://", json_serializer=_to_json)
+    address = f"{path.absolute().as_uri()}?mode=ro"
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(address, uri=True, timeout=_PATIENCE_S)
+
+    return create_engine("sqlite://", creator=connect, poolclass=NullPool)
 
 
 @contextmanager
@@ -48,7 +65,8 @@ def _to_json(value: object) -> str:
 
 def _prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's object
     connection.isolation_level = None  # transactions begin in _begin, also those of a migration
-    wanted = ("busy_timeout = 10000", "journal_mode = WAL", "synchronous = FULL")
+    patience = f"busy_timeout = {_PATIENCE_S * 1000:.0f}"
+    wanted = (patience, "journal_mode = WAL", "synchronous = FULL")
     for pragma in (*wanted, "secure_delete = ON"):  # what is deleted is overwritten as well
         connection.execute(f"PRAGMA {pragma}")
 

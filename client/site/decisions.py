@@ -2,7 +2,8 @@
 
 An act and the line that the journal owes for it are committed together; the line is taken off the
 list once the journal has it. So a process that is killed in between leaves an act whose line the
-next command writes (``control.Control.settle``), and never one that stands nowhere.
+next command writes (``control.Control.settle``), perhaps a second time, and never one that stands
+nowhere.
 """
 
 from __future__ import annotations
@@ -65,24 +66,24 @@ class Decisions:
             row = session.get(SiteStateRow, _ONLY)
             return Standing() if row is None else Standing(row.paused_utc, row.left_utc)
 
-    def set_paused(self, utc: str, *, owed: Entry) -> int:
-        """Pause the site, or with an empty time resume it; return the number of the owed line."""
+    def set_paused(self, utc: str, *, owed: Entry) -> None:
+        """Pause the site, or with an empty time resume it."""
         with self._begin() as session:
             _state_row(session).paused_utc = utc
-            return _owe(session, owed)
+            _owe(session, owed)
 
-    def leave(self, utc: str, *, owed: Entry) -> int:
-        """Take every consent back, for good; return the number of the owed line."""
+    def leave(self, utc: str, *, owed: Entry) -> None:
+        """Take every consent back, for good."""
         with self._begin() as session:
             _state_row(session).left_utc = utc
             session.execute(
                 update(ConsentRow).where(ConsentRow.withdrawn_utc == "").values(withdrawn_utc=utc)
             )
             _reject(session, None, "the site has left the federation")
-            return _owe(session, owed)
+            _owe(session, owed)
 
-    def withdraw(self, protocol: Digest, utc: str, *, owed: Entry) -> int:
-        """Take back the consents to a protocol; return the number of the owed line."""
+    def withdraw(self, protocol: Digest, utc: str, *, owed: Entry) -> None:
+        """Take back the consents to a protocol."""
         with self._begin() as session:
             session.execute(
                 update(ConsentRow)
@@ -90,16 +91,7 @@ class Decisions:
                 .values(withdrawn_utc=utc)
             )
             _reject(session, protocol, "the consent was taken back")
-            return _owe(session, owed)
-
-    def withdrawn_utc(self, protocol: Digest, roster: Digest) -> str:
-        """Return when the consent to a protocol with a roster was taken back; empty if it stands.
-
-        One that is not there counts as taken back at no known time.
-        """
-        with self._begin() as session:
-            row = session.get(ConsentRow, (protocol, roster))
-            return "a time that is not known" if row is None else row.withdrawn_utc
+            _owe(session, owed)
 
     def hold(
         self, task: Task, *, fields: str, size: int, now: datetime, until: datetime, owed: Entry
@@ -141,13 +133,23 @@ class Decisions:
         with self._begin() as session:
             return [_told(row) for row in session.scalars(select(HeldRow).order_by(HeldRow.id))]
 
-    def decide(self, number: int, state: State, *, reason: str, owed: Entry) -> int:
-        """Release or reject what is held under a number; return that of the owed line."""
+    def release(self, number: int, *, owed: Entry) -> None:
+        """Release what is held under a number, also when it was rejected before."""
         with self._begin() as session:
             session.execute(
-                update(HeldRow).where(HeldRow.id == number).values(state=state, reason=reason)
+                update(HeldRow).where(HeldRow.id == number).values(state="released", reason="")
             )
-            return _owe(session, owed)
+            _owe(session, owed)
+
+    def reject(self, number: int, *, reason: str, owed: Entry) -> bool:
+        """Reject what is held under a number; return whether it was not released before."""
+        with self._begin() as session:
+            row = session.get_one(HeldRow, number)
+            if row.state == "released":
+                return False
+            row.state, row.reason = "rejected", reason
+            _owe(session, owed)
+            return True
 
     def owe(self, entry: Entry) -> int:
         """Put a line on the list of what the journal must get; return its number."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vitrael.client.site.options import AS_JSON, HOME, private_files, utc_now
+from vitrael.client.site.options import AS_JSON, HOME, demand_owner, private_files, utc_now
 from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def join(
     from vitrael.client.site.enrollment.join import plan_join, read_invitation  # noqa: PLC0415
 
     invitation = read_invitation(file, now=utc_now())
+    demand_owner(home)
     plan = plan_join(home, invitation, proxy=proxy, authority=authority)
     if not _go_on(_describe(invitation), "Join?", dry_run=dry_run, yes=yes, as_json=as_json):
         return
@@ -95,6 +96,7 @@ def fetch(home: Path, *, as_json: bool) -> int:
     from vitrael.client.site.enrollment.fetch import fetch as fetch_standing  # noqa: PLC0415
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
 
+    demand_owner(home)
     settings = load_settings(home)
     found = fetch_standing(settings, ask=_ask(), clock=utc_now, tell=_tell)
     if as_json:
@@ -127,6 +129,7 @@ def rotate(file: Path, home: Path, *, dry_run: bool, yes: bool, as_json: bool) -
     )
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
 
+    demand_owner(home)
     settings = load_settings(home)
     invitation = read_invitation(file, now=utc_now())
     demand_same_coordinator(home, invitation)
@@ -156,14 +159,18 @@ def protect(home: Path) -> None:
 
     Example: vitrael site keys protect --home /srv/vitrael/north
     """
+    from vitrael.client.site.enrollment.home_lock import only_one_enrollment  # noqa: PLC0415
+    from vitrael.client.site.rotation import key_folders  # noqa: PLC0415
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
     from vitrael.privacy.keys import protect_keys  # noqa: PLC0415
 
+    demand_owner(home)
     settings = load_settings(home)
     passphrase = _passphrase(new=True)
-    settings.load_keys(lambda: passphrase)  # those of a rotation are settled first
-    for folder in _key_folders(settings.home):
-        protect_keys(folder, passphrase=passphrase)
+    with only_one_enrollment(settings.home):
+        settings.load_keys(lambda: passphrase)  # those of a rotation are settled first
+        for folder in key_folders(settings.home):
+            protect_keys(folder, passphrase=passphrase)
     click.echo("the keys are protected: give the steward the passphrase too", err=True)
 
 
@@ -173,24 +180,23 @@ def protect(home: Path) -> None:
 def unprotect(home: Path) -> None:
     """Write the private keys without encryption, for their owner alone.
 
+    Keys that are not in use any more stay as they are.
+
     Example: vitrael site keys unprotect --home /srv/vitrael/north
     """
+    from vitrael.client.site.enrollment.home_lock import only_one_enrollment  # noqa: PLC0415
+    from vitrael.client.site.rotation import next_keys  # noqa: PLC0415
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
     from vitrael.privacy.keys import unprotect_keys  # noqa: PLC0415
 
+    demand_owner(home)
     settings, ask = load_settings(home), _ask()
-    settings.load_keys(ask)
-    for folder in _key_folders(settings.home):
-        unprotect_keys(folder, passphrase=ask)
+    with only_one_enrollment(settings.home):
+        settings.load_keys(ask)
+        unprotect_keys(settings.keys, passphrase=ask)
+        if (next_keys(settings.home) / "sealing.pem").exists():
+            unprotect_keys(next_keys(settings.home), passphrase=ask)
     click.echo("the keys are no longer protected by a passphrase", err=True)
-
-
-def _key_folders(home: Path) -> Iterator[Path]:
-    from vitrael.client.site.rotation import next_keys  # noqa: PLC0415
-
-    yield home / "keys"
-    if (next_keys(home) / "sealing.pem").exists():
-        yield next_keys(home)
 
 
 def _passphrase(*, new: bool) -> bytes:

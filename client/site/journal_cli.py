@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 @click.command()
 @HOME
-@click.option("--verify", is_flag=True, help="Say in words that the chain of hashes is whole.")
 @click.option(
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -40,7 +39,6 @@ def journal(
     study: str | None,
     since: datetime | None,
     *,
-    verify: bool,
     as_json: bool,
 ) -> None:
     """Show all that left this site: when, in which round, how many bytes, to whom, and what.
@@ -73,9 +71,8 @@ def journal(
         raise tell_faults(faults)
     else:
         _tell(lines, total=total, to_page=html is not None)
-        if verify:
-            began = settings.journal.exists()
-            click.echo("the journal is whole" if began else "no journal has begun", err=True)
+        began = settings.journal.exists()
+        click.echo("the journal is whole" if began else "no journal has begun", err=True)
     if faults:
         ctx.exit(1)
 
@@ -150,7 +147,7 @@ def _remembered(settings: SiteSettings) -> tuple[Kept | None, dict[str, str]]:
 
     if not settings.store.exists():
         return None, {}
-    with closing(Store(settings.store, updates=settings.updates)) as store:
+    with closing(Store(settings.store, updates=settings.updates, read_only=True)) as store:
         protocols = [consent.study.get("protocol") for consent in store.list_consents()]
         named = {str(digest_json(p)): str(p.get("name")) for p in protocols if isinstance(p, dict)}
         return store.read_head(), named

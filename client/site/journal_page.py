@@ -57,6 +57,15 @@ _DECISIONS: Final[Mapping[str, str]] = {
 }
 """Events that tell what was decided here, in words."""
 
+_WORDS: Final[Mapping[str, str]] = {
+    "joined": "public keys, to join",
+    "rotated": "new public keys",
+    "standing": "question: how things stand, and what is offered",
+    "withdraw": "word: a consent was taken back",
+    "leave": "word: this site leaves",
+}
+"""What a site says of itself, outside of any task, in words."""
+
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _KIBI: Final = 1024
 
@@ -104,11 +113,20 @@ class JournalPage:
 
     @property
     def departures(self) -> list[Departure]:
-        """What left, the newest first."""
+        """Results, refusals and failures, the newest first."""
         return [
             Departure(line, self.study_of(line), describe_message(line), self._explain(line))
-            for line in reversed(self.lines)
-            if line.event in DEPARTURES
+            for line in reversed(list(self._left()))
+            if not is_word(line)
+        ]
+
+    @property
+    def words(self) -> list[tuple[Line, str, str, str]]:
+        """What left outside of any task, the newest first: line, study, what it is, sentence."""
+        return [
+            (line, self.study_of(line), *describe_word(line))
+            for line in reversed(list(self._left()))
+            if is_word(line)
         ]
 
     @property
@@ -123,7 +141,7 @@ class JournalPage:
     @property
     def sent(self) -> list[Line]:
         """Lines of results that left."""
-        return [line for line in self.lines if line.event == "sent"]
+        return [line for line in self.lines if line.event == "sent" and not is_word(line)]
 
     @property
     def refusals(self) -> list[Departure]:
@@ -132,18 +150,18 @@ class JournalPage:
 
     @property
     def left_bytes(self) -> int:
-        """Bytes that left in all, sentences included."""
-        return sum(line.bytes for line in self.lines if line.event in DEPARTURES)
+        """Bytes that left in all: results, sentences, words and keys."""
+        return sum(line.bytes for line in self._left())
 
     @property
     def receivers(self) -> list[str]:
         """Whom something went to."""
-        return sorted({line.to for line in self.lines if line.event in DEPARTURES and line.to})
+        return sorted({line.to for line in self._left() if line.to})
 
     @property
     def by_study(self) -> list[Total]:
         """Totals of each study and stage, in the order in which they began."""
-        return _total((self.study_of(x), x.stage or "not a task", x) for x in self._left())
+        return _total((self.study_of(x), _stage_of(x), x) for x in self._left())
 
     @property
     def by_day(self) -> list[Total]:
@@ -179,6 +197,19 @@ class JournalPage:
         return f"covered by the consent of {given[-1]}" if given else "no consent is written down"
 
 
+def is_word(line: Line) -> bool:
+    """Return whether a line is of what the site said by itself: no task asked for it."""
+    return line.event in {"joined", "rotated"} or (line.event == "sent" and not line.nonce)
+
+
+def describe_word(line: Line) -> tuple[str, str]:
+    """Return in words what a word was, and the sentence for the coordinator that went with it."""
+    kind, _, sentence = line.reason.removeprefix("word: ").partition(": ")
+    if line.event != "sent":
+        return _WORDS[line.event], ""
+    return (_WORDS[kind], sentence) if kind in _WORDS else (line.reason or "something", "")
+
+
 def render_page(page: JournalPage) -> str:
     """Return the page as HTML that stands alone."""
     environment = jinja2.Environment(
@@ -206,6 +237,10 @@ def describe_message(line: Line) -> tuple[str, ...]:
     """Return in words what a message held, each thing once."""
     names = [_NAMES.get(name, name) for name in (*line.attachments, *line.fields)]
     return tuple(dict.fromkeys(names)) or (("one sentence",) if line.nonce else ("nothing signed",))
+
+
+def _stage_of(line: Line) -> str:
+    return line.stage or ("words and keys" if is_word(line) else "not a task")
 
 
 def _total(named: Iterable[tuple[*tuple[str, ...], Line]]) -> list[Total]:

@@ -17,7 +17,6 @@ import re
 import shutil
 import socket
 import stat
-import tempfile
 import time
 import uuid
 from collections import deque
@@ -25,11 +24,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vitrael.client.site.courier.spool import CONNECT_S, write_parcel
+from vitrael.client.site.courier.spool import clear_abandoned, short_name, write_parcel
 from vitrael.client.site.database import explain_storage
 from vitrael.client.site.inbox import open_parcel
+from vitrael.client.site.life import note_of_life
 from vitrael.client.site.settings import STEWARD_LOCK, SiteSettings
-from vitrael.core.digest import write_atomically
 from vitrael.core.errors import (
     ConfigError,
     ProcessError,
@@ -49,17 +48,14 @@ Note = Callable[[str, int], object]
 """Writes a reason and a count of bytes into the journal, or counts both for its next line."""
 
 REFUSAL = b'{"error": "the steward took no task from this parcel; its log tells why"}\n'
-NO_DISK = b'{"error": "the steward cannot use its disk; nothing leaves without its journal"}\n'
-
-LONGEST_PATH = 100
-"""Bytes of a socket's path that every Unix takes."""
+NO_DISK = b'{"error": "the steward cannot use its disk or its journal; nothing leaves before"}\n'
 
 _LONGEST_LINE = 4096
 _PATIENCE_S = 10.0
 _POLL_S = 0.25
 """How often the ear looks whether it is to end."""
-_ABANDONED_S = 10 * CONNECT_S
-"""No courier waits that long for a steward that does not listen: whose parcel this was is gone."""
+_MOST_WAITING = 128
+"""Who may stand before the ear: couriers that ended while a task ran for hours stand there too."""
 _MOST_REPLIES = 4
 """In the spool at a time: who asks again and again, and fetches nothing, fills no disk."""
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -92,6 +88,7 @@ def serve(
                 continue
             with connection:
                 _serve_one(connection, settings, answer, note=note, laid=laid)
+            clear_abandoned(settings.inbox)
             rest()
 
 
@@ -192,7 +189,6 @@ def _only_one(settings: SiteSettings) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise _explain_lock(handle, settings) from error
-        os.utime(handle)
         yield
     finally:
         os.close(handle)
@@ -213,21 +209,6 @@ def _explain_lock(handle: int, settings: SiteSettings) -> ProcessError:
         why="a steward must not see it change",
         fix="wait until it has ended",
     )
-
-
-def _clear_spool(settings: SiteSettings) -> None:
-    """Remove replies that nobody fetched, and parcels whose courier was killed.
-
-    A parcel may lie there for a courier that waits for this very steward to listen; it is younger
-    than ``_ABANDONED_S``, by the clock of the disk itself.
-    """
-    for left_over in settings.outbox.iterdir():
-        shutil.rmtree(left_over, ignore_errors=True)  # the store has them
-    now_s = (settings.home / STEWARD_LOCK).stat().st_mtime
-    for left_over in settings.inbox.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # its courier may remove it at this moment
-            if now_s - left_over.lstat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(left_over, ignore_errors=True)
 
 
 def _demand_own(folder: Path) -> None:
@@ -253,19 +234,18 @@ def _listening(settings: SiteSettings) -> Iterator[tuple[socket.socket, Path]]:
     settings.outbox.mkdir(exist_ok=True, mode=0o750)
     for folder in (settings.outbox.parent, settings.outbox):
         _demand_own(folder)
-    _clear_spool(settings)
+    for left_over in settings.outbox.iterdir():
+        shutil.rmtree(left_over, ignore_errors=True)  # nobody fetched it; the store has it
+    clear_abandoned(settings.inbox)
     with contextlib.ExitStack() as stack:
         path = settings.home / "steward.sock"
-        if len(os.fsencode(path)) > LONGEST_PATH:
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitrael-"))) / "s"
         path.unlink(missing_ok=True)
         stack.callback(path.unlink, missing_ok=True)
         listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        listener.bind(str(path))
+        with short_name(path) as name:
+            listener.bind(name)
         path.chmod(0o660)
-        listener.listen(8)
+        listener.listen(_MOST_WAITING)
         note = {"socket": str(path), "pid": os.getpid()}
-        write_atomically(settings.steward, json.dumps(note).encode())
-        settings.steward.chmod(0o640)  # a courier under another user looks there
-        stack.callback(settings.steward.unlink, missing_ok=True)
+        stack.enter_context(note_of_life(settings.steward, note))
         yield listener, path

@@ -25,6 +25,7 @@ from vitrael.core.digest import write_atomically
 from vitrael.core.errors import VitraelError
 from vitrael.core.messages import Parcel
 from vitrael.privacy.journal import read_journal_from
+from vitrael.privacy.journal_line import DEPARTURES
 
 Answer = Callable[[Parcel], dict[str, bytes]]
 
@@ -108,7 +109,8 @@ class SiteMetrics:
             for line, place in read_journal_from(self._journal, self._place):
                 self._place = place
                 self._tasks.labels(line.stage or "none", line.event).inc()
-                self._sent.inc(line.bytes)
+                if line.event in DEPARTURES:
+                    self._sent.inc(line.bytes)
                 self._lines.set(line.line)
                 stage = line.stage or stage
         return stage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from vitrael.core.errors import ProcessError
+from vitrael.core.errors import ProcessError, UsageError
 
 EXIT_ENDED = 128 + signal.SIGTERM
 """What a shell calls the end by SIGTERM."""
@@ -42,6 +43,31 @@ def refuse_nan(_ctx: click.Context, _param: click.Parameter, days: float | None)
 def utc_now() -> datetime:
     """Return the present time; everything below the command line has it injected."""
     return datetime.now(UTC)  # noqa: TID251 - the process boundary is where time comes in
+
+
+def demand_owner(home: Path) -> None:
+    """Raise UsageError for a home of another user, whose steward could not use what is written.
+
+    The folder of its keys tells whose it is: the home itself may be root's.
+    """
+    try:
+        owner = (home / "keys").stat().st_uid
+    except OSError:
+        return  # nothing is there yet, or what opens it says what is wrong
+    if owner != os.geteuid():
+        raise UsageError(
+            f"the home {home} is of the user {_name_of(owner)}",
+            why=f"this command runs as {_name_of(os.geteuid())}: the steward could not use what it "
+            "writes",
+            fix=f"sudo -u {_name_of(owner)} vitrael ...",
+        )
+
+
+def _name_of(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"#{user}"
 
 
 @contextlib.contextmanager

@@ -1,161 +1,48 @@
 """The outbox: the only door by which anything leaves a site.
 
-``RULES`` lists, stage by stage, every field and every array that may leave, with its bounds; what
-it does not name is refused. A result is checked, sealed for the coordinator and signed, and
+``RULES`` of the module beside lists every field and every array that may leave; what it does not
+name is refused. A result is checked, sealed for the coordinator and signed, and
 written into the journal before it is handed over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+from pydantic import JsonValue, ValidationError
 
 from vitrael.client.site.ceilings import check_left
 from vitrael.client.site.departures import Departures
-from vitrael.client.site.ingest.summary import CohortSummary
+from vitrael.client.site.rules import MOST_EXAMPLES, RULES, ArrayRule, MeasuredBody, StageRule
 from vitrael.client.site.settings import Limits
 from vitrael.client.site.store import Finished
 from vitrael.client.site.tasks import TaskResult, study_layouts
-from vitrael.core.configs import Section
 from vitrael.core.digest import Digest
-from vitrael.core.errors import DataError, StorageError, WeightsError
-from vitrael.core.messages import ENVELOPE, Head, Reply, StageName, Task
+from vitrael.core.errors import (
+    ConsentError,
+    DataError,
+    EnvelopeError,
+    StorageError,
+    WeightsError,
+)
+from vitrael.core.messages import ENVELOPE, Head, Reply, Task, parcel_size
 from vitrael.core.study import Study
 from vitrael.core.version import package_version
 from vitrael.core.weights import Tensors, check_like
 from vitrael.privacy.envelope import attachment_digests, make_reply_parcel
-from vitrael.privacy.evidence import PLANT_CLASSES
 from vitrael.privacy.journal import Entry, Journal, Kept
 from vitrael.privacy.keys import KeyPair, PublicKeys, fingerprint
 
-MOST_EXAMPLES: Final = 10_000_000
+MOST_ANSWERS: Final = 8
+"""To one signed task: a coordinator sends the same one again three times at most, and every new
+attempt has a nonce of its own."""
 _LONGEST_REASON = 1000
 
-Count = Annotated[int, Field(ge=0, le=1 << 40)]
-"""A number of things; a larger one would be a message of its own."""
 Layouts = Callable[[Study], Mapping[str, Tensors]]
 """Study -> attachment -> arrays like the weights that the study trains."""
-
-
-class Body(Section):
-    """The fields that a reply may have; an unknown one is refused, and so are NaN and infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
-
-
-class ConsentBody(Body):
-    """The signed consent, and counts of the cohort that it is for."""
-
-    consent: Annotated[str, StringConstraints(max_length=16_384)]
-    summary: CohortSummary
-
-
-class CanaryBody(Body):
-    """How fast this site trains: images of the study's own batches, and the seconds they took."""
-
-    codec_images: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)]
-    codec_s: Annotated[float, Field(ge=0)]
-    teacher_images: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)]
-    teacher_s: Annotated[float, Field(ge=0)]
-
-
-class TrainingBody(Body):
-    """How training went: losses, each the mean since the point before it."""
-
-    curve_images: Annotated[list[Count], Field(max_length=200)] = Field(default_factory=list)
-    curve_loss: Annotated[list[float], Field(max_length=200)] = Field(default_factory=list)
-
-
-class MeasuredBody(Body):
-    """Numbers over many patients, and whether they could be had."""
-
-    estimable: bool = True
-    reason: Annotated[str, StringConstraints(max_length=500)] = ""
-    metrics: dict[str, float] = Field(default_factory=dict)
-    counts: dict[str, Count] = Field(default_factory=dict)
-
-
-class FilterBody(MeasuredBody):
-    """Numbers of the filter, and the operating point that gave them by its salted digest."""
-
-    commitment: Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64})?$")] = ""
-    """Empty without an operating point."""
-
-
-class SigningBody(Body):
-    """The site's signature on the manifest of a release."""
-
-    signature: Annotated[str, StringConstraints(max_length=65_536)]
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayRule:
-    """What one array may be."""
-
-    dtypes: tuple[str, ...]
-    most_elements: int
-    votes_on: tuple[str, str] | None = None
-    """Attachment and array of the task: one vote, 0 or 1, for each of its rows."""
-
-
-@dataclass(frozen=True, slots=True)
-class StageRule:
-    """All that may leave in one stage."""
-
-    body: type[Body]
-    labels: frozenset[str] = frozenset()
-    """Names that metrics and counts may have."""
-    like_input: tuple[str, ...] = ()
-    """Attachments that must have the names, shapes and dtypes of the task's own."""
-    arrays: Mapping[str, Mapping[str, ArrayRule]] = field(default_factory=dict)
-    """Other attachments, array by array."""
-
-
-_VOTES = ArrayRule(("uint8",), 1_000_000, votes_on=("candidates", "image"))
-_MOMENT = ArrayRule(("float64",), 4_096)
-_MOMENTS = {
-    f"{name}.{part}": _MOMENT
-    for name in ("latent", "condition", "ceiling")
-    for part in ("count", "sum", "square")
-}
-_CALIBRATION = frozenset(
-    {
-        "patients.training",
-        "verification.patients",
-        "verification.wins",
-    }
-)
-_AUDIT = frozenset(
-    {
-        *(f"plants.{kind}.{count}" for kind in PLANT_CLASSES for count in ("shown", "dropped")),
-        *(f"fresh.{count}" for count in ("shown", "dropped")),
-        *(f"copies.{part}" for part in ("samples", "hits", "control_hits", "scale")),
-        *(f"copies.{part}" for part in ("planted", "planted_hits")),
-        *(f"closeness.{part}" for part in ("patients", "share", "error")),
-        *(f"membership.{part}" for part in ("members", "others")),
-        *(f"membership.{part}" for part in ("attack", "placebo", "control")),
-        *(f"membership.{part}_error" for part in ("attack", "placebo", "control")),
-    }
-)
-
-RULES: Final[Mapping[StageName, StageRule]] = {
-    "consent": StageRule(ConsentBody),
-    "canary": StageRule(CanaryBody),
-    "codec": StageRule(TrainingBody, like_input=("codec",)),
-    "latents": StageRule(Body, arrays={"moments": _MOMENTS}),
-    "calibration": StageRule(FilterBody, labels=_CALIBRATION),
-    "teacher": StageRule(TrainingBody, like_input=("denoiser",)),
-    "screening": StageRule(
-        FilterBody, labels=frozenset({"candidates", "kept"}), arrays={"votes": {"keep": _VOTES}}
-    ),
-    "audit": StageRule(FilterBody, labels=_AUDIT),
-    "signing": StageRule(SigningBody),
-}
-"""The allow-list. Whoever adds a line adds it to the page on what leaves a site."""
 
 
 class Outbox:
@@ -186,21 +73,46 @@ class Outbox:
         self._departures = Departures(journal.path)
         self._to = f"coordinator {fingerprint(coordinator.signing)[:19]}"
 
+    def demand_not_replayed(self, task: Task) -> None:
+        """Raise EnvelopeError when a task was answered so often that somebody else repeats it.
+
+        Whoever carries parcels can lay the same one as often as he likes: a sealed answer with a
+        line of its own for each would fill the journal.
+        """
+        if self._departures.answers_to(task) >= MOST_ANSWERS:
+            raise EnvelopeError(
+                f"the task was answered {MOST_ANSWERS} times",
+                why="the coordinator does not ask that often with one nonce",
+                fix="if it asks indeed, let it send a new task",
+            )
+
+    def demand_sent_before(self, task: Task, finished: Finished, *, cohort: Digest) -> None:
+        """Raise ConsentError for a result of another version of the cohort than this one.
+
+        But where it has left already: what the coordinator has may be given to it again.
+        """
+        if finished.cohort not in (None, cohort) and not self._departures.has_sent(task):
+            raise ConsentError(
+                f"the result of round {task.round + 1} of {task.stage} is of an earlier version "
+                "of the cohort",
+                why="it never left, and the consent is for the present version and no other",
+                fix="go on without this site in this round; it is not made a second time",
+            )
+
     def demand_same_past(self, task: Task) -> None:
         """Raise StorageError unless this site's journal has the line that the task quotes of it.
 
-        The coordinator quotes what this site told it in a reply, whose own line came next. Where
+        The coordinator quotes what this site told it in a reply, whose own line came behind. Where
         one of these lines is missing, an older backup was restored or the journal was rewritten,
         and nothing may leave that would hide it.
         """
         told = task.yours
         if told is None:
             return
-        longer = self._journal.head().lines > told.lines
-        if not (longer and self._journal.holds(Kept(told.lines, told.hash))):
+        if not self._journal.has_answered(Kept(told.lines, told.hash)):
             raise StorageError(
                 "the journal is not the one that the coordinator was told of",
-                why=f"line {told.lines} is missing in it or another one, or the line after it is",
+                why=f"line {told.lines} is missing in it or another one, or the reply after it is",
                 fix="restore the newest backup of journal.jsonl and journal.head.json; nothing "
                 "leaves before",
             )
@@ -215,8 +127,11 @@ class Outbox:
                 self._demand_layout(name, inputs[name], study)
 
     def bytes_left_for(self, protocol: Digest) -> int:
-        """Return how many bytes have left this site for a protocol, as its journal counts them."""
-        return self._departures.total(protocol)
+        """Return how many bytes have left this site for a protocol, by its journal.
+
+        A result that was given again to the very same task counts once.
+        """
+        return self._departures.total_once(protocol)
 
     def check(
         self,
@@ -243,8 +158,17 @@ class Outbox:
             )
         return Finished(body, result.tensors, result.num_examples)
 
-    def send(self, task: Task, finished: Finished) -> dict[str, bytes]:
-        """Return the sealed and signed reply; its line stands in the journal when this returns."""
+    def send(
+        self,
+        task: Task,
+        finished: Finished,
+        *,
+        leaving: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> dict[str, bytes]:
+        """Return the sealed and signed reply; its line stands in the journal when this returns.
+
+        The line is written inside of ``leaving()``, which raises where it may not leave after all.
+        """
         reply = self._reply(task, status="done").model_copy(
             update={
                 "num_examples": finished.num_examples,
@@ -253,7 +177,7 @@ class Outbox:
                 "cohort": finished.cohort,
             }
         )
-        return self._release(task, reply, finished.tensors)
+        return self._release(task, reply, finished.tensors, leaving=leaving)
 
     def send_word(
         self, task: Task, *, status: Literal["refused", "failed"], reason: str
@@ -299,37 +223,46 @@ class Outbox:
         _check_same(name, tensors, self._known[1][name])
 
     def _release(
-        self, task: Task, reply: Reply, attachments: Mapping[str, Tensors]
+        self,
+        task: Task,
+        reply: Reply,
+        attachments: Mapping[str, Tensors],
+        *,
+        leaving: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> dict[str, bytes]:
         parcel = make_reply_parcel(
             reply, attachments, site=self._keys, coordinator=self._coordinator
         )
-        size = sum(len(data) for data in parcel.values())
+        size = parcel_size(parcel)
         if reply.status == "done":  # a sentence that refuses may always go
             left = self.bytes_left_for(task.protocol)
-            check_left(self._limits, left_bytes=left, more_bytes=size)
-        fields = {*reply.body, "num_examples"} if reply.num_examples else {*reply.body}
-        self._journal.append(
-            Entry(
-                event="sent" if reply.status == "done" else reply.status,
-                to=self._to,
-                origin=self._site,
-                key=fingerprint(self._coordinator.signing),
-                protocol=task.protocol,
-                roster=task.roster,
-                stage=task.stage,
-                round=task.round,
-                attempt=task.attempt,
-                nonce=task.nonce,
-                bytes=size,
-                fields=tuple(sorted(fields)),
-                attachments={name: str(digest) for name, digest in reply.outputs.items()},
-                reason=reply.reason,
-                other="" if task.journal is None else task.journal.hash,
-                other_lines=0 if task.journal is None else task.journal.lines,
-            )
-        )
+            more = 0 if self._departures.gives_again(task) else size
+            check_left(self._limits, left_bytes=left, more_bytes=more)
+        entry = self._entry(task, reply, size=size)
+        with leaving():
+            self._journal.append(entry)
         return parcel
+
+    def _entry(self, task: Task, reply: Reply, *, size: int) -> Entry:
+        fields = {*reply.body, "num_examples"} if reply.num_examples else {*reply.body}
+        return Entry(
+            event="sent" if reply.status == "done" else reply.status,
+            to=self._to,
+            origin=self._site,
+            key=fingerprint(self._coordinator.signing),
+            protocol=task.protocol,
+            roster=task.roster,
+            stage=task.stage,
+            round=task.round,
+            attempt=task.attempt,
+            nonce=task.nonce,
+            bytes=size,
+            fields=tuple(sorted(fields)),
+            attachments={name: str(digest) for name, digest in reply.outputs.items()},
+            reason=reply.reason,
+            other="" if task.journal is None else task.journal.hash,
+            other_lines=0 if task.journal is None else task.journal.lines,
+        )
 
 
 def _check_body(rule: StageRule, body: Mapping[str, Any]) -> dict[str, JsonValue]:

@@ -55,10 +55,15 @@ def read_passphrase(
     """
     source = SOURCES[purpose]
     places = os.environ if environment is None else environment  # noqa: TID251 - this is settings
-    path = _find_file(source, places)
-    if path is not None:
+    credential, named = _find_credential(source, places), places.get(source.variable)
+    if credential is not None:
+        # systemd lets the service's user read it by an access list, which shows as the group's.
+        fix = "put it in the folder of credentials again and start the service again"
+        data = read_private(credential, fix=fix, what="credential", by_group=True)
+        passphrase = data.rstrip(b"\r\n")
+    elif named:
         fix = f"write the passphrase there, for this user alone, or unset {source.variable}"
-        passphrase = read_private(path, fix=fix).rstrip(b"\r\n")
+        passphrase = read_private(Path(named), fix=fix, what="passphrase").rstrip(b"\r\n")
     else:
         passphrase = (ask or _ask_terminal(source))(source.words.capitalize(), new).encode()
     if not passphrase:
@@ -68,13 +73,10 @@ def read_passphrase(
     return passphrase
 
 
-def _find_file(source: Source, environment: Mapping[str, str]) -> Path | None:
-    if folder := environment.get(CREDENTIALS):
-        credential = Path(folder) / source.credential
-        if credential.exists():
-            return credential
-    named = environment.get(source.variable)
-    return Path(named) if named else None
+def _find_credential(source: Source, environment: Mapping[str, str]) -> Path | None:
+    folder = environment.get(CREDENTIALS)
+    path = Path(folder) / source.credential if folder else None
+    return path if path is not None and path.exists() else None
 
 
 def _ask_terminal(source: Source) -> Callable[[str, bool], str]:

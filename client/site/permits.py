@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vitrael.client.site.ceilings import check_task
-from vitrael.client.site.consent import Agreement, check_cohort, find_agreement, withdrawn
+from vitrael.client.site.consent import (
+    Agreement,
+    check_cohort,
+    find_agreement,
+    other_consents,
+)
 from vitrael.client.site.settings import SiteSettings
 from vitrael.client.site.store import Store
 from vitrael.core.data.cohort import find_cohort
@@ -14,6 +19,7 @@ from vitrael.core.digest import Digest
 from vitrael.core.errors import ConsentError
 from vitrael.core.messages import Task
 from vitrael.core.study import Data
+from vitrael.core.version import lock_digest
 from vitrael.privacy.journal import Clock
 from vitrael.privacy.keys import PublicKeys
 
@@ -57,53 +63,62 @@ class Permits:
         clock: Clock,
         left_bytes: Callable[[Digest], int],
     ) -> None:
-        """Take the store of decisions, and who says how much has left for a protocol."""
+        """Take the store of decisions, and who says how much has left for a protocol.
+
+        What is installed at this moment is what the process runs from then on.
+        """
         self._settings = settings
         self._store = store
         self._own = own
         self._clock = clock
         self._left_bytes = left_bytes
         self._cohort = CohortIdentity(settings)
+        self._running = lock_digest()
 
     def demand(self, task: Task) -> Agreement:
         """Return the agreement that covers a task.
 
-        Raises ConsentError, before anything of the task is done, when the site has left or is
-        paused, when no consent covers it, when the cohort is another than that of the consent, and
-        when it asks for more than the ceilings of site.toml; CohortError without a cohort.
+        Raises ConsentError, before anything of the task is done, as ``demand_still``, when the site
+        is paused, when the cohort is another than that of the consent, and when the task asks for
+        more than the ceilings of site.toml; CohortError without a cohort.
         """
-        name = self._settings.name
-        standing = self._store.decisions.standing()
-        if standing.left_utc:
-            raise _gone(name, standing.left_utc)
-        if standing.paused_utc:
+        agreement = self.demand_still(task)
+        if paused := self._store.decisions.standing().paused_utc:
             raise ConsentError(
-                f"site {name} is paused",
-                why=f"its operator paused it at {standing.paused_utc}",
+                f"site {self._settings.name} is paused",
+                why=f"its operator paused it at {paused}",
                 fix="ask again once `vitrael site resume` was run there",
             )
-        agreement = find_agreement(task, self._store, site=name, own=self._own, now=self._clock())
         cohort, digest = self._cohort.of(agreement.study.protocol.data)
         check_cohort(agreement.consent, name=cohort, digest=digest)
         left_bytes = self._left_bytes(task.protocol)
-        limits = self._settings.document.limits
-        check_task(task, agreement.study, limits, left_bytes=left_bytes)
+        check_task(
+            task,
+            agreement.study,
+            self._settings.document.limits,
+            consent=agreement.consent,
+            left_bytes=left_bytes,
+            others=other_consents(self._store, agreement.consent),
+        )
         return agreement
 
-    def demand_still(self, task: Task) -> None:
-        """Raise ConsentError when the consent was taken back, or the site left, in the meantime.
+    def demand_still(self, task: Task) -> Agreement:
+        """Return the agreement that covers a task which may have begun: a pause does not end it.
 
-        A pause ends no task that has begun.
+        Raises ConsentError when there is none any more: it was taken back or has expired, the site
+        has left, or other software was installed.
         """
+        name = self._settings.name
         if left := self._store.decisions.standing().left_utc:
-            raise _gone(self._settings.name, left)
-        if utc := self._store.decisions.withdrawn_utc(task.protocol, task.roster):
-            raise withdrawn(self._settings.name, utc)
-
-
-def _gone(name: str, utc: str) -> ConsentError:
-    return ConsentError(
-        f"site {name} has left the federation",
-        why=f"its operator did so at {utc}",
-        fix="go on without this site",
-    )
+            raise ConsentError(
+                f"site {name} has left the federation",
+                why=f"its operator did so at {left}",
+                fix="go on without this site",
+            )
+        if self._running != lock_digest():
+            raise ConsentError(
+                f"the software at site {name} was changed since its steward was started",
+                why="what runs is in part what was installed before",
+                fix="start the steward again, and consent again where the versions differ",
+            )
+        return find_agreement(task, self._store, site=name, own=self._own, now=self._clock())

@@ -5,6 +5,7 @@
     keys/        in use
     keys.next/   made by ``vitrael site rotate``, until the coordinator has approved them
     keys.old/    those before, until the coordinator has answered under the new ones
+    keys.unused-N/    of a request that ended, set aside by ``vitrael site join --new-keys``
 
 ``split.key`` stays where it is: with another one patients would change their names. From the
 moment that ``keys.next/approved`` exists the new keys hold, and whoever loads keys first copies
@@ -35,6 +36,12 @@ def next_keys(home: Path) -> Path:
 def old_keys(home: Path) -> Path:
     """Return the folder of the keys before."""
     return home / "keys.old"
+
+
+def key_folders(home: Path) -> list[Path]:
+    """Return where a home may have keys: in use, next, old, and set aside."""
+    aside = sorted(home.glob("keys.unused-*"))
+    return [home / "keys", next_keys(home), old_keys(home), *aside]
 
 
 def is_rotating(home: Path) -> bool:

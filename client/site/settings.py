@@ -1,7 +1,8 @@
 """Settings of a site: ``site.toml`` in its home folder, and where everything else lies there.
 
-A site may set its name and its own ``[performance]`` and ``[limits]``; what a study computes is
-the study's alone. Layout of the home folder::
+A site sets its name, how it is reached and reaches the coordinator, when and on what it computes,
+what it allows at most, and whether a person looks at all that leaves; what a study computes is the
+study's alone. Layout of the home folder::
 
     site.toml  coordinator.json  authority.pem  keys/      fixed at enrollment
     roster.json  standing.json   studies/                  as the coordinator said last
@@ -77,6 +78,11 @@ class Network(Section):
     authority: Path | None = None
     """PEM file of the authority by which the hospital inspects TLS; trusted beside the
     coordinator's."""
+    node_host: str = Field(
+        default="127.0.0.1",
+        pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$",
+        description="where the SuperNode listens for its ClientApps; loopback, but for containers",
+    )
     node_port: int = Field(default=9094, ge=1024, le=65_535, description="SuperNode, loopback")
     metrics_port: int | None = Field(
         default=None, ge=1024, le=65_535, description="health and metrics, loopback; None: none"
@@ -84,7 +90,10 @@ class Network(Section):
 
 
 class Schedule(Section):
-    """When the steward computes; outside of it tasks wait, at most until their deadline."""
+    """When tasks are begun; outside of it they wait, at most until their deadline.
+
+    One that has begun goes on when the window closes.
+    """
 
     hours: Annotated[
         str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")
@@ -149,7 +158,7 @@ class SiteSettings:
 
     @property
     def roster(self) -> Path:
-        """Names and public keys of all members, fixed at enrollment."""
+        """Names and public keys of all members, as they were fetched last."""
         return self.home / "roster.json"
 
     @property
@@ -283,7 +292,7 @@ def _explain_missing(home: Path) -> UsageError:
         return UsageError(
             f"the home {home} is not enrolled yet",
             why=why,
-            fix="put site.toml, coordinator.json, roster.json and the signing keys there first; "
-            "scans can be taken in without them",
+            fix="run `vitrael site join FILE` with the coordinator's invitation; scans can be "
+            "taken in without it",
         )
     return UsageError(f"{home} is no home of a site", why=why, fix="name the home with --home")

@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -38,6 +39,7 @@ from vitrael.core.errors import (
     CohortError,
     ConsentError,
     EnvelopeError,
+    StorageError,
     TaskStopped,
     VitraelError,
     storage_error,
@@ -47,13 +49,16 @@ from vitrael.core.messages import ENVELOPE, Parcel, StageName, Task
 from vitrael.core.study import Study
 from vitrael.privacy.envelope import open_task, open_task_attachments
 from vitrael.privacy.journal import Clock, Journal
-from vitrael.privacy.keys import load_public_keys
+from vitrael.privacy.keys import KeyPair, load_public_keys
 
 logger = logging.getLogger(__name__)
 
 CLOCK_SLACK: Final = timedelta(hours=1)
 """How far two hospitals' clocks may differ, and how long a parcel may lie in a queue beyond its
 deadline: an hour is more than either takes, and less than a coordinator takes to ask again."""
+
+LOOK_EVERY: Final = timedelta(hours=1)
+"""How often the whole journal is looked at; each line looks at the last one alone."""
 
 _IN_ROUNDS: Final[frozenset[StageName]] = frozenset({"codec", "teacher"})
 
@@ -91,8 +96,9 @@ class Steward:
         sleep: Callable[[float], None] = time.sleep,
         local: Local = local_time,
         layouts: Layouts | None = study_layouts,
+        keys: KeyPair | None = None,
     ) -> None:
-        """Open keys, store and journal.
+        """Open store and journal, and the keys unless they are given.
 
         ``layouts`` says what weights a study has; None only for tasks that train none of its own.
         Raises AuthError or StorageError when they cannot be used, or when the journal is not whole.
@@ -101,7 +107,7 @@ class Steward:
         self._clock = clock
         self._tasks = tasks
         self._load_cohort = load_cohort
-        self._keys = settings.load_keys()
+        self._keys = keys or settings.load_keys()
         self._coordinator = load_public_keys(settings.coordinator)
         self._store = Store(settings.store, updates=settings.updates)
         self._progress = ProgressFile(settings.progress, clock=clock)
@@ -133,6 +139,8 @@ class Steward:
         self._waiting = Waiting(self._permits, clock=clock, sleep=sleep, stopping=stopping)
         self._context: SiteContext | None = None
         self._worked = False
+        self._looked = clock()
+        self._fault: StorageError | None = None
 
     def close(self) -> None:
         """Write down what refusals were only counted, and close the store."""
@@ -153,12 +161,15 @@ class Steward:
         can be written. Of ``parcel`` the envelope alone is read until its signature holds.
         """
         task = self._open(parcel)
+        if self._fault is not None:
+            raise self._fault
+        self._outbox.demand_not_replayed(task)
         self._outbox.demand_same_past(task)
         demand_confirmed(self._settings.home, task)
         self._refusals.settle()
         try:
             finished = self._finish(task, parcel)
-            return self._outbox.send(task, finished)
+            return self._outbox.send(task, finished, leaving=lambda: self._leaving(task))
         except TaskStopped:
             raise  # nobody is answered: the task goes on when it is sent again
         except AuthError as error:
@@ -189,10 +200,22 @@ class Steward:
         return {one.protocol: datetime.fromisoformat(one.expires_utc) for one in given}
 
     def rest(self) -> None:
-        """Give the memory of a task back once it is answered; what is kept warm stays."""
+        """Give the memory of a task back once it is answered; what is kept warm stays.
+
+        Once an hour, and as long as it is not whole, the whole journal is looked at.
+        """
         if self._worked:
             give_back_memory()
             self._worked = False
+        now = self._clock()
+        if self._fault is None and timedelta(0) <= now - self._looked < LOOK_EVERY:
+            return
+        self._looked, self._fault = now, None
+        try:
+            self._journal.demand_whole()
+        except StorageError as error:
+            logger.error("no task is answered: %s", error)  # noqa: TRY400
+            self._fault = error
 
     def note_refusal(self, reason: str, size: int) -> None:
         """Write down why a parcel got no signed reply, and the bytes that its bearer gets instead.
@@ -228,7 +251,11 @@ class Steward:
             self._check_first(task)
             agreement = self._wait_for_hours(task, agreement)
             done = self._compute(task, parcel, agreement)
-        self._demand_leave(task, done)
+        self._outbox.demand_sent_before(task, done, cohort=agreement.consent.cohort.digest)
+        self._worked |= bool(done.tensors)
+        if self._settings.document.release == "manual" and task.stage not in NEVER_HELD:
+            self._waiting.for_release(task, done, self._store, self._journal)
+        self._demand_leave(task)
         return done
 
     def _compute(self, task: Task, parcel: Parcel, agreement: Agreement) -> Finished:
@@ -238,7 +265,11 @@ class Steward:
         context = self._prepare_context(agreement)
         context.report = self._watch(task)
         self._worked = True
-        result = self._tasks[task.stage](task, inputs, context)
+        try:
+            result = self._tasks[task.stage](task, inputs, context)
+        except ConsentError:
+            forget_checkpoints(context.records)  # nobody may go on from what was learned so far
+            raise
         finished = self._outbox.check(task, result, inputs, study=agreement.study)
         if task.stage != "consent":
             finished = replace(finished, cohort=agreement.consent.cohort.digest)
@@ -254,19 +285,27 @@ class Steward:
         self._waiting.for_hours(task, Hours.of(schedule), local=self._local)
         return self._permits.demand(task)
 
-    def _demand_leave(self, task: Task, finished: Finished) -> None:
-        """Raise VitraelError unless a result may leave now; a consent needs no release."""
+    def _demand_leave(self, task: Task) -> None:
+        """Raise ConsentError unless a result may leave now."""
         if task.stage not in NEVER_HELD:
-            if self._settings.document.release == "manual":
-                self._waiting.for_release(task, finished, self._store, self._journal)
             demand_not_rejected(task, self._store)
         self._permits.demand_still(task)
+
+    @contextmanager
+    def _leaving(self, task: Task) -> Iterator[None]:
+        """Hold the store while a result goes: an act of the operator comes before it or after it.
+
+        Sealing took a while: what was done in the meantime is heard.
+        """
+        with self._store.acting():
+            self._demand_leave(task)
+            yield
 
     def _watch(self, task: Task) -> Callable[[int, int], None]:
         """Return what a task reports to.
 
         It raises TaskStopped when the process is to end and something is left to be done, and
-        ConsentError when the consent was taken back.
+        ConsentError when no consent covers it any more.
         """
         looked_s = -math.inf
 
@@ -313,6 +352,7 @@ class Steward:
             context = SiteContext(
                 settings=self._settings,
                 study=agreement.study,
+                members=agreement.members,
                 consent=agreement.envelope,
                 keys=self._keys,
                 records=records,

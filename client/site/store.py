@@ -3,7 +3,8 @@
 An Update counts as finished from the moment its row is committed. Its tensors lie beside the
 database, named by their digests and written before the row, so that a process killed between any
 two steps loses nothing finished and never leaves half an Update behind that counts. The store also
-remembers where the journal ended, so that a journal that is removed or cut is missed.
+remembers where the journal ended, so that a journal that is removed or cut is missed. Who only
+reads leaves the tables as they are: a steward of another version may be at work on them.
 """
 
 from __future__ import annotations
@@ -14,23 +15,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any, Final
 
 from pydantic import JsonValue
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, and_, func, or_, select
 from sqlalchemy.orm import Session
 
-from vitrael.client.site.database import explain_storage, open_engine
+from vitrael.client.site.database import explain_storage, open_engine, open_to_read
 from vitrael.client.site.decisions import Decisions, settle_in
 from vitrael.client.site.ingest.places import take_lock
-from vitrael.client.site.tables import ConsentRow, FinishedRow, JournalHeadRow, NonceRow
-from vitrael.core.digest import Digest, digest_bytes, write_atomically
+from vitrael.client.site.tables import Base, ConsentRow, FinishedRow, JournalHeadRow, NonceRow
+from vitrael.core.digest import Digest, digest_bytes, digest_json, write_atomically
 from vitrael.core.errors import StorageError
-from vitrael.core.messages import Task
+from vitrael.core.messages import StageName, Task
 from vitrael.core.weights import Tensors, pack_tensors, unpack_tensors
 from vitrael.privacy.journal import Kept
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 """Alembic's folder for this store."""
+
+_GO_ON: Final[frozenset[StageName]] = frozenset({"codec", "latents", "teacher"})
+"""Stages whose finished rounds stay finished when a roster is amended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,7 @@ class StoredConsent:
 
     envelope: bytes
     study: Mapping[str, JsonValue]
+    members: Mapping[str, JsonValue]
     withdrawn_utc: str = ""
 
 
@@ -56,14 +62,24 @@ class Finished:
 class Store:
     """All that a site must not forget."""
 
-    def __init__(self, path: Path, *, updates: Path) -> None:
-        """Open the store and bring its tables up to date; StorageError when that cannot be."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, *, updates: Path, read_only: bool = False) -> None:
+        """Open the store and bring its tables up to date; StorageError when that cannot be.
+
+        One that is opened to be read alone makes no file, where there is none it is empty, and it
+        changes no table: a StorageError where they are of another version.
+        """
         self._updates = updates
         self._lock = path.with_suffix(".lock")
-        self._engine = open_engine(path)
+        if not read_only:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with explain_storage("the site's store"):
-            _migrate(self._engine)
+            self._engine = open_to_read(path) if read_only else open_engine(path)
+            if not read_only:
+                _migrate(self._engine)
+            elif path.exists():
+                _demand_present(self._engine)
+            else:
+                Base.metadata.create_all(self._engine)
 
     def close(self) -> None:
         """Close every connection."""
@@ -110,6 +126,7 @@ class Store:
                     roster=roster,
                     envelope=consent.envelope,
                     study=dict(consent.study),
+                    members=dict(consent.members),
                     given_utc=given_utc,
                     withdrawn_utc=consent.withdrawn_utc,
                 )
@@ -129,14 +146,23 @@ class Store:
                 for row in session.scalars(select(ConsentRow).order_by(ConsentRow.given_utc))
             ]
 
-    def rounds_answered(self, protocol: Digest, roster: Digest) -> dict[str, int]:
-        """Return how many rounds of each stage were finished under a protocol and roster."""
+    def list_studies(self) -> dict[Digest, tuple[str, int]]:
+        """Return the protocols that were ever consented to, each with its name and version."""
+        with self._transaction() as session:
+            rows = session.execute(select(ConsentRow.protocol, ConsentRow.study))
+            named = [(digest, _part(study, "protocol")) for digest, study in rows]
+        return {digest: (str(one.get("name")), one.get("version", 0)) for digest, one in named}
+
+    def rounds_answered(self, protocol: Digest, roster: Digest | None = None) -> dict[str, int]:
+        """Return how many rounds of each stage were finished with a roster, or with any."""
         query = (
             select(FinishedRow.stage, func.count(FinishedRow.round.distinct()))
-            .where(FinishedRow.protocol == protocol, FinishedRow.roster.in_((roster, "")))
+            .where(FinishedRow.protocol == protocol)
             .group_by(FinishedRow.stage)
             .order_by(FinishedRow.stage)
         )
+        if roster is not None:
+            query = query.where(FinishedRow.roster.in_((roster, "")))
         with self._transaction() as session:
             return dict(session.execute(query).all())
 
@@ -166,6 +192,7 @@ class Store:
                     round=task.round,
                     input_digest=task.input_digest,
                     roster=task.roster,
+                    inputs=_inputs_of(task),
                     num_examples=result.num_examples,
                     body=dict(result.body),
                     outputs=outputs,
@@ -193,7 +220,9 @@ class Store:
     def has_other_answer(self, task: Task) -> bool:
         """Return whether the task's round was finished before with other inputs.
 
-        Asked is the same roster's answer; of a signature, any roster's: a protocol has one release.
+        Asked is the same roster's answer; of a round of training also that of every roster which
+        this one amends, whose rounds are gone on from, so that the same inputs may be asked again;
+        of a signature any roster's: a protocol has one release.
         """
         others = select(FinishedRow.input_digest).where(
             FinishedRow.protocol == task.protocol,
@@ -201,9 +230,18 @@ class Store:
             FinishedRow.round == task.round,
             FinishedRow.input_digest != task.input_digest,
         )
-        if task.stage != "signing":
-            others = others.where(FinishedRow.roster.in_((task.roster, "")))
         with self._transaction() as session:
+            if task.stage != "signing":
+                earlier = _amended(session, task) if task.stage in _GO_ON else ()
+                others = others.where(
+                    or_(
+                        FinishedRow.roster.in_((task.roster, "")),
+                        and_(
+                            FinishedRow.roster.in_(earlier),
+                            FinishedRow.inputs != _inputs_of(task),
+                        ),
+                    )
+                )
             return session.scalars(others.limit(1)).first() is not None
 
     def read_head(self) -> Kept | None:
@@ -238,7 +276,48 @@ class Store:
 
 
 def _stored(row: ConsentRow) -> StoredConsent:
-    return StoredConsent(row.envelope, row.study, row.withdrawn_utc)
+    return StoredConsent(row.envelope, row.study, row.members, row.withdrawn_utc)
+
+
+def _inputs_of(task: Task) -> Digest:
+    """Name what a task brings, whatever the roster."""
+    return digest_json([task.site, dict(task.inputs)])
+
+
+def _part(study: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a table of a study as it was stored, perhaps by another version of the package."""
+    part = study.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _amended(session: Session, task: Task) -> set[Digest]:
+    """Return the rosters that a task's one amends, as far as this site has consented to them."""
+    earlier: set[Digest] = set()
+    roster: Digest | None = task.roster
+    while roster is not None and (row := session.get(ConsentRow, (task.protocol, roster))):
+        roster = _part(row.study, "roster").get("predecessor")
+        if roster is None or roster in earlier:
+            break
+        earlier.add(roster)
+    return earlier
+
+
+def _demand_present(engine: Engine) -> None:
+    """Raise StorageError unless the tables are those of this version."""
+    from alembic.migration import MigrationContext  # noqa: PLC0415 - read when a store is opened
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    known = [each.revision for each in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
+    with engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    if found not in (None, *known):
+        raise _newer()
+    if found != known[0]:
+        raise StorageError(
+            "the site's store is of an older version",
+            why="this command only reads, and changes no tables under a steward that may run",
+            fix="use the version that wrote it; the steward of this one brings it up to date",
+        )
 
 
 def _migrate(engine: Engine) -> None:
@@ -254,8 +333,12 @@ def _migrate(engine: Engine) -> None:
         try:
             command.upgrade(config, "head")
         except CommandError as error:
-            raise StorageError(
-                "the site's store is of a newer version",
-                why="this version of Vitrael does not know its tables",
-                fix="install the version that wrote it",
-            ) from error
+            raise _newer() from error
+
+
+def _newer() -> StorageError:
+    return StorageError(
+        "the site's store is of a newer version",
+        why="this version of Vitrael does not know its tables",
+        fix="install the version that wrote it",
+    )

@@ -23,6 +23,7 @@ KEPT: Final[Mapping[str, str]] = {
     "limits.stages": "|".join(map(re.escape, get_args(StageName))),
     "limits.smallest_roster": "",
     "limits.epsilon": "",
+    "network.node_host": r"127\.0\.0\.1|supernode",
     "network.node_port": "",
     "network.metrics_port": "",
     "network.proxy": "",

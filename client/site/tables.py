@@ -32,6 +32,8 @@ class ConsentRow(Base):
     """The consent as this site signed it."""
     study: Mapped[dict[str, Any]]
     """The study document that was read when the consent was given."""
+    members: Mapped[dict[str, Any]]
+    """The roster's members with their public keys at that time; empty where none were kept."""
     given_utc: Mapped[str] = mapped_column(_UTC)
     withdrawn_utc: Mapped[str] = mapped_column(_UTC, default="")
     """When it was taken back; empty while it stands."""
@@ -58,6 +60,8 @@ class FinishedRow(Base):
     input_digest: Mapped[Digest] = mapped_column(primary_key=True)
     roster: Mapped[Digest]
     """Empty where an earlier version did not write it down."""
+    inputs: Mapped[Digest]
+    """Of what the task brought, without the roster; empty where it was not written down."""
     num_examples: Mapped[int]
     body: Mapped[dict[str, Any]]
     outputs: Mapped[dict[str, Any]]

@@ -52,12 +52,14 @@ class Waiting:
             )
 
     def for_hours(self, task: Task, hours: Hours, *, local: Local) -> None:
-        """Return once the window is open.
+        """Return once the window is open: at once where it is, whatever the deadline.
 
         Raises ConsentError at once when it opens after the task's deadline, or when the consent is
         taken back; TaskStopped when the process is to end.
         """
         now = self._clock()
+        if hours.holds(local(now)):
+            return
         until = answer_by(task, now=now)
         opens = now + hours.opens_in(local(now))
 

@@ -22,8 +22,9 @@ def prepare_compute(
 ) -> Compute:
     """Set torch's threads and return the device; bfloat16 only where the processor computes in it.
 
-    ``vram_frac`` is the share of the GPU's memory that this process may take: what asks for more
-    fails with torch's own error instead of taking it from who else uses the GPU. Raises ConfigError
+    ``vram_frac`` is the share of the GPU's memory that this process may take from now on, None all
+    of it: what asks for more fails with torch's own error instead of taking it from who else uses
+    the GPU. Raises ConfigError
     when ``cuda`` is asked for and absent.
     """
     torch.set_num_threads(threads)
@@ -35,8 +36,8 @@ def prepare_compute(
                 fix='set performance.device = "cpu", or give --device cpu to a command that has '
                 "this option, or install a CUDA build of torch",
             )
-        if vram_frac is not None:
-            torch.cuda.set_per_process_memory_fraction(vram_frac)
+        # Set in any case: a share sticks to the process, which may have served another study.
+        torch.cuda.set_per_process_memory_fraction(1.0 if vram_frac is None else vram_frac)
         return Compute("cuda", bf16=bf16 == "auto" and torch.cuda.is_bf16_supported())
     features = torch.cpu.get_capabilities()
     native = bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))

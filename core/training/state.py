@@ -87,6 +87,7 @@ class State:
     """A training after a whole step: weights, optimizer, average, generator, open window, curve.
 
     ``tensors`` may be the training's own memory: who keeps a State beyond the step writes it down.
+    No two of them may share memory, as tied weights do: safetensors writes none that do.
     """
 
     tensors: Mapping[str, torch.Tensor]

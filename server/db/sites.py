@@ -1,4 +1,4 @@
-"""Table mappings of enrollment; ``migrations`` builds the same tables."""
+"""Table mappings of enrollment and of the journal's end; ``migrations`` builds the same."""
 
 from __future__ import annotations
 
@@ -106,3 +106,13 @@ class WordRow(Base):
     said_utc: Mapped[datetime] = mapped_column(UtcDateTime)
     """By the site's clock, as are the times in its consents."""
     received_utc: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class JournalHeadRow(Base):
+    """Number and digest of the journal's last line; one row."""
+
+    __tablename__ = "journal_head"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    lines: Mapped[int]
+    hash: Mapped[Digest] = mapped_column(DigestText)

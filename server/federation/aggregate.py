@@ -103,8 +103,11 @@ def distance(update: Path, start: Path) -> float:
 
 
 def norm_limit(distances: Mapping[str, float], *, times: float) -> float:
-    """Return how far an update may lie from the start: a multiple of the median distance."""
-    return times * statistics.median(distances.values()) if distances else math.inf
+    """Return how far an update may lie from the start: a multiple of the median distance.
+
+    Of an even number it is the smaller of the middle two: of two, one must not stand for itself.
+    """
+    return times * statistics.median_low(distances.values()) if distances else math.inf
 
 
 def bounded_weights(counts: Mapping[str, int], *, most_share: float) -> dict[str, float]:

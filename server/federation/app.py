@@ -22,7 +22,7 @@ from vitrael.core.digest import write_atomically
 from vitrael.core.errors import EXIT_INTERRUPTED, ConfigError, NetworkError, VitraelError
 from vitrael.server.federation.exchange import Exchange, FlowerExchange
 from vitrael.server.federation.guards import explained_storage
-from vitrael.server.federation.run_state import RunState, RunStatus
+from vitrael.server.federation.run_state import RunState, RunStatus, taking_turn
 from vitrael.server.settings import utc_now
 
 StudyRunner = Callable[[Path, Exchange], int | None]
@@ -35,8 +35,9 @@ def make_app(run: StudyRunner) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        home = Path(str(context.run_config["home"]))
-        serve(run, home=home, grid=grid, run_id=str(context.run_id))
+        home, run_id = Path(str(context.run_config["home"])), str(context.run_id)
+        with taking_turn(home, run_id=run_id):
+            serve(run, home=home, grid=grid, run_id=run_id)
 
     return app
 

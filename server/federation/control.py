@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 
+_MOST_RUNS = 1000
+"""Flower lists 20 unless it is told otherwise."""
+_HEALTH_S = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
@@ -42,10 +46,11 @@ class SuperLink:
     authority: Path
 
     def is_up(self) -> bool:
-        """Say whether it answers."""
+        """Say whether it answers, within two seconds."""
         try:
             with self._direct() as direct:
-                return direct.client.get(f"https://{self.address}/health", timeout=2).is_success
+                url = f"https://{self.address}/health"
+                return direct.client.get(url, timeout=_HEALTH_S).is_success
         except httpx.HTTPError:
             return False
 
@@ -102,11 +107,11 @@ class SuperLink:
         return int(response.run_id)
 
     def stop_runs(self) -> list[int]:
-        """Stop every run that is not finished and return their numbers."""
+        """Stop what of the newest thousand runs is not finished and return their numbers."""
         from flwr.proto.control_pb2 import ListRunsRequest, StopRunRequest  # noqa: PLC0415
 
         with self._control() as control:
-            runs = control.ListRuns(ListRunsRequest()).run_dict
+            runs = control.ListRuns(ListRunsRequest(limit=_MOST_RUNS)).run_dict
             open_runs = [int(n) for n, run in runs.items() if run.status.status != "finished"]
             for number in open_runs:
                 control.StopRun(StopRunRequest(run_id=number))
@@ -128,6 +133,8 @@ class SuperLink:
             RuntimeVersionHttpInterceptor,
         )
 
+        if not self.is_up():  # one that hangs would keep us for as long as a request may take
+            raise NetworkError(f"the SuperLink at {self.address} does not answer")
         with _as_network_error(self.address), self._direct() as direct:
             control = ControlHttpClient.from_server_address(
                 self.address,

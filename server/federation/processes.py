@@ -168,7 +168,7 @@ class ProcessGroup:
 
     def restart(self, child: Child) -> Child:
         """Start an ended child again with the same command."""
-        _signal_session(child.pid, signal.SIGKILL)
+        _signal_group(child.pid, signal.SIGKILL)
         return self.start(child.name, child.command, environment=child.environment, log=child.log)
 
     def check(self) -> None:
@@ -197,7 +197,7 @@ class ProcessGroup:
         early = [child for name, child in self.children.items() if name in first]
         for group in (early, list(self.children.values())):
             for child in group:
-                _signal_session(child.pid, signal.SIGTERM)
+                _signal_group(child.pid, signal.SIGTERM)
             _wait_for(group, seconds=grace_s)
         self.kill()
         self.children.clear()
@@ -207,7 +207,7 @@ class ProcessGroup:
         """End one child, if there is one of that name, and all that it started."""
         child = self.children.pop(name, None)
         if child is not None:
-            _signal_session(child.pid, signal.SIGTERM)
+            _signal_group(child.pid, signal.SIGTERM)
             _wait_for([child], seconds=_GRACE_S)
             self._kill(child)
             self._record()
@@ -218,7 +218,7 @@ class ProcessGroup:
             self._kill(child)
 
     def _kill(self, child: Child) -> None:
-        _signal_session(child.pid, signal.SIGKILL)
+        _signal_group(child.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.process.wait(timeout=_GRACE_S)
 
@@ -228,7 +228,8 @@ class ProcessGroup:
             for child in self.children.values()
         }
         path = _pid_file(self.home, mark=self.mark)
-        write_atomically(path, json.dumps(entries, indent=1).encode())
+        with contextlib.suppress(OSError):  # a full disk: their mark finds them as well
+            write_atomically(path, json.dumps(entries, indent=1).encode())
 
 
 def end_leftovers(home: Path, *, mark: str = HOME_MARK) -> list[int]:
@@ -292,8 +293,8 @@ def _spawn(
         ) from error
 
 
-def _signal_session(pid: int, number: signal.Signals) -> None:
-    """Send a signal to every process of the session that ``pid`` leads or led."""
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    """Send a signal to every process of the process group that ``pid`` leads or led."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 

@@ -7,6 +7,7 @@ another authority names it in ``[tls]`` of ``server.toml``; it is checked as a s
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ from typing import TypeVar
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -114,7 +116,8 @@ def present_tls(settings: ServerSettings, *, now: datetime) -> TlsFiles:
         raise AuthError(
             "the coordinator's authority has expired",
             why=f"it held until {authority.certificate.not_valid_after_utc:%Y-%m-%d}",
-            fix="move authority/ away, run `vitrael server init` and invite every site again",
+            fix="move authority/ away, run `vitrael server init`, then `vitrael server sites "
+            "rotate SITE` for every site",
         )
     files = TlsFiles.of(settings.tls)
     hosts = server_hosts(host)
@@ -170,7 +173,8 @@ def check_own(files: TlsFiles, *, host: str, now: datetime) -> None:
     """Raise ConfigError, which says what is wrong, unless a site would believe these files."""
     server, *between = _read(files.certificate, _load_chain, what="certificate")
     roots = read_roots(files.authority)
-    key = _read(files.key, lambda data: load_pem_private_key(data, None), what="private key")
+    key = _read(files.key, _load_own_key, what="private key")
+    _demand_private(files.key)
     if key.public_key() != server.public_key():
         raise ConfigError(
             f"{SERVER_FILE}: tls.key",
@@ -249,7 +253,10 @@ def _names(certificate: x509.Certificate, host: str) -> bool:
     return bool(told & {host.lower(), wild.lower()})
 
 
-_RESTORE_AUTHORITY = "run `vitrael server init`, or restore authority/ from a backup"
+_RESTORE_AUTHORITY = (
+    "restore authority/ from a backup; without one move what is left of it away, run `vitrael "
+    "server init`, then `vitrael server sites rotate SITE` for every site"
+)
 
 
 def _load_authority_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -267,6 +274,26 @@ def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     write_atomically(path, pem)  # its temporary file is 0600 from the start
     path.chmod(0o600)
+
+
+def _load_own_key(data: bytes) -> PrivateKeyTypes:
+    try:
+        return load_pem_private_key(data, password=None)
+    except TypeError as error:
+        raise ConfigError(
+            f"{SERVER_FILE}: tls.key",
+            why="it is protected by a passphrase, which nobody gives to nginx",
+            fix="write it without a passphrase, for its owner alone",
+        ) from error
+
+
+def _demand_private(path: Path) -> None:
+    if path.stat().st_mode & stat.S_IRWXO:
+        raise ConfigError(
+            f"{SERVER_FILE}: tls.key",
+            why=f"{path} is open to every user of this machine",
+            fix=f"chmod 600 {path}",
+        )
 
 
 def _load_chain(data: bytes) -> list[x509.Certificate]:

@@ -95,7 +95,8 @@ class Desk:
                 f"the enrollment of site {enrollment.site} has expired",
                 why=f"it held until {enrollment.expires_utc:%Y-%m-%d %H:%M} UTC",
                 fix="ask the coordinator to run "
-                f"`vitrael server sites rotate {enrollment.site}` and join with new keys",
+                f"`vitrael server sites rotate {enrollment.site}`, then run `vitrael site rotate "
+                "FILE`",
             )
 
     def _answer(self, enrollment: Enrollment, *, nonce: str) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import tomli_w
 
 from vitrael.core.digest import write_atomically
-from vitrael.core.errors import UsageError
+from vitrael.core.errors import AuthError, UsageError
 from vitrael.privacy.keys import KeyPair
 from vitrael.server.config import SERVER_FILE, ServerDocument, ServerSettings, load_server
 from vitrael.server.sites.authority import create_authority, present_tls
@@ -41,6 +41,7 @@ def found_coordinator(home: Path, document: ServerDocument, *, now: datetime) ->
     if (settings.keys / "sealing.pem").exists() and (settings.keys / "signing.pem").exists():
         KeyPair.load(settings.keys)
     else:
+        _demand_unknown(settings, now=now)
         KeyPair.create().save(settings.keys)
     create_authority(settings.authority, address=document.address, now=now)
     present_tls(settings, now=now)
@@ -50,8 +51,22 @@ def found_coordinator(home: Path, document: ServerDocument, *, now: datetime) ->
     return settings
 
 
+def _demand_unknown(settings: ServerSettings, *, now: datetime) -> None:
+    """Raise AuthError where sites know a coordinator by keys that are gone: others are no help."""
+    if not settings.database.exists():
+        return
+    with Registry(settings, clock=lambda: now) as registry:
+        sites = {one.site for one in registry.enrollments()}
+    if sites:
+        raise AuthError(
+            "the coordinator's keys are gone",
+            why=f"{len(sites)} sites know it by them and would obey no other",
+            fix="restore keys/ from your copy; without one found a new home and invite every site",
+        )
+
+
 def demand_same(home: Path, document: ServerDocument) -> None:
-    """Raise UsageError when the home is a coordinator's with another address."""
+    """Raise UsageError when the home's document says otherwise than what was given in this one."""
     if not (home / SERVER_FILE).exists():
         return
     found = load_server(home).document
@@ -61,3 +76,11 @@ def demand_same(home: Path, document: ServerDocument) -> None:
             why=f"its {SERVER_FILE} says so",
             fix=f"change address in {SERVER_FILE} and run this with it, or choose another --home",
         )
+    for key in sorted(document.model_fields_set):
+        own, given = getattr(found, key), getattr(document, key)
+        if own != given:
+            raise UsageError(
+                f"{home} is there already, with {key} = {own}",
+                why=f"its {SERVER_FILE} says so, and this command {given}",
+                fix=f"change {key} in {SERVER_FILE}, or run this without it",
+            )

@@ -9,13 +9,11 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vitrael.core.errors import ConfigError, UsageError
-from vitrael.privacy.enrollment import Invitation
+from vitrael.privacy.enrollment import MOST_PEM, Invitation
 from vitrael.privacy.keys import KeyPair
 from vitrael.server.config import ServerSettings
 from vitrael.server.sites.authority import authority_file, read_roots
 from vitrael.server.sites.records import Issued
-
-_MOST_PEM = 32_768
 
 
 def hand_out(settings: ServerSettings, path: Path, *, issue: Callable[[], Issued]) -> Invitation:
@@ -60,7 +58,7 @@ def _authority_pem(settings: ServerSettings) -> str:
     path = authority_file(settings)
     roots = read_roots(path)
     pem = "".join(root.public_bytes(Encoding.PEM).decode() for root in roots)
-    if len(pem) > _MOST_PEM:
+    if len(pem) > MOST_PEM:
         raise ConfigError(
             f"{path} cannot be handed to sites",
             why=f"it holds {len(roots)} authorities",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -18,14 +18,18 @@ _WARN_DAYS = 31
 
 
 def list_sites(settings: ServerSettings, *, now: datetime) -> dict[str, Any]:
-    """Return a document about every site that was ever invited, and about the certificates."""
+    """Return a document about every site that has keys here or may bring some, and certificates."""
     with Registry(settings, clock=lambda: now) as registry:
         enrollments, open_ones = registry.enrollments(), registry.open_invitations()
-    until = {one.site: one.expires_utc for one in open_ones}
-    known: dict[str, list[Enrollment]] = {site: [] for site in until}
-    for one in enrollments:
-        known.setdefault(one.site, []).append(one)
-    sites = [_describe(site, known[site], until.get(site), now=now) for site in sorted(known)]
+        until = {one.site: one.expires_utc for one in open_ones}
+        known: dict[str, list[Enrollment]] = {site: [] for site in until}
+        for one in enrollments:
+            known.setdefault(one.site, []).append(one)
+        read = registry.fingerprint
+        sites = [
+            _describe(site, known[site], until.get(site), now=now, fingerprint=read)
+            for site in sorted(known)
+        ]
     return {"sites": sites, **_describe_certificates(settings, now=now)}
 
 
@@ -39,12 +43,17 @@ def show_sites(document: Mapping[str, Any]) -> str:
         for row in rows
     ]
     if not document["sites"]:
-        lines = ["No site was invited yet."]
+        lines = ["No site has joined, and no invitation is open."]
     return "\n".join([*lines, "", *_certificate_lines(document)])
 
 
 def _describe(
-    site: str, known: Sequence[Enrollment], invited_until: datetime | None, *, now: datetime
+    site: str,
+    known: Sequence[Enrollment],
+    invited_until: datetime | None,
+    *,
+    now: datetime,
+    fingerprint: Callable[[Enrollment], str],
 ) -> dict[str, Any]:
     enrolled = next((one for one in known if one.status == "enrolled"), None)
     waiting = next((one for one in known if one.status == "pending"), None)
@@ -60,9 +69,9 @@ def _describe(
     return {
         "site": site,
         "status": status,
-        "fingerprint": shown.fingerprint[:_SHORT] if shown else None,
+        "fingerprint": fingerprint(shown)[:_SHORT] if shown else None,
         "new_keys": new_keys,
-        "new_fingerprint": waiting.fingerprint[:_SHORT] if waiting and enrolled else None,
+        "new_fingerprint": fingerprint(waiting)[:_SHORT] if waiting and enrolled else None,
         "joined_utc": _iso(shown.joined_utc if shown else None),
         "approved_utc": _iso(shown.approved_utc if shown else None),
         "expires_utc": _iso(shown.expires_utc if shown else None),
@@ -72,6 +81,7 @@ def _describe(
         "node_id": str(shown.node_id) if shown and shown.node_id is not None else None,
         "invited_until_utc": _iso(invited_until),
         "reason": shown.reason if shown else "",
+        "before": str(known[-1].status) if status == "invited" and known else None,
     }
 
 
@@ -97,6 +107,8 @@ def _row(site: Mapping[str, Any]) -> tuple[str, ...]:
         notes.append("new keys are invited")
     if site["days_left"] is not None and site["days_left"] < _WARN_DAYS:
         notes.append("rotate soon")
+    if site["before"] is not None:
+        notes.append(f"{site['before']} before")
     if site["reason"]:
         notes.append(site["reason"])
     seen = site["seen_utc"]

@@ -54,17 +54,17 @@ def sync_nodes(settings: ServerSettings, superlink: Nodes, *, now: datetime) -> 
         there = {node.public_key: node for node in superlink.nodes()}
         wanted = {one.node.encode(): one for one in registry.enrollments() if one.holds(now)}
         for node in (node for key, node in there.items() if key not in wanted):
-            with _logged(f"the node {node.name} cannot be unregistered"):
+            with _logged("the node of site %s cannot be unregistered: %s", node.name):
                 superlink.unregister(node.node_id)
-                _log.info("node %s is unregistered", node.name)
+                _log.info("node of %s is unregistered", node.name, extra={"site": node.name})
         ids: dict[str, int] = {}
         for key, one in wanted.items():
-            with _logged(f"the node of site {one.site} cannot be registered"):
+            with _logged("the node of site %s cannot be registered: %s", one.site):
                 if key in there:
                     ids[one.site] = there[key].node_id
                 else:
                     ids[one.site] = superlink.register(one.site, public_key=key)
-                    _log.info("the node of site %s is registered", one.site)
+                    _log.info("node of %s is registered", one.site, extra={"site": one.site})
             if ids.get(one.site, one.node_id) != one.node_id:
                 registry.keep_node(one, ids[one.site])
         registry.note_seen(one for key, one in wanted.items() if key in there and there[key].online)
@@ -73,16 +73,20 @@ def sync_nodes(settings: ServerSettings, superlink: Nodes, *, now: datetime) -> 
 
 
 @contextmanager
-def _logged(what: str) -> Iterator[None]:
+def _logged(what: str, site: str) -> Iterator[None]:
     """Let one failure at the SuperLink not keep the other nodes back."""
     try:
         yield
     except NetworkError as error:
-        _log.error("%s: %s", what, error.sentence())
+        _log.error(what, site, error.sentence(), extra={"site": site, "reason": error})
 
 
 def _write_sites(settings: ServerSettings, ids: dict[str, int]) -> None:
-    """Write ``sites.json`` as ``federation.app.read_nodes`` reads it, when it has changed."""
+    """Write ``sites.json`` as ``federation.app.read_nodes`` reads it, when it has changed.
+
+    A site that was revoked just now may stand in it until the next call: what runs rounds asks the
+    database as well.
+    """
     path = settings.home / "sites.json"
     document = {site: {"node_id": ids[site]} for site in sorted(ids)}
     data = json.dumps(document, indent=1).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -12,8 +13,9 @@ from vitrael.privacy.enrollment import Offer
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,47}")
 _LONGEST_BYTES = 262_144
-_MOST_BYTES = 6 << 20
-"""Of all offers to one site together; with more the answer would be too large to be read."""
+_MOST_BYTES = 4 << 20
+"""Of all offers to one site together, as they stand in the answer: its envelope, where three bytes
+are four, is then small enough to be read."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ def read_offers(studies: Path, *, site: str) -> dict[str, Offer]:
         offer = _read_offer(path, site=site) if _NAME.fullmatch(name) else None
         if offer is None:
             continue
-        size_bytes += len(offer.study.encode())
+        size_bytes += len(json.dumps(offer.study))
         if size_bytes > _MOST_BYTES:
             _log.error("not all studies are offered: together they are too large")
             break
@@ -42,12 +44,14 @@ def _read_offer(path: Path, *, site: str) -> Offer | None:
     try:
         data = path.read_bytes()
         if len(data) > _LONGEST_BYTES:
-            _log.error("study %s is not offered: it is too large", path.parent.name)
+            name = path.parent.name
+            _log.error("study %s is not offered: it is too large", name, extra={"study": name})
             return None
         study = parse_study(data, label=path.parent.name)
     except (OSError, StudyError) as error:
         why = error.sentence() if isinstance(error, StudyError) else error.strerror
-        _log.error("study %s is not offered: %s", path.parent.name, why)
+        told = {"study": path.parent.name, "reason": why}
+        _log.error("study %s is not offered: %s", path.parent.name, why, extra=told)
         return None
     if site not in study.roster.sites:
         return None

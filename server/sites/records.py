@@ -1,4 +1,4 @@
-"""What the registry of sites tells: invitations, enrollments, withdrawals."""
+"""What the registry of sites tells: invitations and enrollments."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, cast
 
-from vitrael.core.digest import Digest
-from vitrael.privacy.enrollment import join_fingerprint
 from vitrael.privacy.keys import PublicKeys
 from vitrael.server.db.sites import EnrollmentRow
 
@@ -34,11 +32,6 @@ class Enrollment:
     seen_utc: datetime | None
     reason: str
 
-    @property
-    def fingerprint(self) -> str:
-        """The keys' fingerprint, as the site's operator reads it out."""
-        return join_fingerprint(self.keys, self.node)
-
     def holds(self, now: datetime) -> bool:
         """Return whether the site may take part now."""
         return self.status == "enrolled" and self.expires_utc is not None and now < self.expires_utc
@@ -62,20 +55,7 @@ class OpenInvitation:
     """An invitation that can still be used."""
 
     site: str
-    created_utc: datetime
     expires_utc: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Withdrawal:
-    """A site took back its consent to a protocol."""
-
-    site: str
-    protocol: Digest
-    reason: str
-    said_utc: datetime
-    """By the site's clock, like ``given_utc`` of a consent: a later consent is a new yes."""
-    received_utc: datetime
 
 
 def read_enrollment(row: EnrollmentRow) -> Enrollment:

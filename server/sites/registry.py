@@ -1,30 +1,36 @@
 """Who may take part, in the coordinator's database: invitations, requests, approvals, words.
 
 Each act is one transaction. Its line stands in the journal, and ``roster.json`` in the home, before
-the transaction ends: when either cannot be written, nothing has happened.
+the transaction ends. When any of the three cannot be written nothing has happened: the roster is
+written anew and the journal says that the act was not finished; of a process that is killed just
+then the next act says it.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Self
 
-from sqlalchemy import Select, delete, select, update
+from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session
 
 from vitrael.core.digest import digest_bytes
-from vitrael.core.errors import AuthError, UsageError
-from vitrael.privacy.enrollment import JoinRequest, SiteWord
+from vitrael.core.errors import AuthError, UsageError, VitraelError
+from vitrael.core.text import one_line
+from vitrael.privacy.enrollment import MOST_REASON, JoinRequest, SiteWord, join_fingerprint
 from vitrael.privacy.journal import Entry, Event, Journal
-from vitrael.privacy.keys import PublicKeys, load_roster, save_roster
+from vitrael.privacy.keys import KeyPair, PublicKeys, load_roster, save_roster
 from vitrael.server.config import ServerSettings
 from vitrael.server.db.engine import explain_failures, open_database
-from vitrael.server.db.sites import EnrollmentRow, InvitationRow, WordRow
+from vitrael.server.db.heads import JournalHead
+from vitrael.server.db.sites import EnrollmentRow, InvitationRow
 from vitrael.server.settings import utc_now
-from vitrael.server.sites.clocks import WINDOW, check_clock
+from vitrael.server.sites.acts import take_back, write_act
+from vitrael.server.sites.clocks import check_clock
 from vitrael.server.sites.records import (
     Enrollment,
     Issued,
@@ -40,6 +46,7 @@ from vitrael.server.sites.requests import (
     new_row,
     with_keys,
 )
+from vitrael.server.sites.words import remember_word
 
 TOKEN_LIFETIME = timedelta(hours=24)
 _SEEN_AGAIN = timedelta(seconds=60)
@@ -64,7 +71,7 @@ class Registry:
         self._clock = clock
         self._dry_run = dry_run
         self._engine = open_database(settings.database)
-        self._journal = Journal(settings.journal, clock=clock)
+        self._journal = Journal(settings.journal, clock=clock, witness=JournalHead(self._engine))
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -91,11 +98,22 @@ class Registry:
             rows = session.scalars(query if site is None else query.filter_by(site=site))
             return [read_enrollment(row) for row in rows]
 
+    def fingerprint(self, enrollment: Enrollment) -> str:
+        """Return the fingerprint that the site's operator reads out.
+
+        Raises AuthError when the coordinator's keys, which it covers as well, cannot be read.
+        """
+        return join_fingerprint(enrollment.keys, enrollment.node, coordinator=self._coordinator)
+
+    @cached_property
+    def _coordinator(self) -> PublicKeys:
+        return KeyPair.load(self.settings.keys).public
+
     def open_invitations(self) -> list[OpenInvitation]:
         """Return the invitations that can still be used."""
         with self._reading() as session:
             return [
-                OpenInvitation(row.site, row.created_utc, row.expires_utc)
+                OpenInvitation(row.site, row.expires_utc)
                 for row in session.scalars(_unused().order_by(InvitationRow.id))
                 if row.expires_utc > self._clock()
             ]
@@ -147,7 +165,7 @@ class Registry:
                     f"nobody asks to join as {site}",
                     fix="wait until the site has run `vitrael site join`, or invite it",
                 )
-            wanted = read_enrollment(row).fingerprint
+            wanted = self.fingerprint(read_enrollment(row))
             compare_fingerprints(site, wanted=wanted, heard=fingerprint)
             self._void(session, site)
             _end(session.scalars(_rows(site, "enrolled")), "replaced", reason="", now=now)
@@ -155,7 +173,7 @@ class Registry:
             row.status, row.approved_utc = "enrolled", now
             row.expires_utc = now + timedelta(days=self.settings.document.enrollment_days)
             session.flush()
-            self._note("approve", to=site, reason=f"fingerprint {wanted}")
+            self._note(session, "approve", to=site, reason=f"fingerprint {wanted}")
             self._write_roster(session)
             return read_enrollment(row)
 
@@ -164,6 +182,7 @@ class Registry:
 
         Raises UsageError when there is nothing to end.
         """
+        reason = one_line(reason, MOST_REASON)
         with self._writing() as session:
             rows = list(session.scalars(_rows(site, *_CURRENT)))
             if not rows and session.scalar(_unused(site)) is None:
@@ -174,7 +193,7 @@ class Registry:
             self._void(session, site)
             _end(rows, "revoked", reason=reason, now=self._clock())
             session.flush()
-            self._note("revoke", to=site, reason=reason)
+            self._note(session, "revoke", to=site, reason=reason)
             self._write_roster(session)
             return [read_enrollment(row) for row in rows]
 
@@ -207,20 +226,21 @@ class Registry:
                 row.invitation_id, row.joined_utc, row.seen_utc = invitation.id, now, now
                 row.package_version, invitation.used_utc = request.package_version, now
                 session.flush()
-                fingerprint = read_enrollment(row).fingerprint
-                self._note("join", origin=request.site, reason=f"fingerprint {fingerprint}")
+                said = f"fingerprint {self.fingerprint(read_enrollment(row))}"
+                self._note(session, "join", origin=request.site, reason=said)
             return read_enrollment(row)
 
     def hear(self, enrollment: Enrollment, word: SiteWord) -> Enrollment:
         """Take in a word that the enrollment's key has signed; return the enrollment as it is then.
 
         Raises AuthError for a word that is too old or from a clock that is wrong, for one that was
-        heard before, and for a withdrawal by keys that nobody has approved.
+        heard before or was said too often today, and for a withdrawal by keys that nobody has
+        approved.
         """
         with self._writing() as session:
             now = self._clock()
             check_clock(word.utc, site=word.site, now=now)
-            _remember(session, word, now=now)
+            remember_word(session, word, now=now)
             row = session.get_one(EnrollmentRow, enrollment.id)
             row.seen_utc = now
             if word.kind == "withdraw":
@@ -229,8 +249,8 @@ class Registry:
                         f"the keys of site {word.site} are not approved yet",
                         fix="withdraw with the keys that gave the consent, or stop the steward",
                     )
-                protocol = str(word.protocol)
-                self._note("withdraw", origin=word.site, reason=word.reason, protocol=protocol)
+                site, protocol = word.site, str(word.protocol)
+                self._note(session, "withdraw", origin=site, reason=word.reason, protocol=protocol)
             elif word.kind == "leave":
                 self._leave(session, row, reason=word.reason, now=now)
             return read_enrollment(row)
@@ -270,7 +290,8 @@ class Registry:
             )
         )
         session.flush()
-        self._note(event, to=site, reason=f"good until {expires.isoformat(timespec='seconds')}")
+        until = expires.isoformat(timespec="seconds")
+        self._note(session, event, to=site, reason=f"good until {until}")
         return Issued(site, token, expires)
 
     def _void(self, session: Session, site: str) -> None:
@@ -287,15 +308,23 @@ class Registry:
             return
         _end(rows, "left", reason=reason, now=now)
         session.flush()
-        self._note("leave", origin=row.site, reason=reason)
+        self._note(session, "leave", origin=row.site, reason=reason)
         self._write_roster(session)
 
     def _note(
-        self, event: Event, *, to: str = "", origin: str = "", reason: str, protocol: str = ""
+        self,
+        session: Session,
+        event: Event,
+        *,
+        to: str = "",
+        origin: str = "",
+        reason: str,
+        protocol: str = "",
     ) -> None:
         entry = Entry(event=event, to=to, origin=origin, reason=reason, protocol=protocol)
         if not self._dry_run:
-            self._journal.append(entry)
+            path = self.settings.journal
+            write_act(entry, session, engine=self._engine, path=path, clock=self._clock)
 
     def _write_roster(self, session: Session) -> None:
         if not self._dry_run:
@@ -316,11 +345,25 @@ class Registry:
     @contextmanager
     def _writing(self) -> Iterator[Session]:
         with explain_failures(), Session(self._engine) as session:
-            yield session
-            if self._dry_run:
+            try:
+                yield session
+                if self._dry_run:
+                    session.rollback()
+                else:
+                    session.commit()
+            except BaseException:
                 session.rollback()
-            else:
-                session.commit()
+                self._take_back(session.info.get("noted"))
+                raise
+
+    def _take_back(self, noted: Entry | None) -> None:
+        """Say in the journal that an act was not finished, and write the roster that holds."""
+        if noted is None:
+            return
+        with suppress(VitraelError, OSError):  # what has ended the act is told; it comes first
+            self._journal.append(take_back(noted))
+        with suppress(VitraelError, OSError):
+            self.keep_roster()
 
 
 def _rows(site: str, *statuses: str) -> Select[EnrollmentRow]:
@@ -347,27 +390,3 @@ def _by_site(enrollment: Enrollment) -> str:
 def _end(rows: Iterable[EnrollmentRow], status: Status, *, reason: str, now: datetime) -> None:
     for row in rows:
         row.status, row.reason, row.ended_utc = status, reason, now
-
-
-def _remember(session: Session, word: SiteWord, *, now: datetime) -> None:
-    """Keep a word, so that it is heard once; forget questions too old to be asked again."""
-    session.execute(
-        delete(WordRow).where(WordRow.kind == "standing", WordRow.received_utc < now - 2 * WINDOW)
-    )
-    if session.scalar(select(WordRow).filter_by(site=word.site, nonce=word.nonce)) is not None:
-        raise AuthError(
-            f"this word of site {word.site} was heard before",
-            why="somebody sent it a second time",
-            fix="say it again: each word has a nonce of its own",
-        )
-    session.add(
-        WordRow(
-            site=word.site,
-            nonce=word.nonce,
-            kind=word.kind,
-            protocol=word.protocol,
-            reason=word.reason,
-            said_utc=datetime.fromisoformat(word.utc),
-            received_utc=now,
-        )
-    )

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
+from vitrael.core.errors import StudyError
 from vitrael.core.messages import StageName
+from vitrael.privacy.audit.tallies import TALLY_STAGES
 from vitrael.server.studies.ledger import StageRecord
 from vitrael.server.studies.run import StudyRun
+
+_CONTRIBUTIONS: Final[tuple[StageName, ...]] = ("codec", "latents", "teacher")
+"""What a site answers to these goes into the model."""
 
 Kind = Literal["barred", "silent", "declined", "failed", "unusable", "outlier"]
 KINDS: Final[Mapping[Kind, str]] = {
@@ -35,8 +40,13 @@ class Absence:
 def find_not_asked(
     run: StudyRun, stage: StageName, again: StageRecord | None
 ) -> dict[str, Absence]:
-    """Return the members that are not asked: barred ones, and who was absent from what was lost."""
-    absences = {site: Absence("barred", why) for site, why in find_barred(run, stage).items()}
+    """Return the members that are not asked: barred ones, and who was absent from what was lost.
+
+    Raises StudyError when, without the barred ones, no release can come of the study any more.
+    """
+    barred = find_barred(run, stage)
+    _demand_release(run, stage, barred)
+    absences = {site: Absence("barred", why) for site, why in barred.items()}
     if again is not None:
         reasons, kinds = again.details.get("absent", {}), again.details.get("kinds", {})
         for site in run.members.keys() - set(again.participants) - absences.keys():
@@ -61,6 +71,40 @@ def find_barred(run: StudyRun, stage: StageName) -> dict[str, str]:
         if site in run.members and (given is None or datetime.fromisoformat(given) <= said):
             barred.setdefault(site, "it withdrew its consent")
     return barred
+
+
+def find_contributors(run: StudyRun) -> set[str]:
+    """Return the sites whose patients are in the model, also those of an earlier roster."""
+    return {
+        site
+        for record in run.finished()
+        if record.key.stage in _CONTRIBUTIONS
+        for site in record.participants
+    }
+
+
+def _demand_release(run: StudyRun, stage: StageName, barred: Mapping[str, str]) -> None:
+    """Raise StudyError, before days are spent, when what is asked for can lead to no release.
+
+    Whoever is in the model has to judge what comes of it, and so has every member of the roster.
+    """
+    judged, inside = stage in TALLY_STAGES, find_contributors(run)
+    outside = inside - run.members.keys() if judged else set()
+    gone = {**dict.fromkeys(outside, "it is not on the roster"), **barred}
+    for site in sorted(inside & gone.keys()):
+        raise StudyError(
+            f"site {site} takes no part any more, and its patients are in the model",
+            why=f"{gone[site]}, and who is in the model has to judge and to sign what comes of it",
+            fix="begin without it: leave it off the roster, and name no roster.predecessor; or, "
+            f"where it is enrolled again with new keys, write {run.roster} as roster.predecessor",
+        )
+    for site in sorted(barred) if judged else ():
+        raise StudyError(
+            f"site {site} is on the roster and takes no part any more",
+            why=f"{barred[site]}, and every member has to judge what comes of the study",
+            fix=f"leave it off the roster, and write {run.roster} as roster.predecessor: what is "
+            "finished is kept",
+        )
 
 
 def find_deadlines(run: StudyRun, stage: StageName) -> dict[str, float]:

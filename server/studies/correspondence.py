@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from vitrael.core.digest import Digest
 from vitrael.core.errors import (
@@ -17,7 +22,8 @@ from vitrael.core.errors import (
     VitraelError,
     WeightsError,
 )
-from vitrael.core.messages import Parcel, Reply, StageName, Task
+from vitrael.core.messages import Parcel, Reply, StageName, Task, parcel_size
+from vitrael.core.text import one_line
 from vitrael.core.weights import Tensors, check_finite
 from vitrael.privacy.audit.tallies import check_tally
 from vitrael.privacy.envelope import (
@@ -26,12 +32,8 @@ from vitrael.privacy.envelope import (
     make_task_parcel,
     open_reply_parcel,
 )
-from vitrael.server.studies.absences import (
-    Absence,
-    Kind,
-    find_deadlines,
-    find_not_asked,
-)
+from vitrael.server.objects import ObjectStore
+from vitrael.server.studies.absences import Absence, Kind, find_deadlines, find_not_asked
 from vitrael.server.studies.run import StudyRun
 
 _LONGEST_REASON = 500
@@ -48,10 +50,12 @@ _BRINGS: Final[Mapping[StageName, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One site's signed reply; its tensors are in the object store."""
+    """One site's signed reply; its tensors lie on disk until the sites are asked again."""
 
     reply: Reply
     tensors: Mapping[str, Digest]
+    received: ObjectStore
+    """Holds the tensors."""
     envelope: bytes
     """The reply as the site signed it."""
     size_bytes: int
@@ -59,8 +63,15 @@ class Answer:
     seconds: float
     """From when all were asked to when this came."""
 
-    def digest_of(self, name: str) -> Digest:
-        """Return the digest of an attachment; raise WeightsError when the reply has none."""
+    def path(self, name: str) -> Path:
+        """Return the file of an attachment; raise WeightsError when the reply has none."""
+        return self.received.path(self._digest_of(name))
+
+    def get_tensors(self, name: str) -> dict[str, np.ndarray]:
+        """Return the arrays of an attachment; raise WeightsError when the reply has none."""
+        return self.received.get_tensors(self._digest_of(name))
+
+    def _digest_of(self, name: str) -> Digest:
         if name not in self.tensors:
             raise WeightsError(
                 f"the reply of {self.reply.site} is refused", why=f"it brings no {name}"
@@ -115,6 +126,7 @@ class _Asked:
     run: StudyRun
     stage: StageName
     tasks: Mapping[str, Task]
+    received: ObjectStore
     began: datetime
     most_bytes: int
     earlier: Mapping[str, Mapping[Digest, int]]
@@ -137,12 +149,12 @@ def ask_sites(
     Asked are the members of the roster, whoever else is connected, but for those who take no part
     any more. Each has the time that its canary told, and never more than the study's deadline. A
     reply counts when its size, signature, digests and its reference to the task hold, its status
-    is "done", it is no update of another round, and ``check`` raises no error for it: what cannot
-    be used later must not be kept. ``compare`` sees all that are left and names those to refuse,
-    with the reason. Raises QuorumError, which names the absent sites and their reasons, when fewer
-    sites than the quorum answer, that of the study unless another is given. A round whose result
-    was lost is asked of those who took part in it, and needs them all: another result would be one
-    that no site goes on from.
+    is "done", it is no update of another round, and ``check`` raises no error for it. ``compare``
+    sees all that are left and names those to refuse, with the reason. What the sites send is kept
+    until they are asked again. Raises QuorumError, which names the absent sites and their reasons,
+    when fewer sites than the quorum answer, that of the study unless another is given. A round
+    whose result was lost is asked of those who took part in it, and needs them all: another result
+    would be one that no site goes on from.
     """
     again = run.find_lost(stage, round_index)
     answers = Answers(absences=find_not_asked(run, stage, again))
@@ -154,6 +166,7 @@ def ask_sites(
         run=run,
         stage=stage,
         tasks=tasks,
+        received=_empty_store(run.home / "received"),
         began=run.clock(),
         most_bytes=_most_bytes(stage, attachments),
         earlier=_earlier_updates(run, stage, round_index, attachments),
@@ -190,20 +203,23 @@ def _exchange(
     run, tasks = asked.run, asked.tasks
     arrived: dict[str, Answer] = {}
     round_index = next((task.round for task in tasks.values()), 0)
-    parcels = {
-        site: make_task_parcel(task, attachments, coordinator=run.keys, site=run.members[site])
-        for site, task in tasks.items()
-    }
-    for site, parcel in parcels.items():
+
+    def make(site: str) -> Parcel:
+        parcel = make_task_parcel(
+            tasks[site], attachments, coordinator=run.keys, site=run.members[site]
+        )
         run.journal.asked(tasks[site], parcel)
-        about: dict[str, str | float] = {"site": site, "bytes": _size(parcel)}
-        about["deadline_s"] = deadlines[site]
+        size, deadline_s = parcel_size(parcel), deadlines[site]
+        about: dict[str, str | float] = {"site": site, "bytes": size, "deadline_s": deadline_s}
         run.tell(asked.stage, round_index, "asked", about=about)
+        return parcel
+
+    parcels = {site: partial(make, site) for site in tasks}
     for site, came in run.exchange.send(parcels, deadline_s=deadlines) if parcels else ():
         seconds = max(0.0, (run.clock() - asked.began).total_seconds())
         result = _settle(asked, site, came, seconds=seconds)
-        size = 0 if isinstance(came, str) else _size(came)
-        about = {"site": site, "seconds": round(seconds, 3), "bytes": size}
+        size = 0 if isinstance(came, str) else parcel_size(came)
+        about: dict[str, str | float] = {"site": site, "seconds": round(seconds, 3), "bytes": size}
         if isinstance(result, Absence):
             absences[site] = result
             about["reason"] = result.reason
@@ -227,14 +243,15 @@ def _settle(asked: _Asked, site: str, came: Parcel | str, *, seconds: float) -> 
     try:
         opened = _open_reply(asked, task, came)
     except VitraelError as error:
-        journal.refused(task, error.sentence(), size=_size(came))
+        journal.refused(task, error.sentence(), size=parcel_size(came))
         return Absence("unusable", error.sentence())
     journal.received(task, opened, came)
     if opened.reply.status != "done":
         kind: Kind = "declined" if opened.reply.status == "refused" else "failed"
-        return Absence(kind, f"{opened.reply.status}: {_printable(opened.reply.reason)}")
+        reason = one_line(opened.reply.reason, _LONGEST_REASON)
+        return Absence(kind, f"{opened.reply.status}: {reason}")
     try:
-        return _open_answer(asked, opened, size_bytes=_size(came), seconds=seconds)
+        return _open_answer(asked, opened, size_bytes=parcel_size(came), seconds=seconds)
     except StorageError:
         raise
     except VitraelError as error:
@@ -251,7 +268,7 @@ def _make_tasks(
 ) -> dict[str, Task]:
     """Return the task of each site; they differ in site, nonce and deadline alone."""
     attempt = _earlier_attempts(run, stage, round_index)
-    head = run.journal.head()
+    head, inputs = run.journal.head(), attachment_digests(attachments)
     return {
         site: Task(
             protocol=run.study.protocol.digest,
@@ -263,7 +280,7 @@ def _make_tasks(
             nonce=secrets.token_hex(16),
             issued_utc=run.clock().isoformat(),
             deadline_s=deadline_s,
-            inputs=attachment_digests(attachments),
+            inputs=inputs,
             journal=head,
             yours=run.journal.head_of(site),
         )
@@ -300,7 +317,7 @@ def _earlier_attempts(run: StudyRun, stage: StageName, round_index: int) -> int:
 
 def _open_reply(asked: _Asked, task: Task, parcel: Parcel) -> OpenedReply:
     """Return what the site signed for this very task; nothing too large is opened."""
-    if (size := _size(parcel)) > asked.most_bytes:
+    if (size := parcel_size(parcel)) > asked.most_bytes:
         raise WeightsError(
             f"the answer of {task.site} is refused",
             why=f"it has {size:,} bytes, and no more than {asked.most_bytes:,} can be meant",
@@ -325,8 +342,8 @@ def _open_answer(asked: _Asked, opened: OpenedReply, *, size_bytes: int, seconds
             raise WeightsError(
                 f"the update of {reply.site} is refused", why=f"it is that of round {number} again"
             )
-    stored = {name: asked.run.objects.put_tensors(t) for name, t in tensors.items()}
-    answer = Answer(reply, stored, opened.envelope, size_bytes, seconds)
+    stored = {name: asked.received.put_tensors(t) for name, t in tensors.items()}
+    answer = Answer(reply, stored, asked.received, opened.envelope, size_bytes, seconds)
     if asked.check is not None:
         try:
             asked.check(answer)
@@ -339,8 +356,10 @@ def _open_answer(asked: _Asked, opened: OpenedReply, *, size_bytes: int, seconds
     return answer
 
 
-def _size(parcel: Parcel) -> int:
-    return sum(len(data) for data in parcel.values())
+def _empty_store(folder: Path) -> ObjectStore:
+    """Return a store for what is sent now; what was sent before is gone: nothing names it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return ObjectStore(folder)
 
 
 def demand_admitted(run: StudyRun, site: str, version: str) -> None:
@@ -357,8 +376,3 @@ def demand_admitted(run: StudyRun, site: str, version: str) -> None:
 def usable_tally(answer: Answer) -> None:
     """Raise DataError for a reply whose body cannot be pooled into Evidence."""
     check_tally(answer.reply.stage, answer.reply.body)
-
-
-def _printable(text: str) -> str:
-    """Return what a site wrote for records and terminals: one line, not too long."""
-    return "".join(sign if sign.isprintable() else " " for sign in text)[:_LONGEST_REASON]

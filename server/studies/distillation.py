@@ -6,8 +6,9 @@ learns from those that all sites kept, and only the student's samples can be rel
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ import torch
 from vitrael.core.configs import DiffusionConfig
 from vitrael.core.data.conditions import scale_covariates, unscale_conditions
 from vitrael.core.data.measure import measure_volumes
-from vitrael.core.digest import Digest
+from vitrael.core.digest import Digest, digest_json
 from vitrael.core.errors import DataError, WeightsError
 from vitrael.core.geometry import centered_affine
 from vitrael.core.models import SYSTEMS
@@ -29,8 +30,10 @@ from vitrael.core.models.nets.autoencoder import KLCodec
 from vitrael.core.records import SampleRequest
 from vitrael.core.rng import stream, stream_seed, torch_stream
 from vitrael.core.study import COVARIATES, Data
+from vitrael.core.training.checkpoints import FileCheckpoints
 from vitrael.core.training.compute import Compute, prepare_compute
 from vitrael.core.training.loop import fit
+from vitrael.core.version import lock_digest
 from vitrael.core.weights import load_weights, module_tensors
 from vitrael.privacy.audit.tallies import check_vote
 from vitrael.server.studies.correspondence import Answer, ask_sites, usable_tally
@@ -39,6 +42,8 @@ from vitrael.server.studies.run import StageResult, StudyRun
 _SEX = COVARIATES.index("sex")
 _FEWEST_KEPT = 8
 _REDRAWS = 20
+_TRAINING: Final = "training"
+"""Folder of the checkpoints."""
 
 
 def draw_conditions(
@@ -119,7 +124,7 @@ def screen_candidates(
 
         def check(answer: Answer) -> None:
             usable_tally(answer)
-            _votes(run, answer, count)
+            _votes(answer, count)
             site = answer.reply.site
             check_vote(site, answer.reply.body, frozen.get(site, {}))
 
@@ -128,7 +133,7 @@ def screen_candidates(
         keep = np.ones(count, dtype=bool)
         kept: dict[str, int] = {}
         for site, answer in answers.by_site.items():
-            votes = _votes(run, answer, count)
+            votes = _votes(answer, count)
             keep &= votes
             kept[site] = int(votes.sum())
         sites = answers.bodies
@@ -148,8 +153,8 @@ def screen_candidates(
     return run.stage("screening", inputs, work)
 
 
-def _votes(run: StudyRun, answer: Answer, count: int) -> np.ndarray:
-    votes = run.objects.get_tensors(answer.digest_of("votes")).get("keep")
+def _votes(answer: Answer, count: int) -> np.ndarray:
+    votes = answer.get_tensors("votes").get("keep")
     if votes is None or votes.shape != (count,):
         raise WeightsError(
             f"the votes of {answer.reply.site} are refused",
@@ -163,9 +168,12 @@ def train_student(
 ) -> Digest:
     """Stage ``student``: a denoiser with fresh weights, trained on the kept candidates alone.
 
-    Each is learned with age and sex as they were asked, and the volumes that it shows.
+    Each is learned with age and sex as they were asked, and the volumes that it shows. A training
+    that was stopped or killed goes on from its last checkpoint, a minute old at most, or a fiftieth
+    of its time.
     """
     protocol = run.study.protocol
+    inputs = {"codec": codec, "candidates": candidates, "keep": screening["keep"]}
 
     def work() -> StageResult:
         keep = np.array(screening["keep"], dtype=int)
@@ -197,14 +205,16 @@ def train_student(
             length_images=part.training.length_images,
             rng=torch_stream(protocol.seed, "student training"),
             progress=lambda done, total: run.tell("student", 0, "progress", done=done, total=total),
+            checkpoints=_open_checkpoints(run, inputs, compute),
             bf16=compute.bf16,
         )
         document = {"denoiser": run.objects.put_tensors(module_tensors(student))}
         curves = {"coordinator": {"images": curve.images, "loss": curve.losses["total"]}}
         return StageResult(document, {"curves": curves, "learned_from": len(keep)})
 
-    inputs = {"codec": codec, "candidates": candidates, "keep": screening["keep"]}
-    return Digest(run.stage("student", inputs, work)["denoiser"])
+    weights = Digest(run.stage("student", inputs, work)["denoiser"])
+    shutil.rmtree(run.home / _TRAINING, ignore_errors=True)
+    return weights
 
 
 def synthesize(
@@ -233,6 +243,16 @@ def synthesize(
 
     inputs = {"codec": codec, "student": student, "condition": condition}
     return run.stage("synthesis", inputs, work)
+
+
+def _open_checkpoints(
+    run: StudyRun, inputs: Mapping[str, Any], compute: Compute
+) -> FileCheckpoints:
+    """Return what an attempt has left of this very training, with this machine and software."""
+    threads = run.study.performance.coordinator_threads
+    machine = [lock_digest(), compute.device, compute.bf16, threads]
+    key = digest_json([run.study.protocol.digest, dict(inputs), *machine])
+    return FileCheckpoints(run.home / _TRAINING, key=key)
 
 
 def _compute(run: StudyRun) -> Compute:

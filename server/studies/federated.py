@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 
 from vitrael.core.configs import TrainingConfig
 from vitrael.core.digest import Digest
-from vitrael.core.errors import ConsentError
+from vitrael.core.errors import ConsentError, DataError
 from vitrael.core.messages import StageName
-from vitrael.core.metrics.moments import add_moments, correlation, mean_and_covariance
+from vitrael.core.metrics.moments import (
+    Moments,
+    add_moments,
+    check_moments,
+    correlation,
+    mean_and_covariance,
+)
+from vitrael.core.study import COVARIATES, Protocol
 from vitrael.core.weights import Tensors, check_like, module_tensors
 from vitrael.privacy.envelope import attachment_digests, open_consent
 from vitrael.server.federation.aggregate import aggregate
@@ -26,7 +34,9 @@ from vitrael.server.studies.correspondence import (
 from vitrael.server.studies.norms import UpdateNorms
 from vitrael.server.studies.run import StageResult, StudyRun
 
-_MOMENTS = ("latent", "condition", "ceiling")
+_MOST_POINTS: Final = 200
+_LARGEST: Final = 1e12
+"""Of what a loss curve may hold: it is drawn."""
 
 
 def collect_consents(run: StudyRun) -> dict[str, Any]:
@@ -87,17 +97,17 @@ def scale_latents(run: StudyRun, codec: Digest) -> dict[str, Any]:
 
     The document holds the scaled ``codec``, mean and covariance of the ``condition`` (None when
     no site had enough patients to tell), and the ``ceiling``: r and n of ventricle volume before
-    and after the codec.
+    and after the codec. Raises DataError when the latents of all sites together have no spread.
     """
 
     def work() -> StageResult:
         brought = {"codec": run.objects.get_tensors(codec)}
-        answers = ask_sites(run, "latents", brought, check=lambda answer: _pool(run, [answer]))
-        sums = _pool(run, list(answers.by_site.values()))
-        mean, covariance = mean_and_covariance(sums["latent"])
+        read = partial(_read_moments, protocol=run.study.protocol)
+        answers = ask_sites(run, "latents", brought, check=read)
+        parts = [read(answer) for answer in answers.by_site.values()]
+        sums = {name: add_moments([part[name] for part in parts]) for name in parts[0]}
         tensors = run.objects.get_tensors(codec)
-        tensors["latent_mean"] = mean.astype(np.float32)
-        tensors["latent_std"] = np.sqrt(np.diag(covariance)).astype(np.float32)
+        tensors["latent_mean"], tensors["latent_std"] = _spread(sums["latent"])
         ceiling = correlation(sums["ceiling"])
         document = {
             "codec": run.objects.put_tensors(tensors),
@@ -162,7 +172,7 @@ def _train_rounds(
             norms = UpdateNorms(run, part, before)
 
             def check(answer: Answer) -> None:
-                check_like(run.objects.get_tensors(answer.digest_of(part)), tensors)
+                check_like(answer.get_tensors(part), tensors)
                 _curve(answer)
 
             answers = ask_sites(
@@ -194,26 +204,54 @@ def _train_rounds(
 
 
 def _curve(answer: Answer) -> dict[str, list[float]]:
-    """Return a site's loss curve; raise ValueError when its halves do not fit together."""
+    """Return a site's loss curve; raise ValueError for one that cannot be kept and drawn."""
     body: Mapping[str, Any] = answer.reply.body
-    curve = {name: [float(x) for x in body.get(f"curve_{name}", [])] for name in ("images", "loss")}
-    if len(curve["images"]) != len(curve["loss"]):
-        msg = "a curve has as many losses as places"
+    curve = {name: list(body.get(f"curve_{name}", [])) for name in ("images", "loss")}
+    if not (len(curve["images"]) == len(curve["loss"]) <= _MOST_POINTS):
+        msg = "a curve has as many losses as places, and few of them"
         raise ValueError(msg)
-    return curve
+    every = (*curve["images"], *curve["loss"])
+    if not all(type(x) in (int, float) and abs(x) <= _LARGEST for x in every):
+        msg = "a curve holds numbers that can be drawn"
+        raise ValueError(msg)
+    return {name: [float(x) for x in values] for name, values in curve.items()}
 
 
-def _pool(run: StudyRun, answers: Sequence[Answer]) -> dict[str, dict[str, np.ndarray]]:
-    parts = [run.objects.get_tensors(answer.digest_of("moments")) for answer in answers]
-    return {
-        name: add_moments(
-            [{key: part[f"{name}.{key}"] for key in ("count", "sum", "square")} for part in parts]
-        )
-        for name in _MOMENTS
+def _read_moments(answer: Answer, *, protocol: Protocol) -> dict[str, Moments]:
+    """Return the moments that a site sent; raise ValueError for what cannot be moments."""
+    widths = {
+        "latent": protocol.generator.codec.latent_channels,
+        "condition": len(COVARIATES),
+        "ceiling": 2,
     }
+    sent = answer.get_tensors("moments")
+    parts: dict[str, Moments] = {
+        name: {key: sent.pop(f"{name}.{key}") for key in ("count", "sum", "square")}
+        for name in widths
+    }
+    if sent:
+        msg = "more was sent than the moments that were asked for"
+        raise ValueError(msg)
+    for name, part in parts.items():
+        check_moments(part, widths[name])
+    return parts
 
 
-def _condition(moments: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+def _spread(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each channel of the latents, float32."""
+    if moments["count"][0]:
+        mean, covariance = mean_and_covariance(moments)
+        std_K = np.sqrt(np.diag(covariance).clip(min=0)).astype(np.float32)
+        if (std_K > 0).all():
+            return mean.astype(np.float32), std_K
+    raise DataError(
+        "the latents cannot be scaled",
+        why="of all sites together a channel has no spread",
+        fix="train the codec for longer",
+    )
+
+
+def _condition(moments: Moments) -> dict[str, Any] | None:
     if not moments["count"][0]:
         return None
     mean, covariance = mean_and_covariance(moments)

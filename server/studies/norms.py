@@ -22,9 +22,9 @@ class UpdateNorms:
     """Holds the updates of one round to the study's bounds, and remembers what was done.
 
     An update whose distance from the round's start is more than ``norm_bound`` times the median of
-    all is drawn back to that distance, or refused. Its weight is the number of examples that the
-    site tells, and no more than the scans of its signed consent, and than the study's share of the
-    whole.
+    all, of two the smaller, is drawn back to that distance, or refused. Its weight is the number of
+    examples that the site tells, and no more than the scans of its signed consent, and than the
+    study's share of the whole.
     """
 
     run: StudyRun
@@ -40,8 +40,7 @@ class UpdateNorms:
         """Measure every update; return those to refuse, with the reason, if the study refuses."""
         start = self.run.objects.path(self.start)
         self.distances = {
-            site: distance(self.run.objects.path(answer.digest_of(self.part)), start)
-            for site, answer in answers.items()
+            site: distance(answer.path(self.part), start) for site, answer in answers.items()
         }
         federation = self.run.study.protocol.federation
         self.limit = norm_limit(self.distances, times=federation.norm_bound)
@@ -60,11 +59,7 @@ class UpdateNorms:
         share = self.run.study.protocol.federation.most_weight
         self.weights = bounded_weights(counts, most_share=share)
         return {
-            site: SiteUpdate(
-                self.run.objects.path(answer.digest_of(self.part)),
-                self.weights[site],
-                self._scale(site),
-            )
+            site: SiteUpdate(answer.path(self.part), self.weights[site], self._scale(site))
             for site, answer in answers.items()
         }
 

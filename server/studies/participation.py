@@ -11,15 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from vitrael.core.messages import StageName
 from vitrael.privacy.audit.tallies import TALLY_STAGES
 from vitrael.privacy.leakage import bucket_of
 from vitrael.server.studies.absences import KINDS
 from vitrael.server.studies.ledger import StageRecord
 from vitrael.server.studies.run import StudyRun
 
-_CONTRIBUTIONS: Final[tuple[StageName, ...]] = ("codec", "latents", "teacher")
-"""What a site answers to these goes into the model."""
 _ACTIONS: Final = {
     "bound": "far from the others, and bounded",
     "refuse": "far from the others, and refused",
@@ -46,16 +43,6 @@ def tell_outcome(run: StudyRun) -> RunOutcome:
         return RunOutcome("finished", f"finished: {total} of {total}")
     reasons = ", ".join(f"{site}: {_short(why)}" for site, why in sorted(missing.items()))
     return RunOutcome("partial", f"partial: {there} of {total} ({reasons})")
-
-
-def find_contributors(run: StudyRun) -> set[str]:
-    """Return the sites whose patients are in the model, also those of an earlier roster."""
-    return {
-        site
-        for record in run.finished()
-        if record.key.stage in _CONTRIBUTIONS
-        for site in record.participants
-    }
 
 
 def find_judges(run: StudyRun) -> set[str]:

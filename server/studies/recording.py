@@ -14,12 +14,12 @@ from typing import Any
 from vitrael.core.digest import Digest, canonical_json
 from vitrael.core.study import Study, load_study
 from vitrael.privacy.evidence import Evidence
-from vitrael.privacy.keys import load_roster, roster_digest
+from vitrael.privacy.keys import roster_digest
 from vitrael.server.db.engine import open_database
 from vitrael.server.objects import ObjectStore
 from vitrael.server.registry import Registry, ReleaseRecord, RunRecord
 from vitrael.server.studies.ledger import Ledger, StageRecord
-from vitrael.server.studies.run import find_members
+from vitrael.server.studies.rosters import find_members
 
 _LARGEST_ARTIFACT_BYTES = 4 << 20
 
@@ -31,7 +31,7 @@ class Recorder:
         """Open ledger, objects and MLflow of a coordinator's home."""
         self.home = home
         self.study: Study = load_study(home / "study.toml")
-        self.roster = roster_digest(find_members(self.study, load_roster(home / "roster.json")))
+        self.roster = roster_digest(find_members(home, self.study))
         self.ledger = Ledger(open_database(home / "server.sqlite"))
         self.objects = ObjectStore(home / "objects")
         self.registry = Registry.open(home)

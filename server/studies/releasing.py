@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from vitrael.privacy.release.bundle import Contents, image_files, write_bundle
 from vitrael.privacy.release.catalogue import publish
 from vitrael.privacy.release.manifest import MANIFEST, SIGNED_AS_BYTES, Reference, parse_manifest
 from vitrael.privacy.release.sign import add_signature
-from vitrael.privacy.release.trust import Trust, trust_roster
+from vitrael.privacy.release.trust import Trust, save_trust, trust_roster
 from vitrael.privacy.release.verify import check_signature, verify_release
+from vitrael.server.studies.absences import find_barred, find_contributors
 from vitrael.server.studies.correspondence import Answer, ask_sites, usable_tally
 from vitrael.server.studies.participation import (
-    find_contributors,
     find_judges,
     record_participation,
 )
@@ -158,11 +158,12 @@ def assemble_bundle(
 def sign_release(
     run: StudyRun, *, bundle: Mapping[str, Any], tallies: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Stage ``signing``: have every site sign the bundle's manifest; the document says who did.
+    """Stage ``signing``: have the sites sign the bundle's manifest; the document says who did.
 
     ``tallies`` holds the documents of calibration, screening and audit: each site pools the signed
     replies in them again. Raises StorageError when the bundle is no longer the one that was
-    written, and QuorumError unless all sites sign; those who have are not asked to judge again.
+    written, and QuorumError unless all sign that still take part; those who have are not asked to
+    judge again. No other than a site that is not in the model can have left by now.
     """
 
     def work() -> StageResult:
@@ -180,7 +181,8 @@ def sign_release(
             signature = str(answer.reply.body["signature"]).encode()
             check_signature(signature, manifest, site=answer.reply.site, trust=release_trust(run))
 
-        answers = ask_sites(run, "signing", attachments, check=check, quorum=len(run.members))
+        needed = len(run.members.keys() - find_barred(run, "signing").keys())
+        answers = ask_sites(run, "signing", attachments, check=check, quorum=needed)
         for site, answer in answers.by_site.items():
             add_signature(folder, str(answer.reply.body["signature"]).encode(), site=site)
         document = {"manifest": bundle["manifest"], "signed_by": list(answers.by_site)}
@@ -206,11 +208,16 @@ def _read_signed_files(folder: Path, *, manifest: str) -> dict[str, np.ndarray]:
 def publish_release(
     run: StudyRun, *, decision: Mapping[str, Any], signing: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Stage ``publication``: verify as a researcher would, then put the bundle in the catalogue."""
+    """Stage ``publication``: verify as a researcher would, then put the bundle in the catalogue.
+
+    The trust file says then who signed; the study's start wrote it for the whole roster. The next
+    study's start replaces it: a copy stays for this release.
+    """
     reference = _reference(run)
 
     def work() -> StageResult:
-        folder, trust = bundle_folder(run.home, reference), release_trust(run)
+        folder = bundle_folder(run.home, reference)
+        trust = release_trust(run, signing["signed_by"])
         verify_release(folder, trust)
         states.publish(_signed(run, reference, decision, signing))
         verified = publish(folder, run.home / "catalogue", trust=trust)
@@ -222,7 +229,11 @@ def publish_release(
             )
         return StageResult({"release": str(reference), "manifest": verified.manifest})
 
-    return run.stage("publication", {"signing": signing}, work)
+    published = run.stage("publication", {"signing": signing}, work)
+    trust = release_trust(run, signing["signed_by"])
+    for name in ("trust.json", f"trust/{reference.name}-{reference.version}.json"):
+        save_trust(trust, run.home / name)
+    return published
 
 
 def _signed(
@@ -233,15 +244,25 @@ def _signed(
     release = states.propose(reference, POLICIES[run.study.protocol.policy])
     verdict = Verdict.model_validate(decision["verdict"])
     release = states.gate(release, verdict, manifest=manifest)
-    threshold = release_trust(run).threshold
+    threshold = release_trust(run, signing["signed_by"]).threshold
     for site in signing["signed_by"]:
         release = states.sign(release, site=site, manifest=manifest, threshold=threshold)
     return release
 
 
-def release_trust(run: StudyRun) -> Trust:
-    """Return whom a researcher must trust: every site of the roster has to have signed."""
-    return trust_roster(run.members, coordinator=run.keys.public, threshold=len(run.members))
+def release_trust(run: StudyRun, signed_by: Sequence[str] | None = None) -> Trust:
+    """Return whom a researcher must trust: all who signed, or else the whole roster.
+
+    Raises VerificationError when a site whose patients are in the model is not among them.
+    """
+    signers = run.members if signed_by is None else {s: run.members[s] for s in signed_by}
+    if missing := sorted(find_contributors(run) - signers.keys()):
+        raise VerificationError(
+            f"the signature of {missing[0]} is missing",
+            why="its patients are in the model",
+            fix="have it sign: start the study again",
+        )
+    return trust_roster(signers, coordinator=run.keys.public, threshold=len(signers))
 
 
 def _reference(run: StudyRun) -> Reference:

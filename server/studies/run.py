@@ -15,13 +15,14 @@ from vitrael.core.digest import Digest, digest_json
 from vitrael.core.errors import ConfigError, StorageError, StudyError, VitraelError
 from vitrael.core.study import Study, load_study
 from vitrael.core.version import package_version
-from vitrael.privacy.keys import KeyPair, PublicKeys, load_roster, roster_digest
+from vitrael.privacy.keys import KeyPair, PublicKeys, roster_digest
 from vitrael.server.db.engine import open_database
 from vitrael.server.objects import ObjectStore
 from vitrael.server.settings import utc_now
 from vitrael.server.studies.ledger import Ledger, StageKey, StageRecord
+from vitrael.server.studies.rosters import find_members, keep_members
 from vitrael.server.studies.standing import Standings
-from vitrael.server.studies.witness import TaskJournal
+from vitrael.server.studies.task_journal import TaskJournal
 
 if TYPE_CHECKING:
     from vitrael.server.federation.exchange import Exchange
@@ -213,11 +214,12 @@ def open_run(home: Path, exchange: Exchange) -> StudyRun:
     """Return the run of the study that a coordinator's home folder holds.
 
     Raises ConfigError when the study admits no such version of the package as is installed, and
-    when a site of its roster is not enrolled; StudyError when nothing is known of its predecessor.
+    when a site of its roster was not enrolled when it began; StudyError when nothing is known of
+    its predecessor.
     """
     study = load_study(home / "study.toml")
     _demand_version(study)
-    members = find_members(study, load_roster(home / "roster.json"))
+    members = find_members(home, study)
     engine = open_database(home / "server.sqlite")
     run = StudyRun(
         home=home,
@@ -229,9 +231,10 @@ def open_run(home: Path, exchange: Exchange) -> StudyRun:
         exchange=exchange,
         clock=utc_now,
         standings=Standings(engine),
-        journal=TaskJournal.of(home, members, clock=utc_now),
+        journal=TaskJournal.of(home, members, engine=engine, clock=utc_now),
     )
     _demand_predecessor(run)
+    keep_members(home, study, members)
     return run
 
 
@@ -245,20 +248,6 @@ def _demand_version(study: Study) -> None:
         )
 
 
-def find_members(study: Study, known: Mapping[str, PublicKeys]) -> dict[str, PublicKeys]:
-    """Return the members of a study's roster with their keys, in the study's order.
-
-    Raises ConfigError for one that is not enrolled.
-    """
-    if missing := [site for site in study.roster.sites if site not in known]:
-        raise ConfigError(
-            f"site {missing[0]} of the study's roster is not enrolled",
-            why="roster.json does not hold its keys",
-            fix="enroll it, or take it off the roster",
-        )
-    return {site: known[site] for site in study.roster.sites}
-
-
 def _demand_predecessor(run: StudyRun) -> None:
     earlier = run.study.roster.predecessor
     if earlier is None:
@@ -269,5 +258,5 @@ def _demand_predecessor(run: StudyRun) -> None:
         raise StudyError(
             "roster.predecessor names a roster with which this study was never run here",
             why=f"known are {', '.join(sorted(filter(None, known))) or 'none'}",
-            fix="write the one that outcome.json of the earlier run gives as roster",
+            fix="write the one that vitrael server status gives as roster of the earlier run",
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vitrael.client.site.outbox import RULES, StageRule
+from vitrael.client.site.rules import RULES, StageRule
 from vitrael.client.site.settings import Limits
 from vitrael.core.messages import StageName
 

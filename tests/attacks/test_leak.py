@@ -102,6 +102,7 @@ def _study(root: Path, *, screening: bool) -> Study:
 
 def _site(study: Study, records: Path, sizes: dict[str, int]) -> SiteContext:
     facts: dict[str, Any] = {
+        "settings": SimpleNamespace(records_of=lambda **_: records),
         "study": study,
         "name": "north",
         "cohort": FakeCohort(study.protocol.data.grid_vox, sizes),

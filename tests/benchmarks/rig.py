@@ -109,17 +109,20 @@ class Rig:
     def consent(self, site: str, members: dict[str, KeyPair]) -> None:
         """Give a site's consent."""
         settings = load_settings(self.site_home(site))
+        public = {name: keys.public for name, keys in members.items()}
         draft = draft_consent(
             self.study,
             site=site,
             keys=members[site].public,
-            members={name: keys.public for name, keys in members.items()},
+            members=public,
             cohort=describe_cohort(settings.cohorts / "main"),
             now=utc_now(),
         )
         with closing(Store(settings.store, updates=settings.updates)) as store:
             journal = Journal(settings.journal, clock=utc_now, witness=store)
-            keep_consent(draft, self.study, store, keys=members[site], journal=journal)
+            keep_consent(
+                draft, self.study, store, members=public, keys=members[site], journal=journal
+            )
 
     def start_stewards(self, *command: str) -> None:
         """Start a steward at every site; ``--home`` is added."""

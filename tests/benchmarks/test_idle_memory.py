@@ -1,25 +1,21 @@
 """What a site's processes hold between tasks: the courier's together, and the steward after one.
 
 One site in the production layout, each process started by its own command; the steward has trained
-one round of a small autoencoder and keeps what it keeps. RSS counts a library once for each process
-that uses it, and PSS shares it out among all processes of the machine; *together* is what the
-group would need alone: each page of a file once, and every other page.
+one round of a small autoencoder and keeps what it keeps.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.benchmarks.rig import Rig, rig
 from tests.factories.federation import STUDY
+from tests.factories.held import Held, measure
 from vitrael.server.federation.flower_home import program
 
 COURIER_MIB = 300
@@ -41,68 +37,10 @@ def run(home, exchange):
 app = make_app(run)
 '''
 
-_MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ ([0-9a-f]+) (\S+) (\d+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Memory of a process and all that descend from it, MiB."""
-
-    processes: tuple[str, ...]
-    rss: float
-    pss: float
-    together: float
-
-    def line(self, what: str, most: int) -> str:
-        """Return the figures beside the limit."""
-        return (
-            f"  {what:18} together {self.together:6.1f} MiB of {most}; RSS {self.rss:6.1f}, "
-            f"PSS {self.pss:6.1f}, {len(self.processes)} processes: {', '.join(self.processes)}"
-        )
-
 
 def study_toml() -> str:
     text = STUDY.replace('sites = ["north", "harbour", "valley"]', 'sites = ["north"]')
     return text.replace("quorum = 2", "quorum = 1")
-
-
-def measure(pid: int) -> Held:
-    """Return what a process and its descendants hold."""
-    root = psutil.Process(pid)
-    files: dict[tuple[str, str, str], int] = {}
-    rss = pss = anonymous = 0
-    names = []
-    for process in (root, *root.children(recursive=True)):
-        names.append(called(process))
-        key: tuple[str, str, str] | None = None
-        for line in Path(f"/proc/{process.pid}/smaps").read_text(encoding="utf-8").splitlines():
-            if found := _MAPPING.match(line):
-                offset, device, inode = found.groups()
-                key = None if inode == "0" else (device, inode, offset)
-                continue
-            name, _, rest = line.partition(":")
-            if name not in {"Rss", "Pss", "Anonymous"}:
-                continue
-            kib = int(rest.split()[0])
-            if name == "Rss":
-                rss += kib
-                held = kib
-            elif name == "Pss":
-                pss += kib
-            else:
-                anonymous += kib
-                if key is not None:
-                    files[key] = max(files.get(key, 0), held - kib)
-    together = anonymous + sum(files.values())
-    return Held(tuple(names), rss / 1024, pss / 1024, together / 1024)
-
-
-def called(process: psutil.Process) -> str:
-    """Return the module or program that a process runs."""
-    words = process.cmdline()
-    if "-m" in words:
-        return words[words.index("-m") + 1].rpartition(".")[2]
-    return " ".join([Path(word).name for word in words if not word.startswith("-")][1:4])
 
 
 def run_one_task(made: Rig) -> dict[str, Held]:

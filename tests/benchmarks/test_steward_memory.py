@@ -26,7 +26,7 @@ from vitrael.client.site.settings import load_settings
 from vitrael.client.site.store import Store
 from vitrael.core.digest import Digest
 from vitrael.core.errors import ProcessError
-from vitrael.core.messages import ENVELOPE, Parcel
+from vitrael.core.messages import ENVELOPE, MakeParcel, Parcel
 from vitrael.core.study import load_study
 from vitrael.privacy.envelope import open_task
 from vitrael.privacy.journal import Journal
@@ -68,11 +68,12 @@ class Watched:
     """Stage and round -> KiB."""
 
     def send(
-        self, parcels: Mapping[str, Parcel], *, deadline_s: float | Mapping[str, float]
+        self, parcels: Mapping[str, MakeParcel], *, deadline_s: float | Mapping[str, float]
     ) -> Iterator[tuple[str, Parcel | str]]:
         assert deadline_s
         coordinator = load_public_keys(self.home / "coordinator.json")
-        for site, parcel in parcels.items():
+        for site, make in parcels.items():
+            parcel = make()
             task = open_task(parcel[ENVELOPE], coordinator)
             yield site, call_steward(self.home, parcel, wait_s=600)
             self.seen[f"{task.stage} {task.round + 1}"] = self._rested()
@@ -115,7 +116,7 @@ def prepare(folder: Path, document: str) -> tuple[Path, Path]:
     )
     with closing(Store(settings.store, updates=settings.updates)) as store:
         journal = Journal(settings.journal, clock=utc_now, witness=store)
-        keep_consent(consent, study, store, keys=keys, journal=journal)
+        keep_consent(consent, study, store, members=members, keys=keys, journal=journal)
     return home, path
 
 

@@ -36,6 +36,8 @@ class JoiningSite:
 
     name: str
     clock: FakeClock
+    settings: ServerSettings
+    """Of the coordinator that invites it."""
     keys: KeyPair = field(default_factory=KeyPair.create)
     node: ec.EllipticCurvePrivateKey = field(
         default_factory=lambda: ec.generate_private_key(ec.SECP384R1())
@@ -43,7 +45,11 @@ class JoiningSite:
 
     @property
     def fingerprint(self) -> str:
-        return join_fingerprint(self.keys.public, node_pem(self.node))
+        coordinator = KeyPair.load(self.settings.keys).public
+        return join_fingerprint(self.keys.public, node_pem(self.node), coordinator=coordinator)
+
+    def with_new_keys(self) -> JoiningSite:
+        return JoiningSite(self.name, self.clock, self.settings)
 
     def request(self, token: str, **changes: Any) -> JoinRequest:
         """Return a join request; ``changes`` replace fields after the proof was made."""

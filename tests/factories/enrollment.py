@@ -56,7 +56,7 @@ def enroll(settings: ServerSettings, site: str, folder: Path) -> None:
     assert open_standing(answer, coordinator).status == "pending"
     with Registry(settings) as registry:
         (asked,) = (one for one in registry.enrollments(site) if one.status == "pending")
-        registry.approve(site, fingerprint=asked.fingerprint)
+        registry.approve(site, fingerprint=registry.fingerprint(asked))
 
 
 def _request(issued: Issued, keys: KeyPair, node: str, key: Path) -> bytes:

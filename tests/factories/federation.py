@@ -164,7 +164,7 @@ def open_sites(home: Path, sites: Iterable[str]) -> Iterator[HandlerExchange]:
 def prepare_in_process(patch: pytest.MonkeyPatch) -> None:
     """Let ``prepare_demo`` start no process: each costs seconds of imports."""
     patch.setattr(demo, "_consent", consent_everywhere)
-    patch.setattr(demo, "ask_sites", ingest_everywhere)
+    patch.setattr(demo, "run_at_sites", ingest_everywhere)
     patch.setattr(demo, "enroll_sites", enroll_in_process)
     patch.setattr(demo, "ProcessPoolExecutor", lambda *_, **__: InProcess())
 
@@ -223,17 +223,18 @@ def consent_at(home: Path, study: Study, site: str) -> None:
     """Give the consent of one site."""
     settings = load_settings(demo.site_home(home, site))
     keys = KeyPair.load(settings.keys)
+    members = load_roster(settings.roster)
     consent = draft_consent(
         study,
         site=settings.name,
         keys=keys.public,
-        members=load_roster(settings.roster),
+        members=members,
         cohort=describe_cohort(settings.cohorts / demo.COHORT),
         now=utc_now(),
     )
     with closing(Store(settings.store, updates=settings.updates)) as store:
         journal = Journal(settings.journal, clock=utc_now, witness=store)
-        keep_consent(consent, study, store, keys=keys, journal=journal)
+        keep_consent(consent, study, store, members=members, keys=keys, journal=journal)
 
 
 def copy_homes(home: Path, folder: Path) -> Path:

@@ -36,7 +36,7 @@ class Talk:
         self.write(self.coordinator, event="run", reason="study brain")
         for name in sites:
             self.write(self.coordinator, event="approve", to=name)
-            self.write(self.site(name), event="consent", protocol=PROTOCOL)
+            self.write(self.site(name), event="consent", origin=name, protocol=PROTOCOL)
 
     def round(self, name: str, number: int, *, lost: bool = False) -> None:
         """Ask a site for one round; ``lost``: its answer does not arrive."""

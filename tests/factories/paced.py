@@ -149,6 +149,12 @@ class Paced:
         path = self.gates / f"begun-{site}"
         return path.exists() and int(path.read_text()) == number - 1
 
+    def count_computed(self, site: str, number: int) -> int:
+        """Return how often a site has computed a round to its end, the first being 1."""
+        path = self.gates / f"computed-{site}"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return lines.count(str(number - 1))
+
     def records(self) -> list[StageRecord]:
         """Return every attempt at a round, in the order of their beginning."""
         engine = open_database(self.home / "server.sqlite")
@@ -181,12 +187,13 @@ class Paced:
         """Assert that every journal is whole and that no two contradict each other."""
         server = read_account(self.home / "journal.jsonl", in_home=True)
         assert server.faults == ()
+        answered = {site for record in self.finished() for site in record.participants}
         for site in self.sites:
             own = read_account(site_home(self.home, site) / "journal.jsonl", in_home=True)
             assert own.faults == ()
             told = compare_journals(server, own)
             assert told.faults == ()
-            assert told.replies > 0
+            assert told.replies > 0 or site not in answered
 
     def _assert_weights(self, record: StageRecord) -> None:
         number = record.key.round

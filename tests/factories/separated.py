@@ -292,17 +292,18 @@ def _consent(made: Separated) -> None:
         return datetime.now(UTC)
 
     settings = made.settings
+    members = {"north": made.keys.public}
     consent = draft_consent(
         made.study,
         site="north",
         keys=made.keys.public,
-        members={"north": made.keys.public},
+        members=members,
         cohort=describe_cohort(settings.cohorts / "main"),
         now=clock(),
     )
     with contextlib.closing(Store(settings.store, updates=settings.updates)) as store:
         journal = Journal(settings.journal, clock=clock, witness=store)
-        keep_consent(consent, made.study, store, keys=made.keys, journal=journal)
+        keep_consent(consent, made.study, store, members=members, keys=made.keys, journal=journal)
         control = Control(store, journal, clock=clock)
         control.pause(reason=made.marks["journal"])
         control.resume()

@@ -84,3 +84,10 @@ def hidden_paths() -> list[str]:
     paths = sorted({str(vars(route)["path"]) for one in routers for route in one.routes})
     assert all(path.startswith(("/v1/control/", "/v1/runtime/")) for path in paths)
     return paths
+
+
+def fleet_paths() -> list[str]:
+    """Return the paths of Flower's interface for nodes, which demands a signature everywhere."""
+    from flwr.superlink.routers.fleet.router import router as fleet
+
+    return sorted(str(vars(route)["path"]) for route in fleet.routes)

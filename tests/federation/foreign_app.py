@@ -56,8 +56,7 @@ class Attack:
     """What was tried, how it ended, and all bytes that came of it."""
 
     def __init__(self, home: Path, kept: Path) -> None:
-        self.home = home
-        self.kept, self.steward_pid = kept, 0
+        self.home, self.kept, self.steward_pid = home, kept, 0
         self.told: dict[str, dict[str, Any]] = {}
         self.loot: list[bytes] = []
 
@@ -74,7 +73,8 @@ class Attack:
         self.told[name] = {"ok": '{"error"' not in said[:9], "how": said}
 
     def read(self) -> None:
-        """Read every file that can be found or guessed, and the other processes."""
+        """Read every file that can be found or guessed, the environment, and other processes."""
+        self.attempt("own environment", lambda: json.dumps(dict(os.environ)).encode())
         roots = [self.home / name for name in (".", "flower/executor", "spool/in", "spool/out")]
         walks = [step for root in roots for step in os.walk(root)]
         seen = {Path(folder) / name for folder, _, names in walks for name in names}

@@ -1,7 +1,8 @@
 """The real steward with a codec task that is known beforehand and can be held in the middle.
 
 ``gated_steward.py GATES --home HOME``: in the folder GATES a file ``hold-SITE`` keeps the task from
-its end, and ``begun-SITE`` says which round the site is at.
+its end, ``begun-SITE`` says which round the site is at, and ``computed-SITE`` has a line for each
+round that it has computed to the end: two lines are a second training.
 """
 
 from __future__ import annotations
@@ -9,19 +10,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
-from vitrael.client.site.listener import serve
-from vitrael.client.site.options import private_files, utc_now
+from vitrael.client.site.options import private_files
+from vitrael.client.site.service import run_steward
 from vitrael.client.site.settings import load_settings
-from vitrael.client.site.steward import Steward
-from vitrael.client.site.stopping import Stop
 from vitrael.client.site.tasks import SiteContext, TaskResult
 from vitrael.core.digest import write_atomically
-from vitrael.core.logs import configure_logging
 from vitrael.core.messages import Task
 from vitrael.core.weights import Tensors
 
@@ -39,6 +36,7 @@ def main(gates: Path, home: Path) -> None:
     """Serve until SIGTERM."""
     settings = load_settings(home)
     hold, begun = gates / f"hold-{settings.name}", gates / f"begun-{settings.name}"
+    computed = gates / f"computed-{settings.name}"
 
     def codec(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
         write_atomically(begun, str(task.round).encode())
@@ -49,26 +47,13 @@ def main(gates: Path, home: Path) -> None:
         context.report(2, 2)
         weights = inputs["codec"]["w"]
         moved = {"w": weights + step(settings.name, task.round, weights.size)}
+        with computed.open("a", encoding="ascii") as file:
+            file.write(f"{task.round}\n")
         body = {"curve_images": [1], "curve_loss": [1.0]}
         return TaskResult(body=body, tensors={"codec": moved}, num_examples=EXAMPLES)
 
-    stop = Stop()
-    with (
-        private_files(),
-        stop.listening(),
-        configure_logging(settings.log),
-        closing(
-            Steward(settings, clock=utc_now, tasks={"codec": codec}, layouts=None, stopping=stop)
-        ) as steward,
-    ):
-        serve(
-            settings,
-            steward.answer,
-            ready=lambda _: None,
-            note=steward.note_refusal,
-            stopping=stop,
-            rest=steward.rest,
-        )
+    with private_files():
+        run_steward(settings, ready=lambda _: None, tasks={"codec": codec}, layouts=None)
 
 
 if __name__ == "__main__":

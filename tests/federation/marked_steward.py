@@ -8,16 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 
-from vitrael.client.site.listener import serve
-from vitrael.client.site.options import private_files, utc_now
+from vitrael.client.site.options import private_files
+from vitrael.client.site.service import run_steward
 from vitrael.client.site.settings import load_settings
-from vitrael.client.site.steward import Steward
-from vitrael.client.site.stopping import Stop
 from vitrael.client.site.tasks import SiteContext, TaskResult
-from vitrael.core.logs import configure_logging
 from vitrael.core.messages import Task
 from vitrael.core.weights import Tensors
 
@@ -31,24 +27,8 @@ def main(home: Path, mark: str) -> None:
         body = {"curve_images": [count], "curve_loss": [count / 1000]}
         return TaskResult(body=body, tensors={"codec": tensors}, num_examples=count % 9_000_011)
 
-    stop = Stop()
-    settings = load_settings(home)
-    with (
-        private_files(),
-        stop.listening(),
-        configure_logging(settings.log),
-        closing(
-            Steward(settings, clock=utc_now, tasks={"codec": codec}, layouts=None, stopping=stop)
-        ) as steward,
-    ):
-        serve(
-            settings,
-            steward.answer,
-            ready=lambda _: None,
-            note=steward.note_refusal,
-            stopping=stop,
-            rest=steward.rest,
-        )
+    with private_files():
+        run_steward(load_settings(home), ready=lambda _: None, tasks={"codec": codec}, layouts=None)
 
 
 if __name__ == "__main__":

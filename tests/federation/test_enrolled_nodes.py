@@ -66,7 +66,9 @@ def test_the_superlink_knows_enrolled_sites_alone(
     clock: FakeClock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    north, south, stranger = (JoiningSite(name, clock) for name in ("north", "south", "stranger"))
+    north, south, stranger = (
+        JoiningSite(name, clock, settings) for name in ("north", "south", "stranger")
+    )
     superlink.register("stranger", public_key=node_pem(stranger.node).encode())
     with Registry(settings, clock=clock) as registry, Desk(settings, clock=clock) as desk:
         enroll(north, registry, desk)
@@ -80,7 +82,7 @@ def test_the_superlink_knows_enrolled_sites_alone(
         assert sync_nodes(settings, superlink, now=clock()) == {"south": nodes["south"]}
         assert [node.name for node in superlink.nodes()] == ["south"]
 
-        renewed = JoiningSite("south", clock)
+        renewed = south.with_new_keys()
         desk.join(renewed.join(registry.rotate("south").token))
         registry.approve("south", fingerprint=renewed.fingerprint)
         (node,) = sync_nodes(settings, superlink, now=clock()).values()

@@ -277,8 +277,8 @@ def test_no_secret_reaches_whoever_ships_a_foreign_bundle(aftermath: Aftermath) 
 def test_the_same_code_as_the_stewards_user_reads_all_of_it(aftermath: Aftermath) -> None:
     """The control: marks are found where they can be read."""
     found = set(seen(aftermath.control, aftermath.site))
-    assert {*aftermath.site.marks, "weights", "store", "signing.pem", "split.key"} <= found
-    assert found.isdisjoint({"node", "tls"})  # the SuperNode's alone
+    assert {*aftermath.site.marks, "weights", "store", "signing.pem", "split.key", "node"} <= found
+    assert "tls" not in found  # the SuperNode's alone
 
 
 def test_nothing_but_what_is_the_couriers_is_read_or_changed(aftermath: Aftermath) -> None:
@@ -287,7 +287,7 @@ def test_nothing_but_what_is_the_couriers_is_read_or_changed(aftermath: Aftermat
     own = {name for name in files if name.startswith("flower/executor/")}
     assert own  # the control: what is its own it reads
     assert files - own == {
-        *("site.toml", "authority.pem", "steward.json"),
+        *("site.toml", "authority.pem", "steward.json", "metrics.prom"),
         *("flower/tls", "flower/tls/ca.crt", "flower/superexec.secret"),
         *("spool", "spool/in", "spool/out"),
     }
@@ -310,6 +310,7 @@ def test_all_but_reading_its_own_is_denied(aftermath: Aftermath) -> None:
     # The steward answers what the coordinator signed; the spool is as large as its disk; the
     # SuperNode has no other task to give; a way outside the unit alone takes away.
     harmless = {"replay order-0", "fill the spool", "flower with the secret", "route outside"}
+    harmless |= {"own environment"}  # which tells nothing of the operator's
     assert allowed == replays | harmless
     report = aftermath.report
     assert report["flower with the secret"]["how"] == ""

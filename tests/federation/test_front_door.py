@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.factories.loopback import SITES, layout_of, server_app
-from tests.factories.strangers import REFUSED, Stranger, hidden_paths
+from tests.factories.strangers import REFUSED, Stranger, fleet_paths, hidden_paths
 from vitrael.core.errors import NetworkError
 from vitrael.privacy.node_keys import create_node_key
 from vitrael.server.proxy import find_nginx
@@ -115,6 +115,7 @@ def test_the_fleet_answers_registered_keys_alone(
 ) -> None:
     from flwr.proto.fleet_pb2 import ActivateNodeRequest, RegisterNodeFleetRequest
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+    from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
     from flwr.supernode.fleet_http_client import FleetHttpClient
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
@@ -139,8 +140,11 @@ def test_the_fleet_answers_registered_keys_alone(
         request = ActivateNodeRequest(public_key=public, heartbeat_interval=30.0)
         with pytest.raises(httpx.HTTPStatusError):
             client.ActivateNode(request)
+    assert "/v1/fleet/pull-messages" in fleet_paths()
     with stranger.client() as plain:  # without any signature
-        assert plain.post("/v1/fleet/pull-messages").status_code >= 400
+        for path in fleet_paths():
+            said = plain.post(path, headers={"Content-Type": PROTOBUF_MEDIA_TYPE})
+            assert said.status_code == 401, path
     own = coordinator.layout.site_home("north") / "keys" / "node"
     request = ActivateNodeRequest(public_key=create_node_key(own), heartbeat_interval=30.0)
     with fleet(own) as client:  # the control: an enrolled site's key

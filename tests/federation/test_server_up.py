@@ -24,6 +24,7 @@ from vitrael.server.federation.processes import SERVER_MARK, is_alive
 pytestmark = [pytest.mark.federation]
 
 CHILDREN = {"superlink", "superexec", "enrollment"}
+ONE_FALL = {"enrollment": 1}
 
 
 @pytest.fixture
@@ -49,6 +50,10 @@ def running(settings: ServerSettings) -> Iterator[subprocess.Popen[str]]:
 def is_up(settings: ServerSettings, state: ServerState) -> bool:
     up = {child.name for child in state.children if child.status == "running"}
     return not state.trouble and up == CHILDREN and health(settings, "enrollment") == 200
+
+
+def falls(state: ServerState) -> dict[str, int]:
+    return {child.name: child.falls for child in state.children}
 
 
 def health(settings: ServerSettings, port: str) -> int:
@@ -92,10 +97,13 @@ def test_child_that_was_killed_comes_back_and_sigterm_ends_all_in_order(
     with running(settings) as process:
         assert health(settings, "metrics") == 200
         assert marked(settings) != []
-        os.kill(pids(settings)["enrollment"], signal.SIGKILL)
-        seen = wait_for(settings, lambda state: any(child.falls for child in state.children))
-        assert seen.trouble or is_up(settings, seen)
+        before = pids(settings)
+        os.kill(before["enrollment"], signal.SIGKILL)
+        wait_for(settings, lambda state: falls(state) == {**dict.fromkeys(CHILDREN, 0), **ONE_FALL})
         wait_for(settings, lambda state: is_up(settings, state))
+        after = pids(settings)
+        assert {name for name in CHILDREN if after[name] != before[name]} == ONE_FALL.keys()
+        assert is_alive(after["enrollment"])
         second = subprocess.run(
             command(settings), capture_output=True, text=True, check=False, timeout=60
         )

@@ -1,7 +1,7 @@
 """What a backup holds: all that nothing can make again, and never a scan.
 
-Cohorts are taken in again from the hospital's own files. What a training has learned so far is
-computed again. The spool is in transit.
+Cohorts are taken in again from the hospital's own files; which versions they have had is kept. What
+a training has learned so far is computed again. The spool is in transit.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _FILES: Final = (
 )
 _FOLDERS: Final = ("keys", "keys.next", "keys.old", "studies", "records", "updates")
 _TRAINING: Final = "training"
+_VERSIONS: Final = "cohorts/*/versions.json"
 _PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
@@ -56,6 +57,9 @@ class Counter(Section):
 
     home: str = Field(pattern=r"^[0-9a-f]{32}$")
     number: int = Field(ge=0)
+    """That was drawn last."""
+    made: int = Field(ge=0)
+    """The newest that lies in a file: one that failed is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,13 @@ def is_kept(name: str) -> bool:
     parts = PurePosixPath(name).parts
     if name in {*_FILES, *DATABASES, *JOURNAL}:
         return True
+    if not all(_PART.fullmatch(part) for part in parts):
+        return False
+    if len(parts) == len(_VERSIONS.split("/")) and PurePosixPath(name).match(_VERSIONS):
+        return True
     if len(parts) < 2 or parts[0] not in _FOLDERS:  # noqa: PLR2004 - folder and file
         return False
-    return all(_PART.fullmatch(part) for part in parts) and not (
-        parts[0] == "records" and _TRAINING in parts
-    )
+    return not (parts[0] == "records" and _TRAINING in parts)
 
 
 def list_kept(home: Path) -> Iterator[Kept]:
@@ -86,11 +92,11 @@ def list_kept(home: Path) -> Iterator[Kept]:
     for name in sorted(_FILES):
         if _is_plain(home / name):
             yield Kept(name, home / name)
-    for folder in _FOLDERS:
-        for path in sorted((home / folder).rglob("*")):
-            name = path.relative_to(home).as_posix()
-            if is_kept(name) and _is_plain(path):
-                yield Kept(name, path)
+    found = (path for folder in _FOLDERS for path in sorted((home / folder).rglob("*")))
+    for path in (*found, *sorted(home.glob(_VERSIONS))):
+        name = path.relative_to(home).as_posix()
+        if is_kept(name) and _is_plain(path):
+            yield Kept(name, path)
 
 
 def read_counter(home: Path) -> Counter | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from vitrael.core.digest import Digest
-from vitrael.core.errors import UsageError
+from vitrael.core.errors import StorageError, UsageError
 from vitrael.core.messages import Head
 from vitrael.privacy.journal import BEGINNING, Kept, read_journal
 
@@ -31,11 +31,15 @@ def read_witness(store: Path) -> Kept | None:
         return None
     with (
         contextlib.suppress(sqlite3.Error),
-        contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as connection,
+        contextlib.closing(sqlite3.connect(_read_only(store), uri=True)) as connection,
     ):
         row = connection.execute("SELECT lines, hash FROM journal_head").fetchone()
         return None if row is None else Kept(int(row[0]), Digest(str(row[1])))
     return None
+
+
+def _read_only(store: Path) -> str:
+    return f"{store.absolute().as_uri()}?mode=ro"
 
 
 def known_heads(home: Path) -> list[Kept]:
@@ -57,7 +61,7 @@ def known_heads(home: Path) -> list[Kept]:
 def parse_expected(text: str) -> Kept:
     """Return what ``N:HASH`` says, of whose digits the first 16 are enough; ``0`` is no line.
 
-    Raises UsageError for anything else.
+    It is the last line that the coordinator was told. Raises UsageError for anything else.
     """
     if text == "0":
         return Kept(0, BEGINNING)
@@ -66,7 +70,7 @@ def parse_expected(text: str) -> Kept:
         raise UsageError(
             "the journal's end cannot be read",
             why="it is not written N:HASH, the number of a line and at least 16 digits of its hash",
-            fix="take it from what `vitrael site backup` showed, or ask the coordinator",
+            fix="ask the coordinator",
         )
     return Kept(int(found[1]), Digest(f"sha256:{found[2]}"))
 
@@ -78,4 +82,40 @@ def holds(journal: Path, head: Kept) -> bool:
     return any(
         line.line == head.lines and line.hash.startswith(head.hash)
         for line in read_journal(journal)
+    )
+
+
+def demand_newest(journal: Path, told: Kept) -> None:
+    """Raise StorageError unless a journal holds all that left, by the last line that was told.
+
+    A reply tells the line before its own: behind the one that was told a reply must stand, before
+    any restore; and where none was told, no reply may stand at all.
+    """
+    found = replied = False
+    for line in read_journal(journal):
+        if line.event == "restored" and found:
+            break
+        replied = bool(line.nonce) and (found or not told.lines)
+        if replied:
+            break
+        if line.line == told.lines:
+            found = line.hash.startswith(told.hash)
+    if told.lines and not found:
+        raise older(f"its journal has no line {told.lines} with that hash")
+    if told.lines and not replied:
+        raise older(f"its journal has not the reply that told line {told.lines}")
+    if not told.lines and replied:
+        raise StorageError(
+            "the coordinator has been told of this site's journal",
+            why="a reply stands in the journal, so that 0 is not what the coordinator knows",
+            fix="ask it for the last line that it knows of this site",
+        )
+
+
+def older(why: str) -> StorageError:
+    """Return the error for a backup that would forget what has left."""
+    return StorageError(
+        "the backup is older than what is known of this home",
+        why=why,
+        fix="restore the newest backup; an older one would forget what has left since",
     )

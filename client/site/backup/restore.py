@@ -23,7 +23,14 @@ from vitrael.client.site.backup.contents import (
     read_counter,
     save_counter,
 )
-from vitrael.client.site.backup.heads import find_head, holds, known_heads, read_witness
+from vitrael.client.site.backup.heads import (
+    demand_newest,
+    find_head,
+    holds,
+    known_heads,
+    older,
+    read_witness,
+)
 from vitrael.client.site.backup.restored import (
     Restored,
     forget_mark,
@@ -32,6 +39,7 @@ from vitrael.client.site.backup.restored import (
 )
 from vitrael.client.site.enrollment.home_lock import ENROLLMENT_LOCK, only_one_enrollment
 from vitrael.client.site.ingest.places import Home
+from vitrael.client.site.ingest.versions import join_versions, mark_withdrawn
 from vitrael.client.site.settings import STEWARD_LOCK
 from vitrael.client.site.store import Store
 from vitrael.core.digest import canonical_json, write_atomically
@@ -70,9 +78,9 @@ def restore_backup(
 ) -> Outcome:
     """Return what was restored into a home, which may be new, empty, or have lost some of this.
 
-    ``expected`` is the newest line of the journal that is known elsewhere. With ``dry_run`` all is
-    read and checked and nothing stays. Raises AuthError for another passphrase, StorageError for a
-    file that is cut or changed and for a backup that is older than what the home or ``expected``
+    ``expected`` is the last line of the journal that the coordinator was told. With ``dry_run`` all
+    is read and checked and nothing stays. Raises AuthError for another passphrase, StorageError for
+    a file that is cut or changed and for a backup that is older than what the home or ``expected``
     knows, UsageError for the home of another site. Then the home is as it was.
     """
     made = not home.exists()
@@ -88,9 +96,10 @@ def restore_backup(
             if dry_run:
                 return Outcome(manifest, confirmed=expected is not None)
             done = True
-            _place(staging, home, manifest)
+            mark = _mark(manifest, now=clock())
+            _place(staging, home, manifest, mark=mark)
             _note(home, manifest, clock=clock)
-            _finish(home, manifest, confirmed=expected is not None)
+            _finish(home, mark, confirmed=expected is not None)
             return Outcome(manifest, confirmed=expected is not None)
     except OSError as error:
         raise storage_error("the site's home", error) from error
@@ -191,8 +200,8 @@ def _check_journal(staging: Path, manifest: Manifest, *, expected: Kept | None) 
             "the backup does not hold the journal that it says",
             fix="take another backup",
         )
-    if expected is not None and not holds(journal, expected):
-        raise _older(f"its journal has no line {expected.lines} with that hash")
+    if expected is not None:
+        demand_newest(journal, expected)
 
 
 def _is_used(home: Path) -> bool:
@@ -214,32 +223,24 @@ def _demand_same_home(home: Path, staging: Path) -> None:
 def _demand_not_older(home: Path, staging: Path, manifest: Manifest) -> None:
     """Raise StorageError when the home knows more than the backup."""
     mark = read_mark(home)
-    if mark is not None and mark == _mark(manifest, complete=False):
+    if mark is not None and not mark.complete and mark.names(manifest):
         return  # this very restore was cut short: what the home knows is what was restored
     counter = read_counter(home)
-    if counter is not None and counter.home == manifest.home and counter.number > manifest.number:
-        raise _older(f"it is number {manifest.number}, and number {counter.number} was made since")
+    if counter is not None and counter.home == manifest.home and counter.made > manifest.number:
+        raise older(f"it is number {manifest.number}, and number {counter.made} was made since")
     for known in known_heads(home):
         if known.lines > manifest.journal.lines:
-            raise _older(
+            raise older(
                 f"its journal has {manifest.journal.lines} lines, and the home's has {known.lines}"
             )
         if known.hash and not holds(staging / "journal.jsonl", known):
-            raise _older(f"its journal has another line {known.lines} than the home knows")
+            raise older(f"its journal has another line {known.lines} than the home knows")
 
 
-def _older(why: str) -> StorageError:
-    return StorageError(
-        "the backup is older than what is known of this home",
-        why=why,
-        fix="restore the newest backup; an older one would forget what has left since",
-    )
-
-
-def _place(staging: Path, home: Path, manifest: Manifest) -> None:
+def _place(staging: Path, home: Path, manifest: Manifest, *, mark: Restored) -> None:
     """Put the files in their places; until the end no steward answers."""
     _join_withdrawn(home, staging)
-    save_mark(home, _mark(manifest, complete=False))
+    save_mark(home, mark)
     for ending in ("-wal", "-shm"):  # of databases whose other half is replaced
         for path in home.glob(f"*.sqlite{ending}"):
             path.unlink()
@@ -252,7 +253,11 @@ def _place(staging: Path, home: Path, manifest: Manifest) -> None:
             folders.add(target.parent)
     for folder in folders:
         _sync(folder)
-    save_counter(home, Counter(home=manifest.home, number=manifest.number))
+    known = read_counter(home)
+    number = manifest.number
+    if known is not None and known.home == manifest.home:
+        number = max(number, known.number)
+    save_counter(home, Counter(home=manifest.home, number=number, made=manifest.number))
 
 
 def _sync(folder: Path) -> None:
@@ -264,13 +269,16 @@ def _sync(folder: Path) -> None:
 
 
 def _join_withdrawn(home: Path, staging: Path) -> None:
-    """Let who has withdrawn since the backup stay withdrawn."""
+    """Let who has withdrawn since the backup stay withdrawn, and every version known."""
     try:
         names = Home(home).read_withdrawn() | Home(staging).read_withdrawn()
+        for name, place in Home(staging).cohorts().items():
+            join_versions(place.folder, Home(home).cohort(name).folder)
+            mark_withdrawn(place.folder, names)
     except CohortError as error:
         raise StorageError(
-            "the list of withdrawn patients cannot be read",
-            why="withdrawn.json of the home or of the backup is damaged",
+            error.what,
+            why=error.why,
             fix="if it is the home's, move it away, restore, and withdraw again who withdrew since "
             "the backup",
         ) from error
@@ -286,17 +294,18 @@ def _note(home: Path, manifest: Manifest, *, clock: Callable[[], datetime]) -> N
         journal.append(Entry(event="restored", reason=said))
 
 
-def _finish(home: Path, manifest: Manifest, *, confirmed: bool) -> None:
+def _finish(home: Path, mark: Restored, *, confirmed: bool) -> None:
     if confirmed:
         forget_mark(home)
     else:
-        save_mark(home, _mark(manifest, complete=True))
+        save_mark(home, mark.model_copy(update={"complete": True}))
 
 
-def _mark(manifest: Manifest, *, complete: bool) -> Restored:
+def _mark(manifest: Manifest, *, now: datetime) -> Restored:
     return Restored(
         home=manifest.home,
         number=manifest.number,
         created_utc=manifest.created_utc,
-        complete=complete,
+        restored_utc=now.isoformat(),
+        complete=False,
     )

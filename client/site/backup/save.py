@@ -26,6 +26,8 @@ from vitrael.client.site.backup.contents import (
     save_counter,
 )
 from vitrael.client.site.backup.heads import find_head, read_witness
+from vitrael.client.site.enrollment.home_lock import only_one_enrollment
+from vitrael.client.site.rotation import settle_rotation
 from vitrael.client.site.settings import SiteSettings
 from vitrael.core.errors import StorageError, UsageError, storage_error
 from vitrael.core.messages import Head
@@ -50,16 +52,18 @@ def save_backup(
     """Return what a backup says of itself, once it lies in ``file``, for its owner alone.
 
     The steward may run meanwhile. Raises UsageError when the file exists or the passphrase is too
-    short, StorageError when the journal is not whole or a disk refuses; then there is no file.
+    short, ProcessError while another command changes the keys, StorageError when the journal is not
+    whole, a file belongs to another user, or a disk refuses; then there is no file.
     """
     demand_passphrase(passphrase)
     if file.exists():
         raise UsageError(f"{file} exists already", fix="give each backup a name of its own")
     home = settings.home
     try:
-        with _snapshot(home) as copies:
+        with only_one_enrollment(home), _snapshot(home) as copies:
+            settle_rotation(home)  # else a steward that starts now does it during the copying
             head = _demand_whole(copies)
-            counter = read_counter(home) or Counter(home=secrets.token_hex(16), number=0)
+            counter = read_counter(home) or Counter(home=secrets.token_hex(16), number=0, made=0)
             counter = counter.model_copy(update={"number": counter.number + 1})
             save_counter(home, counter)
             manifest = Manifest(
@@ -71,6 +75,7 @@ def save_backup(
                 journal=head,
             )
             _write(file, manifest, home=home, copies=copies, passphrase=passphrase, cost=cost)
+            save_counter(home, counter.model_copy(update={"made": counter.number}))
     except OSError as error:
         raise storage_error("the backup", error) from error
     return manifest
@@ -138,7 +143,8 @@ def _write(
     file: Path, manifest: Manifest, *, home: Path, copies: Path, passphrase: bytes, cost: int
 ) -> None:
     partial = file.with_name(f".partial-{file.name}")
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    partial.unlink(missing_ok=True)  # of a command that was killed, or what somebody has put there
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "wb") as raw:
             writer = SealedWriter(raw, passphrase, cost=cost)
@@ -165,7 +171,18 @@ def _write(
 
 
 def _add_file(tar: tarfile.TarFile, name: str, path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # it was just cleared
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return  # it was just cleared
+    except PermissionError as error:
+        raise StorageError(
+            f"{name} cannot be read",
+            why="it is another user's, and without it the backup would not be whole",
+            fix="run this command as the steward's user; with the users of deploy/systemd run "
+            "`systemd-tmpfiles --create` first",
+        ) from error
+    with file:
         _add(tar, name, file, os.fstat(file.fileno()).st_size)
 
 

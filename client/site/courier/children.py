@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -12,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from vitrael.core.errors import ProcessError
 
@@ -107,18 +105,3 @@ def start_child(
     child.reader = threading.Thread(target=read, name=f"{name}-lines", daemon=True)
     child.reader.start()
     return child
-
-
-def process_of(note: Path) -> int | None:
-    """Return the process that wrote a note such as ``steward.json``, if it is alive."""
-    try:
-        pid = int(json.loads(note.read_text(encoding="utf-8"))["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return pid  # another user's
-    except OSError:
-        return None
-    return pid

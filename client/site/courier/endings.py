@@ -53,10 +53,16 @@ def connected(line: str) -> bool | None:
     return False if "Connection attempt failed" in line else None
 
 
-def explain(said: str, *, code: int, address: str, was_connected: bool) -> Ending:
-    """Return why a SuperNode ended, of its last lines and its exit code."""
+def explain(
+    said: str, *, code: int, address: str, was_connected: bool, once_connected: bool
+) -> Ending:
+    """Return why a SuperNode ended, of its last lines and its exit code.
+
+    Where this courier was connected once, by another SuperNode perhaps, nothing is final: whatever
+    stands in the way came there since, and may go. No certificate is trusted for that.
+    """
     if error := _explain_setup(said, address=address):
-        return Ending("final", error)
+        return Ending("lost" if once_connected else "final", error)
     if _REFUSED in said:
         return Ending("held", _explain_refusal(address))
     if code < 0:
@@ -73,7 +79,7 @@ def explain(said: str, *, code: int, address: str, was_connected: bool) -> Endin
 
 
 def _explain_setup(said: str, *, address: str) -> AuthError | None:
-    """Return what trying again does not mend, or None."""
+    """Return what no second try mends when already the first one meets it, or None."""
     if _CERTIFICATE.search(said):
         return explain_certificate(said, address=address)
     if _NO_TLS.search(said):

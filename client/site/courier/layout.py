@@ -9,9 +9,9 @@ Below the site's home::
     spool/  steward.sock                        between the SuperExec's ClientApps and the steward
 
 Where SuperNode and SuperExec run under users of their own, the home and ``flower`` belong to a
-group that both are in, ``flower/node`` and ``keys/node`` to the SuperNode's user, and
-``flower/executor`` to the SuperExec's. ``keys`` then has mode 0711, and every key in it mode 0600
-and one user.
+group that both are in, ``flower/node`` to the SuperNode's user, and ``flower/executor`` to the
+SuperExec's, mode 0710: the other half asks there whether it runs. ``keys`` then has mode 0711, and
+every key in it mode 0600 but ``node``, which the SuperNode's user reads by a group of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from vitrael.client.site.settings import SiteSettings
 from vitrael.core.digest import write_atomically
@@ -34,6 +34,8 @@ LOOPBACK = "127.0.0.1"
 
 Role = Literal["node", "executor"]
 """SuperNode and SuperExec."""
+
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,10 @@ class CourierLayout:
         self.folder(role).mkdir(mode=0o700, exist_ok=True)
         return self.folder(role)
 
+    def life(self, role: Role) -> Path:
+        """Return the note by which anybody of the group can tell whether a process runs."""
+        return self.folder(role) / "running.json"
+
     @property
     def node_id(self) -> Path:
         """The number under which the SuperLink knew this node last."""
@@ -110,12 +116,22 @@ class CourierLayout:
                 why="its path holds a quotation mark or a backslash",
                 fix="choose another folder",
             )
-        read_private(self.node_key, fix="join with the coordinator's invitation first")
+        read_private(
+            self.node_key,
+            fix="join with the coordinator's invitation first; with the users of deploy/systemd "
+            "run `systemd-tmpfiles --create` then",
+            by_group=True,
+        )
         load_node_key(self.node_key)
         try:
             self.open_folder("node")
             write_atomically(self.trusted, self.authorities())
-            create_tls(self.tls.key.parent, party=f"site {self.settings.name}", now=now)
+            create_tls(
+                self.tls.key.parent,
+                party=f"site {self.settings.name}",
+                host=self.settings.document.network.node_host,
+                now=now,
+            )
             self.tls.key.parent.chmod(0o750)
             self.tls.authority.chmod(0o640)
             create_secret(self.secret, mode=0o640)
@@ -143,7 +159,7 @@ class CourierLayout:
             *("--superlink", self.address()),
             *("--root-certificates", str(self.trusted)),
             *("--auth-supernode-private-key", str(self.node_key)),
-            *("--host", LOOPBACK, "--port", str(document.network.node_port)),
+            *("--host", document.network.node_host, "--port", str(document.network.node_port)),
             *self.tls.arguments(),
             *("--node-config", f'home="{self.settings.home}" site="{document.name}"'),
             *("--isolation", "process", "--superexec-auth-secret-file", str(self.secret)),
@@ -151,9 +167,10 @@ class CourierLayout:
 
     def executor_command(self, *, parent: int) -> tuple[str, ...]:
         """Return the SuperExec that starts the site's ClientApps."""
+        network = self.settings.document.network
         return (
             *_module("vitrael.client.site.courier.executor"),
-            *("--runtime-api-address", f"{LOOPBACK}:{self.settings.document.network.node_port}"),
+            *("--runtime-api-address", f"{network.node_host}:{network.node_port}"),
             *("--root-certificates", str(self.tls.authority)),
             *("--superexec-auth-secret-file", str(self.secret)),
             *("--parent-pid", str(parent)),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,17 @@ def resident_bytes(pid: int | None = None) -> int:
         return 0
 
 
+def resident_tree_bytes(pid: int) -> int:
+    """Return the resident memory of a process and all that descend from it, as far as is told."""
+    import psutil  # noqa: PLC0415 - the steward, which counts itself alone, needs no other
+
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(pid)
+        total = sum(resident_bytes(one.pid) for one in (root, *root.children(recursive=True)))
+    return total
+
+
 def read_metrics(path: Path) -> bytes:
     """Return what the steward has written, or nothing."""
     try:
@@ -30,17 +42,22 @@ def read_metrics(path: Path) -> bytes:
 
 
 def courier_metrics(
-    *, up: Mapping[str, bool], restarts: Mapping[str, int], is_connected: bool, pids: Iterable[int]
+    *, up: Mapping[str, bool], restarts: Mapping[str, int], is_connected: bool, resident: int
 ) -> bytes:
     """Return the courier's own numbers."""
     own = CollectorRegistry()
     running = Gauge("vitrael_courier_up", "Whether it runs.", ("child",), registry=own)
     again = Counter("vitrael_courier_restarts", "Starts after the first.", ("child",), registry=own)
     link = Gauge("vitrael_courier_connected", "To the coordinator.", registry=own)
-    memory = Gauge("vitrael_courier_resident_bytes", "Of all its processes.", registry=own)
+    memory = Gauge(
+        "vitrael_courier_resident_bytes",
+        "Of this process and all that descend from it; with --only, of that half alone.",
+        registry=own,
+    )
     for child, is_up in up.items():
         running.labels(child).set(is_up)
-        again.labels(child).inc(restarts[child])
+    for child, count in restarts.items():
+        again.labels(child).inc(count)
     link.set(is_connected)
-    memory.set(sum(resident_bytes(pid) for pid in pids))
+    memory.set(resident)
     return generate_latest(own)

@@ -7,13 +7,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
-_CERTIFICATES = frozenset({"SSL_CERT_FILE", "SSL_CERT_DIR"})
+_KEPT = frozenset({"HOME", "LANG", "LANGUAGE", "TMPDIR", "TZ"})
 _LOOPBACK = "127.0.0.1,localhost"
 
 
 def inherited_environment() -> dict[str, str]:
-    """Return what child processes inherit, path and locale; nothing of it is read here."""
+    """Return the environment of this process; ``child_environment`` says what is handed on."""
     return dict(os.environ)  # noqa: TID251 - this is settings
 
 
@@ -22,15 +21,12 @@ def child_environment(
 ) -> dict[str, str]:
     """Return the environment of a Flower process of a site: it calls nobody but the coordinator.
 
-    ``site.toml`` alone says which proxy there is: one that the environment names is taken away.
+    Code that comes by Flower runs in it, so that nothing of the operator's is handed on but path,
+    home, time zone and locale. ``site.toml`` alone says which proxy there is.
     What speaks on ``loopback`` only gets none. Telemetry, update check and the installation of
     what a bundle asks for are off; what Flower writes stays in ``flower_home``.
     """
-    kept = {
-        name: value
-        for name, value in base.items()
-        if name.lower() not in _PROXIES and name not in _CERTIFICATES
-    }
+    kept = {name: value for name, value in base.items() if name in _KEPT or name.startswith("LC_")}
     path = os.pathsep.join((str(Path(sys.executable).parent), base.get("PATH", os.defpath)))
     network = {"NO_PROXY": _LOOPBACK, "no_proxy": _LOOPBACK} if loopback else {}
     if proxy is not None and not loopback:

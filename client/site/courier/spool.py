@@ -4,11 +4,13 @@ A site's ``spool/in`` holds what came for the steward and ``spool/out`` what it 
 folder a parcel, one file an entry, open to the group of the spool: courier and steward may be two
 users. A folder appears whole or not at all: it is written under a
 hidden name and renamed. The steward listens on a Unix socket and answers one line of JSON with
-another; the courier never waits longer than it is told to.
+another; the courier never waits longer than it is told to, and touches its parcel while it waits:
+one that nobody has touched for ``ABANDONED_S`` is of a courier that was killed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -17,7 +19,9 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from vitrael.core.errors import DataError, ProcessError, storage_error
@@ -25,8 +29,15 @@ from vitrael.core.messages import ENTRY_NAME, Parcel
 
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _LONGEST_ANSWER_BYTES = 64 * 1024
+LONGEST_PATH = 100
+"""Bytes of a socket's name that every Unix takes."""
 CONNECT_S = 60.0
 """How long a parcel may lie in the spool for a steward that does not listen."""
+ABANDONED_S = 10 * CONNECT_S
+"""Who waits for the steward touches its parcel far more often than that."""
+_TOUCH_S = CONNECT_S / 2
+_MOST_LOOKED_AT = 1000
+"""In ``spool/in`` at a time: whoever may write there could lay millions."""
 _RETRY_S = 0.2
 _MOST_LOSSES = 5
 """Stewards in a row, none up for ``CONNECT_S``, that may end over one parcel."""
@@ -98,8 +109,45 @@ def read_parcel(folder: Path) -> dict[str, bytes]:
     return parcel
 
 
+def clear_abandoned(inbox: Path) -> None:
+    """Remove what lies in ``spool/in`` and nobody waits for, as far as this user may; never raises.
+
+    Steward and courier both do it: of a courier that was killed in the middle of writing, only
+    another one can remove what there is. Ages are told by the clock of the disk itself.
+    """
+    with contextlib.suppress(OSError):
+        os.utime(inbox)
+        now_s = inbox.stat().st_mtime
+        with os.scandir(inbox) as found:
+            some = list(islice(found, _MOST_LOOKED_AT))
+        for left_over in some:
+            with contextlib.suppress(OSError):  # its courier may remove it at this moment
+                if abs(now_s - left_over.stat(follow_symlinks=False).st_mtime) <= ABANDONED_S:
+                    continue
+                if left_over.is_dir(follow_symlinks=False):
+                    shutil.rmtree(left_over.path, ignore_errors=True)
+                else:
+                    Path(left_over.path).unlink()
+
+
+@contextmanager
+def short_name(path: Path) -> Iterator[str]:
+    """Give a name of a socket that is short enough, however long the path of its folder is.
+
+    Raises OSError when there is no such folder.
+    """
+    if len(os.fsencode(path)) <= LONGEST_PATH:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
 def steward_socket(home: Path) -> Path:
-    """Return where the steward of a site listens; ``steward.json`` may name a shorter path."""
+    """Return where the steward of a site listens, as ``steward.json`` says."""
     try:
         note = json.loads((home / "steward.json").read_text(encoding="utf-8"))
         return Path(str(note["socket"]))
@@ -119,16 +167,17 @@ def call_steward(
 
     Waits at most ``wait_s`` seconds in all, of these at most a minute for a steward that does
     not listen. One that ends in the middle is asked again when it is back: it goes on from what it
-    has kept. Both folders are removed at the end: the steward keeps what must be kept. Raises
-    ProcessError when there is no answer in time, DataError when the answer is no parcel, and
-    StorageError when the spool cannot be used.
+    has kept. At the end the parcel is removed, and the reply where this user may; where not, the
+    steward does it with its next replies, and keeps what must be kept. Raises ProcessError when
+    there is no answer in time, DataError when the answer is no parcel, and StorageError when the
+    spool cannot be used.
     """
     until = clock() + wait_s
-    name = uuid.uuid4().hex
-    incoming = home / "spool" / "in" / name
+    incoming = home / "spool" / "in" / uuid.uuid4().hex
+    clear_abandoned(incoming.parent)
     write_parcel(incoming, parcel)
     try:
-        answer = _ask(home, {"parcel": name}, until=until, clock=clock, sleep=sleep)
+        answer = _ask(home, incoming, until=until, clock=clock, sleep=sleep)
         reply = answer.get("parcel")
         if not isinstance(reply, str):
             reason = answer.get("error")
@@ -150,9 +199,15 @@ class _StewardEndedError(ProcessError):
     """The steward ended, or was ended, before it answered."""
 
 
+def _touch(folder: Path) -> None:
+    """Say that somebody waits for the answer to a parcel."""
+    with contextlib.suppress(OSError):
+        os.utime(folder)
+
+
 def _ask(
     home: Path,
-    request: dict[str, str],
+    incoming: Path,
     *,
     until: float,
     clock: Callable[[], float],
@@ -162,8 +217,9 @@ def _ask(
     losses = 0
     while True:
         began = clock()
+        _touch(incoming)
         try:
-            return _exchange_line(home, request, until=until, clock=clock, sleep=sleep)
+            return _exchange_line(home, incoming, until=until, clock=clock, sleep=sleep)
         except _StewardEndedError:
             losses = 1 if clock() - began >= CONNECT_S else losses + 1
             if losses >= _MOST_LOSSES or clock() >= until:
@@ -173,7 +229,7 @@ def _ask(
 
 def _exchange_line(
     home: Path,
-    request: dict[str, str],
+    incoming: Path,
     *,
     until: float,
     clock: Callable[[], float],
@@ -182,10 +238,9 @@ def _exchange_line(
     with _connect(home, until=until, clock=clock, sleep=sleep) as connection:
         received = b""
         try:
-            connection.sendall(json.dumps(request).encode() + b"\n")
+            connection.sendall(json.dumps({"parcel": incoming.name}).encode() + b"\n")
             while b"\n" not in received and len(received) <= _LONGEST_ANSWER_BYTES:
-                connection.settimeout(max(until - clock(), 0.001))
-                block = connection.recv(4096)
+                block = _receive(connection, incoming, until=until, clock=clock)
                 if not block:
                     break
                 received += block
@@ -204,6 +259,21 @@ def _exchange_line(
     return answer
 
 
+def _receive(
+    connection: socket.socket, incoming: Path, *, until: float, clock: Callable[[], float]
+) -> bytes:
+    """Return what comes next; touch the parcel while nothing does. TimeoutError: not in time."""
+    while True:
+        left_s = until - clock()
+        connection.settimeout(max(min(left_s, _TOUCH_S), 0.001))
+        try:
+            return connection.recv(4096)
+        except TimeoutError:
+            if left_s <= _TOUCH_S:
+                raise
+            _touch(incoming)
+
+
 def _connect(
     home: Path, *, until: float, clock: Callable[[], float], sleep: Callable[[float], None]
 ) -> socket.socket:
@@ -212,7 +282,8 @@ def _connect(
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.settimeout(max(until - clock(), 0.001))
-            connection.connect(str(steward_socket(home)))
+            with short_name(steward_socket(home)) as name:
+                connection.connect(name)
         except OSError as error:
             connection.close()
             if clock() >= give_up:

@@ -2,11 +2,14 @@
 
 A process that ends is started again, after a pause that doubles up to a minute. A SuperNode whose
 key the coordinator refuses is tried for ``REFUSED_S``, since a key stays in use for a minute after
-a crash; then, and for a certificate that cannot be trusted, the courier ends and says why.
+a crash; then, and for a certificate that cannot be trusted, the courier ends and says why. One
+that was connected before does not end for a certificate: what stands in the way may go again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import socket
 import threading
@@ -20,6 +23,7 @@ from vitrael.client.site.courier.children import Child, start_child
 from vitrael.client.site.courier.endings import REFUSED_S, connected, explain, node_id
 from vitrael.client.site.courier.layout import LOOPBACK, CourierLayout, Role
 from vitrael.client.site.courier.settings import child_environment
+from vitrael.client.site.life import note_of_life
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import NetworkError, ProcessError, VitraelError
 
@@ -36,14 +40,14 @@ _PREPARED_S: Final = 60.0
 Start = Callable[..., Child]
 
 
-def port_is_free(port: int) -> bool:
-    """Say whether nothing listens on a port of loopback."""
+def port_is_free(port: int, *, host: str = LOOPBACK) -> bool:
+    """Say whether nothing listens on a port of this machine."""
     with socket.socket() as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            one.bind((LOOPBACK, port))
-        except OSError:
-            return False
+            one.bind((host, port))
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE  # another reason the SuperNode tells itself
         return True
 
 
@@ -56,6 +60,9 @@ class Watch:
     failures: int = 0
     """In a row."""
     again_at: float = 0.0
+    life: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    """Holds the note that the process runs."""
+    is_noted: bool = False
 
 
 @dataclass(slots=True)
@@ -73,13 +80,15 @@ class Courier:
     watches: dict[Role, Watch] = field(default_factory=dict)
     is_connected: bool = False
     """As the SuperNode says of itself."""
+    once_connected: bool = False
     refused_since: float | None = None
 
     def run(self, *, now: datetime) -> None:
         """Start both and keep them until ``stop`` is set; then end the SuperExec first.
 
         Raises AuthError for a key or certificate that does not hold, ConfigError, StorageError,
-        and ProcessError where the SuperExec's side waits in vain for the SuperNode's.
+        NetworkError where another program has the SuperNode's port, and ProcessError where the
+        SuperExec's side waits in vain for the SuperNode's.
         """
         if "node" in self.roles:
             self.layout.prepare_node(now=now)
@@ -101,6 +110,7 @@ class Courier:
         for role in reversed(self.roles):
             watch = self.watches.get(role)
             if watch is not None and watch.child is not None:
+                _note_end(watch)
                 watch.child.end()
                 logger.info("a process of the courier was ended", extra={"child": role})
                 watch.child = None
@@ -116,12 +126,21 @@ class Courier:
         if watch.child is not None:
             code = watch.child.exit_code()
             if code is None:
+                self._note_life(role, watch)
                 if now - watch.child.began > _STEADY_S:
                     watch.failures = 0
                 return
             self._bury(role, watch, code)
         if watch.child is None and now >= watch.again_at and not self.stop.is_set():
             self._start(role, watch)
+
+    def _note_life(self, role: Role, watch: Watch) -> None:
+        """Leave the note for whoever asks; on a full disk it is tried again."""
+        if watch.is_noted or watch.child is None:
+            return
+        with contextlib.suppress(OSError):
+            watch.life.enter_context(note_of_life(self.layout.life(role), {"pid": watch.child.pid}))
+            watch.is_noted = True
 
     def _start(self, role: Role, watch: Watch) -> None:
         layout, node = self.layout, role == "node"
@@ -150,6 +169,7 @@ class Courier:
         """Let go of a child that has ended; raise the error of one that must not start again."""
         child = watch.child
         assert child is not None  # noqa: S101 - for the type checker: whoever calls has looked
+        _note_end(watch)
         child.end(grace_s=1.0)  # what it started may live on
         watch.child = None
         pause = _PAUSES_S[min(watch.failures, len(_PAUSES_S) - 1)]
@@ -167,7 +187,11 @@ class Courier:
         said = child.last_words()
         settings = self.layout.settings
         ending = explain(
-            said, code=code, address=self.layout.address(), was_connected=was_connected
+            said,
+            code=code,
+            address=self.layout.address(),
+            was_connected=was_connected,
+            once_connected=self.once_connected,
         )
         if was_connected:
             self.refused_since = None
@@ -185,13 +209,15 @@ class Courier:
         return _HELD_PAUSE_S, ending.error
 
     def _hear_node(self, line: str) -> None:
-        if (number := node_id(line)) is not None:
-            self.refused_since = None
-            write_atomically(self.layout.node_id, number.encode())
         told = connected(line)
         if told is not None and told is not self.is_connected:
             self.is_connected = told
+            self.once_connected |= told
             logger.info("the connection is up" if told else "the connection is down")
+        if (number := node_id(line)) is not None:
+            self.refused_since = None
+            with contextlib.suppress(OSError):  # a full disk: the next start signs nobody off
+                write_atomically(self.layout.node_id, number.encode())
         logger.info("flower", extra={"child": "node", "text": line})
 
     @staticmethod
@@ -200,12 +226,13 @@ class Courier:
 
     def _wait_for_port(self) -> None:
         """Return when the SuperNode can listen: a killed courier's one ends a moment later."""
-        port = self.layout.settings.document.network.node_port
+        network = self.layout.settings.document.network
+        port, host = network.node_port, network.node_host
         until = self.clock() + _PREPARED_S / 2
-        while not port_is_free(port) and not self.stop.is_set():
+        while not port_is_free(port, host=host) and not self.stop.is_set():
             if self.clock() >= until:
                 raise NetworkError(
-                    f"port {port} of {LOOPBACK} is in use",
+                    f"port {port} of {host} is in use",
                     why="another program listens there, perhaps another courier of this site",
                     fix="end it, or choose another [network].node_port in site.toml",
                 )
@@ -221,3 +248,10 @@ class Courier:
                     fix="start `vitrael site courier --only node` first",
                 )
             self.stop.wait(_WATCH_S)
+
+
+def _note_end(watch: Watch) -> None:
+    """Take the note away that a process runs."""
+    watch.is_noted = False
+    with contextlib.suppress(OSError):
+        watch.life.close()

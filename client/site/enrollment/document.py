@@ -40,9 +40,15 @@ def plan_document(path: Path, entries: Entries) -> str | None:
     Keys that are missing are added. Raises ConfigError for one that says something else, and for a
     document that would not be valid.
     """
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
     try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         present = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read",
+            why=error.strerror or "",
+            fix="let this user read it, or name another home with --home",
+        ) from error
     except ValueError as error:
         raise ConfigError(f"{path} is not TOML", why=str(error), fix="mend the line") from error
     top, network = entries.tables()

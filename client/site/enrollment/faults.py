@@ -13,6 +13,7 @@ from typing import Final
 import httpx
 
 from vitrael.core.errors import AuthError, NetworkError, VitraelError
+from vitrael.core.text import one_line
 
 _EXPIRED, _NOT_YET = 10, 9
 _NAMES: Final = (62, 64)
@@ -229,9 +230,8 @@ def _read_words(document: object) -> dict[str, str]:
     said = document.get("error") if isinstance(document, Mapping) else None
     if not isinstance(said, Mapping) or not isinstance(said.get("what"), str):
         return {}
-    return {name: _clean(said.get(name)) for name in ("what", "why", "fix")}
-
-
-def _clean(text: object) -> str:
-    printable = filter(str.isprintable, text if isinstance(text, str) else "")
-    return "".join(printable)[:_MOST_WORDS]
+    words = {name: said.get(name) for name in ("what", "why", "fix")}
+    return {
+        name: one_line(text, _MOST_WORDS) if isinstance(text, str) else ""
+        for name, text in words.items()
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vitrael.client.site.control import COME_BACK
 from vitrael.client.site.enrollment.home_lock import only_one_enrollment
 from vitrael.client.site.enrollment.join import (
     Asked,
@@ -24,8 +25,8 @@ from vitrael.client.site.settings import SiteSettings
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import AuthError
 from vitrael.privacy.enrollment import Invitation, Standing, join_fingerprint
-from vitrael.privacy.keys import KeyPair, Passphrase, is_protected
-from vitrael.privacy.node_keys import create_node_key
+from vitrael.privacy.keys import KeyPair, Passphrase, is_protected, load_public_keys
+from vitrael.privacy.node_keys import load_node_public
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +69,26 @@ def fetch(
             )
         else:
             keys = settings.load_keys(ask)
+        rotating = is_rotating(settings.home)
+        fingerprint = _read_fingerprint(settings, keys, ask=ask)
         changes = keep_standing(settings, standing, own=keys.public)
         if standing.status == "enrolled" and not rotated:
             forget_old_keys(settings.home)  # the coordinator has answered under the new ones
-        rotating = is_rotating(settings.home)
-        folder = next_keys(settings.home) if rotating else settings.keys
-        waiting = KeyPair.load(folder, passphrase=ask) if rotating else keys
-        node = create_node_key(folder / "node").decode()
     _demand_welcome(standing)
-    fingerprint = join_fingerprint(waiting.public, node)
     return Fetched(standing, changes, fingerprint, rotating=rotating, rotated=rotated)
+
+
+def _read_fingerprint(settings: SiteSettings, keys: KeyPair, *, ask: Passphrase) -> str:
+    """Return the fingerprint of the keys that wait for approval, or else of those in use.
+
+    Of a node key only the public half is read: who cannot read the other may ask all the same.
+    """
+    folder, coordinator = settings.keys, load_public_keys(settings.coordinator)
+    if is_rotating(settings.home):
+        folder = next_keys(settings.home)
+        keys = KeyPair.load(folder, passphrase=ask)
+    node = load_node_public(folder / "node")
+    return join_fingerprint(keys.public, node, coordinator=coordinator)
 
 
 def _ask_with_next(
@@ -110,7 +121,7 @@ def _demand_welcome(standing: Standing) -> None:
         raise AuthError(
             f"site {standing.site} has left the federation",
             why="the coordinator has heard it",
-            fix="to come back, ask the coordinator for an invitation and join in a new home",
+            fix=COME_BACK,
         )
 
 

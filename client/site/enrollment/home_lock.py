@@ -1,4 +1,4 @@
-"""One command at a time that changes a home's keys, roster or studies."""
+"""One command at a time that changes a home's keys, roster or studies, or copies its keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def only_one_enrollment(home: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ProcessError(
-                "another command changes the keys or the roster of this home",
+                "another command changes the keys or the roster of this home, or copies them",
                 why=f"it holds {ENROLLMENT_LOCK}",
                 fix="wait until it has ended, and run this one again",
             ) from None

@@ -5,22 +5,24 @@ Killed at any moment and run again, it goes on with the same keys; a private key
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from vitrael.client.site.control import COME_BACK
 from vitrael.client.site.enrollment.document import Entries, plan_document
 from vitrael.client.site.enrollment.home_lock import only_one_enrollment
 from vitrael.client.site.enrollment.link import Clock, Patience, Tell
-from vitrael.client.site.enrollment.standing import read_last_standing
+from vitrael.client.site.enrollment.standing import keep_answer, read_last_standing
 from vitrael.client.site.enrollment.words import exchange
 from vitrael.client.site.ingest.places import Home
 from vitrael.client.site.rotation import ROTATED, settle_rotation
 from vitrael.client.site.settings import SiteSettings, load_settings
+from vitrael.client.site.store import Store
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import AuthError, ConfigError, UsageError, storage_error
 from vitrael.core.version import package_version
@@ -94,17 +96,26 @@ def plan_join(
 ) -> Plan:
     """Return what joining would do.
 
-    Raises AuthError for a home that belongs to another coordinator or site, UsageError for one that
-    is enrolled already, ConfigError for a ``site.toml`` that says something else.
+    A home belongs to a coordinator from its first answer on. Raises AuthError for one that belongs
+    to another coordinator, UsageError for one that is enrolled already or has left, ConfigError for
+    a ``site.toml`` that says something else, as where it names another site.
     """
-    demand_same_coordinator(home, invitation)
+    last = read_last_standing(home)
+    if last is not None or (home / "roster.json").exists():
+        demand_same_coordinator(home, invitation)
     wanted = Entries(invitation.site, invitation.address, proxy, authority)
     plan = Plan(home, invitation, plan_document(home / "site.toml", wanted))
-    if _is_enrolled(home):
+    if last is not None and last.status == "enrolled":
         raise UsageError(
             f"site {invitation.site} is enrolled already",
-            why="its roster holds this home's own keys",
+            why="the coordinator said so last",
             fix="for new keys ask for `vitrael server sites rotate`, then `vitrael site rotate`",
+        )
+    if left_utc := _left(home):
+        raise UsageError(
+            f"site {invitation.site} has left the federation",
+            why=f"its operator did so at {left_utc}; in this home no task is answered any more",
+            fix=COME_BACK,
         )
     return plan
 
@@ -147,7 +158,7 @@ def join(
         if new_keys:
             set_keys_aside(settings.keys)
         keys = make_keys(settings.keys, passphrase=passphrase, ask=ask)
-        return ask_to_join(
+        asked = ask_to_join(
             settings,
             invitation,
             keys=keys,
@@ -157,17 +168,31 @@ def join(
             tell=tell,
             patience=patience,
         )
+        keep_answer(home, asked.standing)
+        return asked
 
 
 def make_keys(folder: Path, *, passphrase: bytes | None, ask: Passphrase) -> KeyPair:
     """Return the keys of a folder, made where they are missing; with a passphrase protected."""
     if not all((folder / name).exists() for name in ("signing.pem", "sealing.pem")):
-        KeyPair.create().save(folder, passphrase=passphrase)
+        _save_new(folder, passphrase=passphrase)
     elif passphrase is not None and not is_protected(folder):
         protect_keys(folder, passphrase=passphrase)
     create_node_key(folder / "node")
     known: Callable[[], bytes] = ask if passphrase is None else lambda: passphrase
     return KeyPair.load(folder, passphrase=known)
+
+
+def _save_new(folder: Path, *, passphrase: bytes | None) -> None:
+    try:
+        KeyPair.create().save(folder, passphrase=passphrase)
+    except AuthError as error:
+        raise AuthError(
+            f"half of the keys in {folder.name} is missing",
+            why="what is there is never replaced",
+            fix="restore the other half from a backup, or make new ones: `vitrael site join FILE "
+            "--new-keys`",
+        ) from error
 
 
 def ask_to_join(
@@ -206,11 +231,16 @@ def ask_to_join(
         tell=tell,
         patience=patience,
     )
-    return Asked(standing, join_fingerprint(keys.public, node))
+    fingerprint = join_fingerprint(keys.public, node, coordinator=invitation.coordinator)
+    return Asked(standing, fingerprint)
 
 
 def set_keys_aside(keys: Path) -> None:
-    """Move the keys of a request that ended into ``keys.unused-N`` beside them; none is lost."""
+    """Move the keys of a request that ended into ``keys.unused-N`` beside them; none is lost.
+
+    They are renamed, which the folder's owner may whosoever they are. Killed in between and called
+    again, the rest goes into a folder of its own.
+    """
     there = [name for name in ROTATED if (keys / name).exists()]
     number = 1
     while (keys.parent / f"keys.unused-{number}").exists():
@@ -219,14 +249,15 @@ def set_keys_aside(keys: Path) -> None:
     try:
         for name in there:
             aside.mkdir(mode=0o700, exist_ok=True)
-            os.link(keys / name, aside / name)
-        for name in there:
-            (keys / name).unlink()
+            (keys / name).rename(aside / name)
     except OSError as error:
         raise storage_error("the site's keys", error) from error
 
 
-def _is_enrolled(home: Path) -> bool:
-    """Return whether the coordinator has said that this home's site takes part."""
-    last = read_last_standing(home)
-    return last is not None and last.status == "enrolled"
+def _left(home: Path) -> str:
+    """Return when this home's operator left the federation, or nothing."""
+    if not (home / "store.sqlite").exists():
+        return ""
+    path, updates = home / "store.sqlite", home / "updates"
+    with closing(Store(path, updates=updates, read_only=True)) as store:
+        return store.decisions.standing().left_utc

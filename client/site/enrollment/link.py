@@ -102,13 +102,14 @@ def post(
 ) -> bytes:
     """Return what the coordinator answers to a document that is sent below ``ENROLLMENT_PATH``.
 
-    What may pass is tried again for ``patience.total_s`` seconds, and told; ``compose`` is called
-    anew where the document before may have been heard, for none is heard twice. Raises NetworkError
-    when the coordinator cannot be reached, AuthError when it cannot be believed or refuses.
+    What may pass is tried again for ``patience.total_s`` seconds, and told when it begins or
+    changes; ``compose`` is called anew where the document before may have been heard, for none is
+    heard twice. Raises NetworkError when the coordinator cannot be reached, AuthError when it
+    cannot be believed or refuses.
     """
     patience = patience or Patience()
     end_s = patience.monotonic() + patience.total_s
-    body = compose()
+    body, told = compose(), ""
     while True:
         found = asyncio.run(_try(link, path, body, clock=clock, tell=tell, patience=patience))
         if isinstance(found, bytes):
@@ -116,7 +117,9 @@ def post(
         left_s = end_s - patience.monotonic()
         if not found.passing or left_s <= patience.pause_s:
             raise found.error
-        tell(f"{found.error.sentence()} Trying again for {left_s:.0f} s.")
+        if (sentence := found.error.sentence()) != told:
+            tell(f"{sentence} Trying again for {left_s:.0f} s.")
+            told = sentence
         patience.sleep(patience.pause_s)
         if found.heard:
             body = compose()

@@ -78,7 +78,7 @@ def keep_standing(settings: SiteSettings, standing: Standing, *, own: PublicKeys
     Roster and studies stay as they are unless the site is enrolled. Raises AuthError when it is,
     but with other keys than its own.
     """
-    changes, kept = Changes(), {}
+    changes, kept = Changes(), dict[str, Digest]()
     if standing.status == "enrolled":
         if standing.members.get(settings.name) != own:
             raise AuthError(
@@ -92,12 +92,21 @@ def keep_standing(settings: SiteSettings, standing: Standing, *, own: PublicKeys
         changes, kept = _compare(before, standing.members, told), told.kept
         if changes.roster:
             save_roster(standing.members, settings.roster)
-    now = LastStanding(
-        status=standing.status, expires_utc=standing.expires_utc, utc=standing.utc, offers=kept
-    )
-    data = now.model_dump_json(indent=2).encode() + b"\n"
-    write_atomically(settings.home / "standing.json", data)
+    keep_answer(settings.home, standing, offers=kept)
     return changes
+
+
+def keep_answer(
+    home: Path, standing: Standing, *, offers: Mapping[str, Digest] | None = None
+) -> None:
+    """Write down that the coordinator has answered, and what; ``offers`` lie in ``studies``."""
+    now = LastStanding(
+        status=standing.status,
+        expires_utc=standing.expires_utc,
+        utc=standing.utc,
+        offers=dict(offers or {}),
+    )
+    write_atomically(home / "standing.json", now.model_dump_json(indent=2).encode() + b"\n")
 
 
 @dataclass(slots=True)

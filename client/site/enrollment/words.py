@@ -24,7 +24,8 @@ from vitrael.client.site.settings import SiteSettings
 from vitrael.client.site.store import Store
 from vitrael.core.digest import Digest
 from vitrael.core.errors import AuthError
-from vitrael.privacy.enrollment import JoinRequest, SiteWord, Standing
+from vitrael.core.text import one_line
+from vitrael.privacy.enrollment import MOST_REASON, JoinRequest, SiteWord, Standing
 from vitrael.privacy.envelope import open_standing, sign_enrollment
 from vitrael.privacy.journal import Entry, Event, Journal
 from vitrael.privacy.keys import KeyPair, fingerprint, load_public_keys
@@ -59,7 +60,7 @@ def send_word(
             site=settings.name,
             kind=kind,
             protocol=protocol,
-            reason=reason,
+            reason=one_line(reason, MOST_REASON),
             nonce=secrets.token_hex(16),
             utc=clock().isoformat(timespec="seconds"),
         )
@@ -105,16 +106,17 @@ def exchange(
 
 
 def _describe(message: JoinRequest | SiteWord, *, event: Event, to: str, size: int) -> Entry:
-    """Return the journal's line; without a nonce, which the lines of replies alone have."""
+    """Return the journal's line; without a nonce, which the lines of replies alone have.
+
+    The sentence for the coordinator leaves with the word, so the line holds it.
+    """
+    said, protocol = "public keys", ""
     if isinstance(message, SiteWord):
-        return Entry(
-            event=event,
-            to=to,
-            protocol=message.protocol or "",
-            bytes=size,
-            reason=f"word: {message.kind}",
-        )
-    return Entry(event=event, to=to, bytes=size, reason="public keys")
+        said = ": ".join(filter(None, (f"word: {message.kind}", message.reason)))
+        protocol = message.protocol or ""
+    return Entry(
+        event=event, to=to, origin=message.site, protocol=protocol, bytes=size, reason=said
+    )
 
 
 def _check(standing: Standing, asked: JoinRequest | SiteWord, *, now: datetime) -> None:

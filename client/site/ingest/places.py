@@ -285,11 +285,14 @@ def _open_lock(path: Path) -> Iterator[int]:
 
 
 def _is_unused(folder: Path) -> bool:
-    """Say whether a folder is missing or empty, but for what a home's making may have begun."""
+    """Say whether a folder is missing or empty, but for what a home's making may have begun.
+
+    ``vitrael-site.tmpfiles.conf`` makes folders of other users' processes before the home is one.
+    """
     keys = folder / "keys"
+    made = {keys, *(path for path in (folder / "spool", folder / "flower") if path.is_dir())}
     found = [path for each in (folder, keys) if each.is_dir() for path in each.iterdir()]
-    begun = (path.name == _HOME_LOCK or path.match(BEGUN) for path in found if path != keys)
-    return all(begun)
+    return all(path.name == _HOME_LOCK or path.match(BEGUN) for path in found if path not in made)
 
 
 def code_of(kind: str, value: str, *, key: bytes) -> str:

@@ -73,6 +73,24 @@ def note_versions(folder: Path, *manifests: Manifest | None) -> None:
         _write(folder, _Versions(versions=(*known, *fresh)))
 
 
+def join_versions(folder: Path, other: Path) -> None:
+    """Let the list in a folder hold the versions that stand in ``other`` alone, which comes later.
+
+    Raises CohortError when either cannot be read. Who has withdrawn is to be marked afterwards.
+    """
+    known = _read(folder).versions
+    noted = {(each.version, each.digest) for each in known}
+    fresh = [each for each in _read(other).versions if (each.version, each.digest) not in noted]
+    if fresh:
+        _write(folder, _Versions(versions=(*known, *fresh)))
+
+
+def has_forgotten(folder: Path, *, present: Manifest | None) -> bool:
+    """Return whether the cohort in a folder has had versions that stand on no list any more."""
+    known = {each.version for each in _read(folder).versions}
+    return present is not None and not known.issuperset(range(1, present.version))
+
+
 def mark_withdrawn(folder: Path, subjects: AbstractSet[str]) -> None:
     """Mark the versions that held one of the patients, and forget the patients' codes."""
     known, gone = _read(folder), _codes(subjects)

@@ -22,6 +22,7 @@ from vitrael.client.site.ingest.told import save_summary
 from vitrael.client.site.ingest.versions import (
     HeldVersion,
     find_versions,
+    has_forgotten,
     mark_withdrawn,
     note_versions,
 )
@@ -43,6 +44,8 @@ class Found:
     """Whether the patient was withdrawn before."""
     versions: tuple[HeldVersion, ...] = ()
     """Those that hold the patient; of one who was withdrawn before, all that held such a one."""
+    forgotten: tuple[str, ...] = ()
+    """Cohorts of which earlier versions are not known any more."""
 
 
 def find_patient(home: Home, subject: str) -> Found:
@@ -58,16 +61,19 @@ def find_patient(home: Home, subject: str) -> Found:
     is_known = not known.isdisjoint(home.read_withdrawn())
     held: dict[str, int] = {}
     versions: list[HeldVersion] = []
+    forgotten: list[str] = []
     for name, place in home.cohorts().items():
         manifest = place.read()
         held[name] = sum(item.subject in known for item in manifest.items) if manifest else 0
         versions += find_versions(place.folder, known, present=manifest, marked=is_known)
+        forgotten += [name] if has_forgotten(place.folder, present=manifest) else []
     return Found(
         subjects=frozenset(known),
         items=sum(held.values()),
         cohorts=tuple(name for name, own in held.items() if own),
         known=is_known,
         versions=tuple(versions),
+        forgotten=tuple(forgotten),
     )
 
 
@@ -117,12 +123,11 @@ def _leave_cohort(place: CohortPlace, subjects: AbstractSet[str]) -> Removed:
         if any(item.subject in subjects for item in manifest.items):
             fewer = _without(manifest, subjects)
             note_versions(place.folder, manifest, fewer)
-            mark_withdrawn(place.folder, subjects)
             manifest = fewer
             write_manifest(manifest, place.manifest)
             save_summary(summarize(manifest), manifest, place.folder)
         kept |= {item.digest for item in manifest.items}
-    mark_withdrawn(place.folder, subjects)  # who is in earlier versions alone
+    mark_withdrawn(place.folder, subjects)  # also in versions before the present one
     place.report.unlink(missing_ok=True)  # its montages show the patient
     if place.index.exists():
         with closing(Index(place.index)) as index:

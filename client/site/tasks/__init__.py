@@ -11,7 +11,7 @@ from vitrael.client.site.settings import SiteSettings
 from vitrael.core.messages import StageName, Task
 from vitrael.core.study import Performance, Study
 from vitrael.core.weights import Tensors
-from vitrael.privacy.keys import KeyPair
+from vitrael.privacy.keys import KeyPair, PublicKeys
 
 if TYPE_CHECKING:
     from vitrael.core.data.cohort import Cohort
@@ -35,6 +35,8 @@ class SiteContext:
     settings: SiteSettings
     study: Study
     """As it was read when the site consented."""
+    members: Mapping[str, PublicKeys]
+    """Of the roster that was consented to, this site among them."""
     consent: bytes
     """The signed envelope of the consent that covers the task."""
     keys: KeyPair

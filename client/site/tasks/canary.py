@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -54,6 +55,7 @@ class _Stopwatch:
     """Counts images and seconds of the steps after the first."""
 
     clock: Callable[[], float]
+    report: Callable[[], None]
     batch_images: int
     began: float = 0.0
     first: float | None = None
@@ -65,13 +67,17 @@ class _Stopwatch:
         self.began = self.clock()
 
     def note(self, _done: int, _length: int) -> None:
-        """Count a step that is done; end the training when it takes too long."""
+        """Count a step that is done; end the training when it takes too long.
+
+        Who waits for the process to end is heard after every step.
+        """
         now = self.clock()
         self.steps += 1
         if self.first is None:
             self.first, self.seconds = now, now - self.began
         else:
             self.seconds = now - self.first
+        self.report()
         if now - self.began > LONGEST_S:
             raise _EnoughError("the canary has seen enough")
 
@@ -109,6 +115,7 @@ def run(
         rng=torch_stream(protocol.seed, "canary", context.name),
         bf16=compute.bf16,
         clock=clock,
+        report=partial(context.report, 0, 2),
     )
     context.report(1, 2)
     codec.eval()
@@ -122,6 +129,7 @@ def run(
         rng=torch_stream(protocol.seed, "canary", context.name),
         bf16=compute.bf16,
         clock=clock,
+        report=partial(context.report, 1, 2),
     )
     context.report(2, 2)
     return TaskResult(
@@ -143,8 +151,9 @@ def _train(
     rng: torch.Generator,
     bf16: bool,
     clock: Callable[[], float],
+    report: Callable[[], None],
 ) -> _Stopwatch:
-    watch = _Stopwatch(clock, config.batch_images)
+    watch = _Stopwatch(clock, report, config.batch_images)
     watch.start()
     length = STEPS * config.batch_images
     with contextlib.suppress(_EnoughError):

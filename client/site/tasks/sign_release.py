@@ -13,7 +13,6 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from vitrael.client.site.consent import members_of
 from vitrael.client.site.tasks import SiteContext, TaskResult
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import DataError, StudyError, VerificationError
@@ -23,7 +22,6 @@ from vitrael.core.weights import Tensors
 from vitrael.privacy.audit.tallies import check_evidence, open_tallies, pool_tallies
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import POLICIES, Verdict, decide
-from vitrael.privacy.keys import load_roster, roster_digest
 from vitrael.privacy.release.manifest import (
     DOCUMENTS,
     MANIFEST,
@@ -69,7 +67,7 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
             )
     _check_study(files["study.toml"], manifest)
     evidence = _check_verdict(files, manifest, task)
-    _check_measured(evidence, _read_files(inputs.get(TALLIES, {})), task, context)
+    _check_measured(evidence, _read_files(inputs.get(TALLIES, {})), context)
     signature = sign_manifest(files[MANIFEST], context.keys.signing, site=context.name)
     return TaskResult(body={"signature": signature.decode()})
 
@@ -156,22 +154,13 @@ def _check_verdict(files: Mapping[str, bytes], manifest: Manifest, task: Task) -
     return evidence
 
 
-def _check_measured(
-    evidence: Evidence, replies: Mapping[str, bytes], task: Task, context: SiteContext
-) -> None:
+def _check_measured(evidence: Evidence, replies: Mapping[str, bytes], context: SiteContext) -> None:
     """Raise VerificationError unless the signed tallies of all sites give this evidence.
 
-    The members are those of roster.json whom the study names: more may be enrolled.
+    The members' keys are those of the consent: roster.json may lack who has left since.
     Its own reply is among them: a site gives one answer a stage, so what bears its signature is
     what it told.
     """
     protocol = context.study.protocol
-    members = members_of(context.study, load_roster(context.settings.roster))
-    if roster_digest(members) != task.roster:
-        raise VerificationError(
-            "roster.json is not the roster of this study",
-            why="it was changed after the consent, and it says whose tallies are genuine",
-            fix="restore roster.json, then ask the coordinator to resume the study",
-        )
-    tallies = open_tallies(replies, members, protocol=protocol.digest)
+    tallies = open_tallies(replies, context.members, protocol=protocol.digest)
     check_evidence(evidence, pool_tallies(tallies, confidence=protocol.audit.confidence))

@@ -26,7 +26,7 @@ def _import_monai_alone() -> None:
         import monai  # noqa: F401, PLC0415
     finally:
         for name in hidden:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
 
 
 _import_monai_alone()

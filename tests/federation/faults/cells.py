@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,6 +90,8 @@ class Trial:
 
     live: Live
     cell: Cell
+    _coordinator: int = 0
+    """Its process before the fault."""
 
     def run(self) -> Outcome:
         """Do a round with its fault and return how it ended; fail where anything was lost."""
@@ -96,6 +99,7 @@ class Trial:
         live.recover()
         began, number = time.monotonic(), len(live.paced.finished()) + 1
         live.told_failures.clear()
+        self._coordinator = live.coordinator()
         try:
             if moment == "before":
                 self._break()
@@ -168,16 +172,32 @@ class Trial:
         told = dict(rounds[-1].details.get("absent", {}))
         assert set(rounds[-1].participants) | told.keys() == set(SITES)
         result = f"partial: {len(SITES) - len(told)} of {len(SITES)}" if told else "complete"
-        if told:
-            assert self.cell.fault in {"cut past the deadline", "disk full"}, told
-            assert all(len(reason) > len(site) for site, reason in told.items())
-        elif self.cell.fault == "cut past the deadline":
-            raise AssertionError("the site's deadline had passed, and nothing tells")
+        self._judge_absence(told)
+        self._judge_work(number, rounds[-1].participants)
+        if self.cell.fault == "disk full":
+            assert self.live.coordinator() == self._coordinator, "a full disk has ended it"
         reasons = [*told.values(), *self.live.told_failures]
         if self.live.told_failures:
             assert self.cell.what == COORDINATORS_HOME, reasons
             result += ", after the study was started again"
         return Outcome(self.cell, result, seconds, "; ".join(reasons))
+
+    def _judge_absence(self, told: dict[str, str]) -> None:
+        """Assert that who was struck alone is absent, and for the very reason."""
+        words = {"cut past the deadline": "did not answer within", "disk full": "disk"}
+        if told:
+            assert told.keys() == {SITE}, told
+            assert words.get(self.cell.fault, "no other fault may cost a site") in told[SITE], told
+        elif self.cell.fault == "cut past the deadline":
+            raise AssertionError("the site's deadline had passed, and nothing tells")
+
+    def _judge_work(self, number: int, there: Sequence[str]) -> None:
+        """Assert that no site has trained twice; where none could be kept it may have had to."""
+        for site in SITES:
+            times = self.live.paced.count_computed(site, number)
+            full = self.cell.what == ONE_HOME and site == SITE
+            assert times >= 1 or site not in there
+            assert times <= 1 or full, f"{site} has trained {times} times"
 
 
 def write_report(outcomes: list[Outcome]) -> str:

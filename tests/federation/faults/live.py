@@ -82,6 +82,10 @@ class Live:
     def home(self) -> Path:
         return self.paced.home
 
+    def coordinator(self) -> int:
+        """Return the coordinator's process."""
+        return self.rehearsal.group.children[COORDINATOR].pid
+
     def logs(self) -> list[Path]:
         return [*(self.home / "logs").iterdir(), self.site() / "flower" / "node" / "courier.log"]
 
@@ -230,17 +234,18 @@ def _consent(paced: Paced, site: str) -> None:
     settings = load_settings(site_home(paced.home, site))
     give_scans(settings.home, paced.study)
     keys = KeyPair.load(settings.keys)
+    members = load_roster(settings.roster)
     draft = draft_consent(
         paced.study,
         site=site,
         keys=keys.public,
-        members=load_roster(settings.roster),
+        members=members,
         cohort=describe_cohort(settings.cohorts / "main"),
         now=utc_now(),
     )
     with closing(Store(settings.store, updates=settings.updates)) as store:
         journal = Journal(settings.journal, clock=utc_now, witness=store)
-        keep_consent(draft, paced.study, store, keys=keys, journal=journal)
+        keep_consent(draft, paced.study, store, members=members, keys=keys, journal=journal)
 
 
 def _lay_cables(live: Live, stack: ExitStack) -> None:

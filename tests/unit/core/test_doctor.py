@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import ast
 import json
+import re
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
+from vitrael.core.cli import vitrael
 from vitrael.core.doctor import (
     Check,
     Finding,
@@ -14,6 +19,7 @@ from vitrael.core.doctor import (
     check_python,
     days_left,
     doctor,
+    examine,
     exit_code,
     run_checks,
 )
@@ -40,6 +46,47 @@ def test_an_error_is_a_failure_with_its_remedy() -> None:
     assert network == Finding("fail", "no way: cut", "mend it", network=True)
     assert auth == Finding("fail", "no key", "")
     assert broken.sentence == "the check broke: ValueError"
+
+
+def test_a_file_of_another_user_is_no_broken_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (closed,) = run_checks([raising(PermissionError(13, "Permission denied"))])
+    assert "vitrael-steward" in closed.remedy
+
+    def find(_home: Path, _now: datetime) -> list[Check]:
+        raise PermissionError
+
+    monkeypatch.setattr("vitrael.core.doctor.load_offered", lambda _: [find])
+    found = dict(examine(tmp_path, now=datetime(2031, 5, 1, tzinfo=UTC)))
+    assert found["home"] == closed
+
+
+def test_every_command_that_a_remedy_names_is_there(root: Path) -> None:
+    named = set()
+    for name in ("client/site/checks.py", "server/checks.py", "core/doctor.py", "core/reach.py"):
+        named |= set(re.findall(r"`?vitrael ((?:site|server|audit) [a-z -]+)", read(root / name)))
+    assert len(named) > 8
+    assert [words for words in named if not is_command(words)] == []
+    assert not is_command("server proxy again")  # the control
+
+
+def read(path: Path) -> str:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return "\n".join(str(node.value) for node in nodes if isinstance(node, ast.Constant))
+
+
+def is_command(words: str) -> bool:
+    context = click.Context(vitrael)
+    command: click.Command = vitrael
+    for word in words.split():
+        if not isinstance(command, click.Group):
+            break
+        found = command.get_command(context, word)
+        if found is None:
+            return False
+        command = found
+    return not isinstance(command, click.Group)
 
 
 def test_a_check_that_hangs_is_not_waited_for_and_hides_no_other() -> None:
@@ -88,6 +135,10 @@ def test_an_old_python_fails(version: tuple[int, ...], level: str) -> None:
 def test_what_expires_is_told_in_time(days: float, level: str) -> None:
     finding = days_left("the certificate", days, soon=30, remedy="renew it")
     assert (finding.level, bool(finding.remedy)) == (level, level != "ok")
+
+
+def test_days_are_told_as_the_lists_of_sites_count_them() -> None:
+    assert "holds for 824 days" in days_left("it", 824.9, soon=30, remedy="").sentence
 
 
 def test_a_machine_without_a_home_can_be_asked() -> None:

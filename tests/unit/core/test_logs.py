@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import math
 from collections.abc import Iterator
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +115,46 @@ def test_without_a_file_the_lines_go_to_standard_error(capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().err)["event"] == "up"
     logger.warning("after the end")
     assert capsys.readouterr().err == ""
+
+
+def test_with_a_file_standard_error_has_what_somebody_must_see(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "steward.log"
+    with configure_logging(path):
+        logger.info("all is well")
+        logger.warning("the courier hung up before its answer")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["event"] == "the courier hung up before its answer"
+    assert len(lines_of(path)) == 2
+
+
+def test_full_disk_tells_nobody_s_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    class Full(io.TextIOWrapper):
+        def write(self, _text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    with configure_logging(tmp_path / "steward.log") as sink:
+        (on_disk,) = (one for one in sink.handlers if isinstance(one, RotatingFileHandler))
+        before = on_disk.setStream(Full(io.BytesIO()))
+        assert before is not None
+        before.close()
+        logger.warning("request refused: %s", ValueError(PATIENT), extra={"stage": PATIENT})
+        told = capsys.readouterr().err
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(logging, "raiseExceptions", True)
+            logger.warning("request refused: %s", ValueError(PATIENT))
+        assert PATIENT in capsys.readouterr().err  # the control: what logging says by itself
+    assert json.loads(told)["event"] == "request refused: …"
+    assert PATIENT not in told
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, 10**5000], ids=["nan", "inf", "large"])
+def test_what_json_does_not_know_is_left_out(path: Path, number: float) -> None:
+    logger.warning("waited %.1f s", number, extra={"seconds": number, "reason": "a\udce9b"})
+    (line,) = lines_of(path)
+    assert "seconds" not in line
+    assert line["reason"] == "a\udce9b"
 
 
 def test_either_of_two_events_stands_in_our_code(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import EnvelopeError
-from vitrael.core.messages import Reply, Task
+from vitrael.core.messages import MOST_FIELDS, Reply, Task
+from vitrael.core.rounds import LONGEST_DEADLINE_S
 
 DIGEST = digest_bytes(b"a protocol")
 OTHER = digest_bytes(b"another")
@@ -40,7 +41,9 @@ def reply(**changes: object) -> Reply:
 
 @given(
     st.dictionaries(
-        st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False), max_size=3
+        st.from_regex(r"[a-z_]{1,48}", fullmatch=True),
+        st.floats(allow_nan=False, allow_infinity=False),
+        max_size=3,
     )
 )
 def test_bytes_give_the_same_reply_back(body: dict[str, float]) -> None:
@@ -69,6 +72,8 @@ def test_body_without_a_json_form_is_refused(value: float) -> None:
         {"issued_utc": "2031-05-01T12:00:00+02:00"},
         {"issued_utc": "2031-05-01T12:00:00"},
         {"deadline_s": 0},
+        {"deadline_s": LONGEST_DEADLINE_S + 1},
+        {"deadline_s": 1e300},
         {"inputs": {"envelope": DIGEST}},
         {"inputs": {"../up": DIGEST}},
         {"surprise": 1},
@@ -77,6 +82,24 @@ def test_body_without_a_json_form_is_refused(value: float) -> None:
 def test_field_out_of_bounds_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         task(**changes)
+
+
+def test_longest_deadline_is_one() -> None:
+    assert task(deadline_s=LONGEST_DEADLINE_S).deadline_s == LONGEST_DEADLINE_S
+
+
+@pytest.mark.parametrize("name", ["", "a" * 49, "\x1b]0;owned\x07", "Loss", "loss\n", "a b", "p1"])
+def test_field_name_that_could_carry_a_message_is_refused(name: str) -> None:
+    assert reply(body={"curve_loss": 1}).body == {"curve_loss": 1}
+    with pytest.raises(ValidationError):
+        reply(body={name: 1})
+
+
+def test_body_has_a_bounded_number_of_fields() -> None:
+    names = ["a" * length for length in range(1, MOST_FIELDS + 2)]
+    reply(body=dict.fromkeys(names[:-1], 1))
+    with pytest.raises(ValidationError):
+        reply(body=dict.fromkeys(names, 1))
 
 
 def test_input_digest_forgets_attempt_and_nonce_alone() -> None:

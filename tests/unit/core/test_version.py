@@ -51,13 +51,13 @@ def install(monkeypatch: pytest.MonkeyPatch, **packages: FakeDistribution) -> No
         return packages[name]
 
     monkeypatch.setattr(version, "distribution", find)
-    version.lock_digest.cache_clear()
+    version._digest_for.cache_clear()
 
 
 @pytest.fixture
 def clean() -> Iterator[None]:
     yield
-    version.lock_digest.cache_clear()
+    version._digest_for.cache_clear()
 
 
 OWN = FakeDistribution(
@@ -90,6 +90,21 @@ def test_lock_names_what_runs_at_a_site_and_nothing_else(
     install(monkeypatch, **{**INSTALLED, "unrelated": FakeDistribution("7")})
     assert version.lock_digest() == first
     install(monkeypatch, **{**INSTALLED, "quick": FakeDistribution("3.0.1")})
+    assert version.lock_digest() != first
+
+
+def test_lock_is_read_again_after_an_installation_and_not_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clean: None
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    first = version.lock_digest()
+    with monkeypatch.context() as patch:
+        patch.setattr(version, "locked_versions", lambda: pytest.fail("nothing was installed"))
+        assert version.lock_digest() == first  # the control
+    folder = tmp_path / "click-99.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: click\nVersion: 99.0\n")
+    assert "click==99.0" in version.locked_versions()
     assert version.lock_digest() != first
 
 

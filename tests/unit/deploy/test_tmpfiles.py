@@ -56,16 +56,38 @@ def test_systemd_makes_the_home_of_a_site(machine: Path, root: Path) -> None:
         "site.toml": "640 vitrael-steward vitrael-site",
         "authority.pem": "640 vitrael-steward vitrael-site",
         "keys": "711 vitrael-steward vitrael-site",
-        "keys/node": "600 vitrael-node vitrael-site",
+        "keys/node": "640 vitrael-steward vitrael-node",
         "spool": "750 vitrael-steward vitrael-site",
         "spool/in": "2770 vitrael-steward vitrael-site",
         "spool/out": "2750 vitrael-steward vitrael-site",
         "flower": "1771 root vitrael-node",
         "flower/node": "700 vitrael-node vitrael-site",
-        "flower/executor": "700 vitrael-courier vitrael-site",
+        "flower/executor": "710 vitrael-courier vitrael-site",
     }
     third = create(machine, document)
-    assert all("keys/node" in line for line in third.stderr.splitlines())
+    assert (third.returncode, third.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv is not installed")
+def test_node_key_is_read_by_steward_and_supernode_alone(machine: Path, root: Path) -> None:
+    document = root / "deploy" / "systemd" / "vitrael-site.tmpfiles.conf"
+    create(machine, document)
+    keys = machine / "var" / "lib" / "vitrael" / "site" / "keys"
+    for name in ("node", "signing.pem"):
+        (keys / name).touch(mode=0o600)
+        os.chown(keys / name, USERS["vitrael-steward"], GROUPS["vitrael-site"])
+    create(machine, document)
+
+    def reads(user: str, name: str) -> bool:
+        groups = f"{GROUPS['vitrael-site']},{GROUPS.get(user, GROUPS['vitrael-site'])}"
+        who = (f"--reuid={USERS[user]}", f"--regid={GROUPS['vitrael-site']}", f"--groups={groups}")
+        command = ["setpriv", *who, "cat", name]
+        done = subprocess.run(command, cwd=keys, capture_output=True, check=False, timeout=60)
+        return done.returncode == 0
+
+    users = [user for user in USERS if user != "root"]
+    assert [user for user in users if reads(user, "node")] == ["vitrael-steward", "vitrael-node"]
+    assert [user for user in users if reads(user, "signing.pem")] == ["vitrael-steward"]
 
 
 def test_a_path_from_one_user_s_folder_into_another_s_is_refused(

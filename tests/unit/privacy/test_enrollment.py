@@ -18,6 +18,7 @@ from vitrael.privacy.enrollment import (
     proof_of,
 )
 from vitrael.privacy.envelope import (
+    MAX_ENVELOPE_BYTES,
     claimed_sender,
     open_standing,
     open_word,
@@ -27,6 +28,7 @@ from vitrael.privacy.envelope import (
 from vitrael.privacy.keys import KeyPair, PublicKeys
 
 KEYS = PublicKeys(signing="1" * 64, sealing="2" * 64)
+COORDINATOR = PublicKeys(signing="8" * 64, sealing="9" * 64)
 NODE = "-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----\n"
 UTC = "2031-05-01T12:00:00+00:00"
 TOKEN = "c" * 64
@@ -85,17 +87,32 @@ def test_no_token_is_shown() -> None:
 
 
 def test_the_fingerprint_changes_with_each_key_and_not_with_white_space() -> None:
-    digits = join_fingerprint(KEYS, NODE)
+    def read(keys: PublicKeys = KEYS, node: str = NODE, other: PublicKeys = COORDINATOR) -> str:
+        return join_fingerprint(keys, node, coordinator=other)
+
+    digits = read()
     assert len(digits) == 79
     assert {len(group) for group in digits.split(" ")} == {4}
-    assert join_fingerprint(KEYS, NODE.replace("\n", "\r\n")) == digits
+    assert read(node=NODE.replace("\n", "\r\n")) == digits
     others = {
-        join_fingerprint(KEYS.model_copy(update={"signing": "3" * 64}), NODE),
-        join_fingerprint(KEYS.model_copy(update={"sealing": "3" * 64}), NODE),
-        join_fingerprint(KEYS, NODE.replace("abc", "abd")),
-        join_fingerprint(PublicKeys(signing=KEYS.sealing, sealing=KEYS.signing), NODE),
+        read(KEYS.model_copy(update={"signing": "3" * 64})),
+        read(KEYS.model_copy(update={"sealing": "3" * 64})),
+        read(node=NODE.replace("abc", "abd")),
+        read(PublicKeys(signing=KEYS.sealing, sealing=KEYS.signing)),
+        read(other=COORDINATOR.model_copy(update={"signing": "3" * 64})),
+        read(other=COORDINATOR.model_copy(update={"sealing": "3" * 64})),
     }
-    assert len(others | {digits}) == 5
+    assert len(others | {digits}) == 7
+
+
+@pytest.mark.parametrize("reason", ["\x1b[2K", "two\nlines", "\u202egnol", "x" * 501])
+def test_a_word_is_one_line_that_can_be_printed(reason: str) -> None:
+    def say(text: str) -> SiteWord:
+        return SiteWord(site="north", kind="leave", reason=text, nonce="0" * 32, utc=UTC)
+
+    with pytest.raises(ValidationError):
+        say(reason)
+    assert say("x" * 500).reason == "x" * 500
 
 
 def test_a_proof_is_bound_to_site_and_keys() -> None:
@@ -127,6 +144,8 @@ def test_a_word_names_its_sender_before_its_signature_is_checked() -> None:
         open_word(data, site.public)
     with pytest.raises(EnvelopeError, match="cannot be read"):
         claimed_sender(b"{}")
+    with pytest.raises(EnvelopeError, match="too large"):
+        claimed_sender(b" " * (MAX_ENVELOPE_BYTES + 1))
 
 
 def test_a_standing_is_believed_from_the_coordinator_alone() -> None:

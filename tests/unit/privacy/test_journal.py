@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -293,5 +294,39 @@ def test_full_disk_is_told_and_leaves_no_half_line(
         with pytest.raises(StorageError, match="no disk space left"):
             Journal(journal, clock=clock).append(Entry(event="sent"))
     assert journal.read_bytes() == whole
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 100, hard))  # a part of a line fits
+    try:
+        with pytest.raises(StorageError, match="no disk space left"):
+            Journal(journal, clock=clock).append(Entry(event="sent"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert journal.read_bytes() == whole
     Journal(journal, clock=clock).append(Entry(event="sent"))
+    assert verify_journal(journal) == []
+    assert [line.event for line in read_journal(journal)] == ["sent"] * 5  # and none repaired
+
+
+def test_last_line_whose_hash_is_not_its_own_is_not_taken_over(
+    journal: Path, clock: FakeClock
+) -> None:
+    head = journal.with_suffix(".head.json").read_bytes()
+    Journal(journal, clock=clock).append(Entry(event="sent", bytes=100))
+    journal.with_suffix(".head.json").write_bytes(head)  # killed between line and head
+    whole = journal.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-1]) + lines[-1].replace(b'"bytes":100', b'"bytes":101'))
+    with pytest.raises(StorageError, match="was changed"):
+        Journal(journal, clock=clock).append(Entry(event="sent"))
+    journal.write_bytes(whole)  # the control
+    assert Journal(journal, clock=clock).append(Entry(event="sent")).line == 6
+
+
+def test_witness_is_told_when_the_journal_is_free_again(journal: Path, clock: FakeClock) -> None:
+    class Waiting(FakeWitness):
+        def keep_head(self, head: Kept) -> None:
+            other = Journal(journal, clock=clock, patience_s=0.0)
+            assert other.append(Entry(event="paused")).line == head.lines + 1
+
+    Journal(journal, clock=clock, witness=Waiting()).append(Entry(event="sent"))
     assert verify_journal(journal) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,13 +85,7 @@ def test_site_that_rewrites_all_its_files_is_found(talk: Talk, change: Change) -
 def test_coordinator_that_rewrites_all_its_files_is_found(talk: Talk, change: Change) -> None:
     talk.rewrite(talk.coordinator, change)
     assert verify_journal(talk.coordinator) == []
-    account = read_account(talk.coordinator, in_home=True)
-    site = read_account(talk.site("north"), in_home=True)
-    if account.side != COORDINATOR:
-        with pytest.raises(UsageError, match="same side"):
-            compare_journals(account, site)
-        return
-    assert any(side == COORDINATOR for side, _ in compare_journals(account, site).faults)
+    assert any(side == COORDINATOR for side, _ in compare(talk).faults)
 
 
 def test_journal_that_goes_on_after_an_older_backup_is_found(talk: Talk) -> None:
@@ -152,6 +147,45 @@ def test_journal_of_a_site_that_the_coordinator_never_asked_is_a_fault(
     assert any(
         "no line of it is about" in f.what for _, f in compare_journals(account, other).faults
     )
+
+
+def test_site_that_was_asked_nothing_yet_answers_for_no_other(talk: Talk) -> None:
+    talk.begin("valley")
+    compared = compare(talk, "valley")
+    assert (compared.site, compared.replies, compared.faults) == ("valley", 0, ())
+    talk.rewrite(talk.site("valley"), emptied)  # the control: it says no more whose it is
+    ((side, fault),) = compare(talk, "valley").faults
+    assert (side, fault.what) == ("the site", "no line of it says which site's it is")
+
+
+def test_what_the_other_side_wrote_commands_no_terminal(
+    talk: Talk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b]0;owned\x07" + "x" * 200_000
+    talk.round("north", ROUNDS)
+    talk.write(talk.site("north"), event="sent", origin="north", stage=evil, nonce="f" * 32)
+    talk.write(talk.site("north"), event="refused", fields=(evil,), reason="\x9b2J")
+    home = str(talk.site("north").parent)
+    assert run(["audit", "show", "--home", home]) == 0
+    assert audit(talk, "--against", home) == 1
+    out, _ = capsys.readouterr()
+    assert "]0;owned" in out  # the control: it is there, as text
+    assert all(line.isprintable() and len(line) <= 2000 for line in out.splitlines())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user can be posed by root alone")
+def test_journal_of_another_user_is_named(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(talk.coordinator.parent)
+    Path().chmod(0o755)
+    os.seteuid(65_534)
+    try:
+        codes = [run(["audit", command, "--home", "."]) for command in ("verify", "show")]
+    finally:
+        os.seteuid(0)
+    assert codes == [1, 1]
+    assert capsys.readouterr().err.count("the journal at . cannot be read") == 2
 
 
 def audit(talk: Talk, *arguments: str) -> int:

@@ -212,19 +212,44 @@ def test_only_one_form_of_a_line_is_a_line(whole: tuple[Path, list[bytes]]) -> N
         assert parse_line(other) is None
 
 
-def test_head_is_that_of_the_last_line_and_known_again(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    journal = Journal(path, clock=FakeClock())
-    empty = journal.head()
-    assert (empty, journal.holds(empty)) == (Kept(0, BEGINNING), True)
-    heads = []
+def test_head_is_that_of_the_last_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl", clock=FakeClock())
+    assert journal.head() == Kept(0, BEGINNING)
     for entry in SITE:
         line = journal.append(entry)
+        assert journal.head() == Kept(line.line, line.hash)
+
+
+REPLY = SITE[1].model_copy(update={"nonce": "7f" * 16})
+
+
+def test_line_is_known_again_once_a_reply_stands_behind_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl", clock=FakeClock())
+    heads = [journal.head()]
+    for entry in (SITE[0], SITE[-1]):
+        journal.append(entry)
         heads.append(journal.head())
-        assert heads[-1] == Kept(line.line, line.hash)
-    assert all(journal.holds(head) for head in heads)
-    assert not journal.holds(Kept(LINES + 1, heads[-1].hash))
-    assert not any(journal.holds(Kept(head.lines - 1, head.hash)) for head in heads)
+    assert not any(journal.has_answered(head) for head in heads)
+    last = journal.append(REPLY)
+    assert all(journal.has_answered(head) for head in heads)
+    assert not journal.has_answered(journal.head())
+    assert not journal.has_answered(Kept(last.line + 1, last.hash))
+    others = [Kept(head.lines - 1, head.hash) for head in heads[1:]]
+    assert not any(journal.has_answered(head) for head in others)
+
+
+def test_reply_behind_a_restore_is_not_the_one_that_was_told(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl", clock=FakeClock())
+    journal.append(SITE[0])
+    first = journal.head()
+    journal.append(REPLY)
+    forgotten = journal.head()
+    for entry in (Entry(event="paused"), Entry(event="restored"), REPLY):
+        journal.append(entry)
+        assert journal.has_answered(first)
+        assert not journal.has_answered(forgotten)
+    restored = Kept(4, list(read_journal(tmp_path / "journal.jsonl"))[3].hash)
+    assert journal.has_answered(restored)
 
 
 def test_appending_and_looking_back_read_no_more_of_a_long_journal(
@@ -244,8 +269,8 @@ def test_appending_and_looking_back_read_no_more_of_a_long_journal(
         journal.append(SITE[1])
         last = journal.head()
         counted.clear()
-        journal.append(SITE[2])
-        assert journal.holds(last)
+        journal.append(REPLY)
+        assert journal.has_answered(last)
         costs.append(len(counted))
     assert set(costs) == {2}  # the line itself and the one after it
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from vitrael.privacy.keys import (
     load_public_keys,
     load_roster,
     protect_keys,
+    read_private,
     roster_digest,
     save_public_keys,
     save_roster,
     unprotect_keys,
 )
+from vitrael.privacy.sealed_file import is_sealed
 
 
 def test_saved_keys_are_the_same_keys(tmp_path: Path) -> None:
@@ -142,6 +145,33 @@ def never() -> bytes:
     raise AssertionError("nobody may be asked")
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A passphrase costs little."""
+    monkeypatch.setattr("vitrael.privacy.sealed_file.COST", 1 << 10)
+
+
+def test_passphrase_of_keys_is_as_dear_to_guess_as_that_of_a_backup(tmp_path: Path) -> None:
+    KeyPair.create().save(tmp_path, passphrase=PHRASE)
+    headers = [path.read_bytes().split(b"\n")[1] for path in sorted(tmp_path.iterdir())]
+    assert [json.loads(header)["cost"] for header in headers] == [1 << 17, 1 << 17]
+    assert len({json.loads(header)["salt"] for header in headers}) == 2
+
+
+def test_file_that_its_group_may_read_is_taken_only_where_that_is_meant(tmp_path: Path) -> None:
+    path = tmp_path / "node"
+    path.write_bytes(b"secret")
+    path.chmod(0o640)
+    assert read_private(path, fix="", by_group=True) == b"secret"
+    with pytest.raises(AuthError, match=r"640.*chmod 600"):
+        read_private(path, fix="")
+    for mode in (0o660, 0o650, 0o644, 0o642):
+        path.chmod(mode)
+        with pytest.raises(AuthError, match=rf"{mode:o}.*chmod 640"):
+            read_private(path, fix="", by_group=True)
+
+
+@pytest.mark.usefixtures("quick")
 def test_protected_keys_open_with_their_passphrase_alone(tmp_path: Path) -> None:
     keys = KeyPair.create()
     keys.save(tmp_path, passphrase=PHRASE)
@@ -157,6 +187,7 @@ def test_protected_keys_open_with_their_passphrase_alone(tmp_path: Path) -> None
         assert keys.signing.private_bytes_raw() not in path.read_bytes()
 
 
+@pytest.mark.usefixtures("quick")
 def test_passphrase_is_asked_for_once_and_only_where_it_is_needed(tmp_path: Path) -> None:
     KeyPair.create().save(tmp_path)
     KeyPair.load(tmp_path, passphrase=never)
@@ -167,6 +198,7 @@ def test_passphrase_is_asked_for_once_and_only_where_it_is_needed(tmp_path: Path
         KeyPair.load(tmp_path, passphrase=never)
 
 
+@pytest.mark.usefixtures("quick")
 def test_protection_comes_and_goes_with_the_same_keys(tmp_path: Path) -> None:
     keys = KeyPair.create()
     keys.save(tmp_path)
@@ -179,6 +211,7 @@ def test_protection_comes_and_goes_with_the_same_keys(tmp_path: Path) -> None:
     assert KeyPair.load(tmp_path).public == keys.public
 
 
+@pytest.mark.usefixtures("quick")
 def test_protection_that_was_killed_is_ended_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +228,7 @@ def test_protection_that_was_killed_is_ended_by_the_next(
             protect_keys(tmp_path, passphrase=PHRASE)
     assert KeyPair.load(tmp_path, passphrase=lambda: PHRASE).public == keys.public
     protect_keys(tmp_path, passphrase=PHRASE)
-    assert b"ENCRYPTED" in (tmp_path / "sealing.pem").read_bytes()
+    assert all(is_sealed((tmp_path / name).read_bytes()) for name in ("signing.pem", "sealing.pem"))
 
 
 def test_short_passphrase_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, uses_nist_ec_curve
 
 from vitrael.core.errors import AuthError
 from vitrael.privacy.node_keys import check_node_proof, create_node_key, load_node_key, prove_node
@@ -50,7 +51,20 @@ def test_key_is_made_once(tmp_path: Path) -> None:
 
 
 def test_error_names_no_place(tmp_path: Path) -> None:
-    with pytest.raises(AuthError, match="is no node key") as caught:
+    with pytest.raises(AuthError, match="cannot be read") as caught:
         load_node_key(tmp_path / "keys" / "node")
     assert str(tmp_path) not in str(caught.value)
     assert "keys/node" in str(caught.value)
+
+
+def test_node_keys_are_what_flower_takes(tmp_path: Path) -> None:
+    key = bytes_to_public_key(create_node_key(tmp_path / "node"))
+    assert uses_nist_ec_curve(key)
+    assert key == load_node_key(tmp_path / "node").public_key()
+    assert (tmp_path / "node.pub").read_bytes().startswith(b"ecdsa-sha2-nistp384 ")
+
+
+def test_a_file_that_is_no_node_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "node").write_bytes(b"no key")
+    with pytest.raises(AuthError, match="no node key"):
+        create_node_key(tmp_path / "node")

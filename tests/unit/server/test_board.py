@@ -83,6 +83,15 @@ def test_bytes_and_seconds_are_those_of_the_journal(bench: Bench) -> None:
     assert bench.refresh(north=True, south=False).sites["north"].asked_bytes == 100  # once
 
 
+def test_task_that_was_never_answered_is_forgotten(bench: Bench) -> None:
+    bench.ask("north", "a" * 32, number=100)
+    bench.ask("south", "b" * 32, number=100)
+    bench.refresh(north=True, south=True)
+    bench.journal.append(Entry(event="failed", to="north", nonce="a" * 32))
+    bench.refresh(north=True, south=True)
+    assert set(bench.board._asked) == {("south", "b" * 32)}
+
+
 def test_site_that_is_gone_keeps_when_it_was_seen(bench: Bench) -> None:
     seen = bench.refresh(north=True).sites["north"].seen_utc
     bench.clock.advance(hours=1)

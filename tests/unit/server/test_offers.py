@@ -12,14 +12,17 @@ import pytest
 from tests.factories.enrollment import enroll, enroll_everywhere, found
 from tests.factories.federation import SITES, STUDY
 from vitrael.core import cli
+from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import AuthError, ProcessError, StudyError, UsageError
-from vitrael.core.study import load_study
+from vitrael.core.study import Study, load_study
 from vitrael.privacy.keys import KeyPair
 from vitrael.privacy.release.trust import load_trust
 from vitrael.server.board import Board
 from vitrael.server.config import ServerSettings
+from vitrael.server.db.engine import open_database
 from vitrael.server.offers import (
     MOST_BYTES,
+    demand_enrolled,
     demand_running,
     load_offered,
     offer_study,
@@ -33,6 +36,8 @@ from vitrael.server.runs import StudyState, StudyStatus
 from vitrael.server.settings import utc_now
 from vitrael.server.sites.registry import Registry
 from vitrael.server.status import read_status, show_status
+from vitrael.server.studies.ledger import Ledger, StageKey
+from vitrael.server.studies.rosters import keep_members
 
 NOW = datetime(2031, 5, 1, tzinfo=UTC)
 
@@ -72,6 +77,17 @@ def say(settings: ServerSettings, status: StudyStatus, *, code: int = 0) -> Stud
     return state
 
 
+def test_what_was_confirmed_is_what_is_offered(settings: ServerSettings, file: Path) -> None:
+    def change(study: Study) -> None:
+        assert study.protocol.seed == 178
+        file.write_text(STUDY.replace("seed = 177", "seed = 179"))
+
+    file.write_text(STUDY.replace("seed = 177", "seed = 178"))
+    offer_study(settings, file, confirm=change)
+    assert load_offered(settings, "tiny").protocol.seed == 178
+    assert load_study(file).protocol.seed == 179  # the control
+
+
 def test_study_of_a_site_that_is_not_enrolled_is_not_offered(tmp_path: Path, file: Path) -> None:
     settings = found(tmp_path / "empty")
     enroll(settings, "north", settings.home / "sites" / "north")
@@ -89,6 +105,17 @@ def test_site_that_was_revoked_is_missed_when_the_study_is_started(
     with pytest.raises(AuthError, match="not enrolled: harbour"):
         start_study(settings, "tiny", now=NOW)
     assert read_order(settings.home) is None
+
+
+def test_study_that_has_begun_is_started_again_without_a_site_that_left(
+    settings: ServerSettings,
+) -> None:
+    pretend_to_run(settings)
+    study = load_offered(settings, "tiny")
+    keep_members(settings.home, study, demand_enrolled(settings, study))
+    with Registry(settings) as registry:
+        registry.revoke("harbour", reason="stolen server")
+    assert start_study(settings, "tiny", now=NOW).study == "tiny"
 
 
 def test_study_is_started_with_document_and_trust_in_the_home(settings: ServerSettings) -> None:
@@ -208,6 +235,15 @@ def test_status_tells_of_sites_and_study_whether_it_runs_or_not(
     text = show_status(read_status(settings, now=utc_now()))
     assert f"coordinator {settings.document.address}: runs, pid {os.getpid()}" in text
     assert "study tiny: running" in text
+    assert "with the roster" not in text
+    engine, order = open_database(settings.database), read_order(settings.home)
+    assert order is not None
+    roster, key = digest_bytes(b"a roster"), StageKey(order.protocol, "codec", 0, digest_bytes(b""))
+    Ledger(engine).begin(key, details={"roster": roster})
+    engine.dispose()
+    said = read_status(settings, now=utc_now())  # also of a run that was stopped or killed
+    assert said["study"]["roster"] == roster
+    assert f"with the roster {roster}" in show_status(said)
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished", 6), ("failed", 1), ("partial", 7)])
@@ -221,7 +257,9 @@ def test_following_ends_with_the_study_and_its_exit_code(
     start_study(settings, "tiny", now=NOW)
     say(settings, "running")
     home = ["--home", str(settings.home)]
-    assert cli.run(["server", "status", *home, "--follow", "--timeout", "0.01"]) == 1
-    assert "has not ended within" in capsys.readouterr().err
+    for seconds in ("0.01", "nan"):
+        assert cli.run(["server", "status", *home, "--follow", "--timeout", seconds]) == 1
+        assert "has not ended within" in capsys.readouterr().err
+    assert cli.run(["server", "status", *home, "--follow", "--timeout", "inf"]) == 2
     say(settings, status, code=code)
     assert cli.run(["server", "status", *home, "--follow"]) == code

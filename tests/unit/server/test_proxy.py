@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
+from tests.factories.courier import wait_for
 from tests.factories.enrollment import found
 from vitrael.core import cli
+from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import ConfigError, UsageError
-from vitrael.privacy.loopback_tls import create_tls
+from vitrael.privacy.loopback_tls import TlsFiles, create_tls
 from vitrael.server import proxy
 from vitrael.server.config import OwnTls, ServerSettings
+from vitrael.server.federation.processes import free_ports
 from vitrael.server.proxy import (
+    ProxyFiles,
     check_proxy,
     default_listen,
     demand_nginx,
@@ -102,6 +113,85 @@ def test_nginx_accepts_what_is_written_and_says_what_it_does_not(
         check_proxy(program, file, place)
 
 
+@contextmanager
+def running_nginx(settings: ServerSettings, folder: Path) -> Iterator[tuple[str, ProxyFiles]]:
+    """Run nginx; give its address and its files."""
+    address, place, file = f"127.0.0.1:{free_ports(1)[0]}", proxy_files(settings), folder / "x.conf"
+    file.write_text(render_proxy(settings, place, listen=(address,)))
+    place.state.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        proxy_command(demand_nginx(), file, place), stdout=subprocess.DEVNULL
+    )
+    try:
+        wait_for((place.state / "nginx.pid").exists, seconds=20)
+        yield address, place
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+@needs_nginx
+def test_strangers_fill_no_log_and_no_memory_and_a_node_in_a_hurry_is_let_through(
+    settings: ServerSettings, tmp_path: Path
+) -> None:
+    with (
+        running_nginx(settings, tmp_path) as (address, place),
+        httpx.Client(verify=False, trust_env=False, base_url=f"https://{address}") as client,  # noqa: S501
+    ):
+        nowhere = {client.get(f"/nothing-{number}").status_code for number in range(300)}
+        node = {client.post("/v1/fleet/pull-messages").status_code for _ in range(150)}
+        assert client.put("/v1/fleet/pull-messages").status_code == 403
+        large = client.post("/v1/fleet/push-object", content=bytes(11 << 20)).status_code
+    assert (nowhere, node, large) == ({404}, {502}, 502)  # nobody is behind the door
+    log = (place.state / "access.log").read_text()
+    assert "nothing" not in log
+    assert log.count('POST "/v1/fleet/pull-messages" 502') == 150  # the control: that is told
+
+
+@contextmanager
+def superlink(settings: ServerSettings) -> Iterator[None]:
+    """Answer where the SuperLink does, with the digest of what was posted."""
+
+    class Digesting(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            said = digest_bytes(self.rfile.read(int(self.headers["Content-Length"]))).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_request(self, *_: object) -> None:
+            """Write nothing."""
+
+    files = TlsFiles.of(settings.home / "flower" / "tls")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+    with ThreadingHTTPServer(("127.0.0.1", settings.document.ports.superlink), Digesting) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield
+        server.shutdown()
+        thread.join()
+
+
+@needs_nginx
+def test_piece_of_a_tensor_is_handed_on_whole_while_it_comes(
+    settings: ServerSettings, tmp_path: Path
+) -> None:
+    piece = bytes(range(256)) * (5 << 12)
+    with (
+        superlink(settings),
+        running_nginx(settings, tmp_path) as (address, place),
+        httpx.Client(verify=False, trust_env=False, base_url=f"https://{address}") as client,  # noqa: S501
+    ):
+        for _ in range(4):
+            assert client.post("/v1/fleet/push-object", content=piece).text == digest_bytes(piece)
+    assert "proxy_request_buffering off;" in render_proxy(settings, place)
+
+
 def test_machine_without_nginx_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy.shutil, "which", lambda *_, **__: None)
     with pytest.raises(UsageError, match="nginx is not installed"):
@@ -120,3 +210,20 @@ def test_command_writes_the_file_and_a_dry_run_prints_it(
     assert file.read_text() == printed
     assert cli.run([*words, "--yes", "--listen", "nowhere"]) == 2
     assert file.read_text() == printed
+
+
+def test_command_before_the_first_start_says_what_nginx_lacks(
+    settings: ServerSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacking = settings.home / "flower" / "tls"
+    lacking.rename(tmp_path / "kept")
+    words = ["server", "proxy-config", "--home", str(settings.home), "--yes"]
+    words += ["--output", str(tmp_path / "out.conf")]
+    assert cli.run(words) == 0
+    told = capsys.readouterr().err
+    assert f"there is no {lacking}" in told
+    assert "Run `vitrael server up` once before nginx" in told
+    assert (settings.home / "proxy").is_dir()  # nginx writes there and does not make it
+    (tmp_path / "kept").rename(lacking)
+    assert cli.run(words) == 0
+    assert "there is no" not in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,11 +15,19 @@ import pytest
 
 from tests.fakes.ticker import Ticker
 from vitrael.core.digest import Digest, digest_bytes
-from vitrael.core.errors import ConfigError, NetworkError
+from vitrael.core.errors import ConfigError, NetworkError, ProcessError
+from vitrael.server import runs as module
 from vitrael.server.federation.processes import is_alive
-from vitrael.server.federation.run_state import RunState
+from vitrael.server.federation.run_state import RunState, read_run, taking_turn
 from vitrael.server.orders import Order, give_order, read_order
-from vitrael.server.runs import MOST_RUNS, StudyRuns, StudyState, end_server_app, read_state
+from vitrael.server.runs import (
+    BEGINS_S,
+    MOST_RUNS,
+    StudyRuns,
+    StudyState,
+    end_server_app,
+    read_state,
+)
 
 PROTOCOL = digest_bytes(b"a protocol")
 NOW = datetime(2031, 5, 1, tzinfo=UTC)
@@ -42,6 +51,8 @@ class FakeSuperLink:
         return self.started
 
     def stop_runs(self) -> list[int]:
+        if self.down:
+            raise NetworkError("the SuperLink does not answer")
         self.stopped += 1
         return []
 
@@ -223,6 +234,105 @@ def test_superlink_that_does_not_answer_is_asked_again(bench: Bench) -> None:
     assert runs.state.status == "waiting"
     bench.link.down = False
     assert bench.pass_time(runs).status == "running"
+
+
+def test_run_that_never_begins_is_lost_after_a_while(bench: Bench) -> None:
+    bench.order()
+    runs = bench.open()
+    runs.tend()
+    bench.link.said = "pending"
+    assert bench.pass_time(runs, BEGINS_S - 1).status == "running"  # the control: it has time
+    state = bench.pass_time(runs, 2)
+    assert (state.status, state.in_vain) == ("waiting", 1)
+    assert state.sentence == "its ServerApp did not begin within 180 s"
+    again = bench.open()  # another coordinator gives the next run its time too
+    assert bench.pass_time(again, BEGINS_S - 1).status == "running"
+    bench.say("running")
+    assert bench.pass_time(again, 3600).run_id == "2"
+    assert bench.link.started == 2
+
+
+def test_word_of_another_version_is_none(bench: Bench) -> None:
+    bench.order()
+    runs = bench.open()
+    runs.tend()
+    (bench.home / "run.json").write_text('{"x": 1}')
+    assert bench.pass_time(runs, 4).status == "running"
+    assert read_run(bench.home) is None
+    bench.say("finished")  # the control
+    assert bench.pass_time(runs, 4).status == "finished"
+
+
+def test_state_that_a_full_disk_did_not_take_is_written_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device", str(path))
+
+    bench.order()
+    runs = bench.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_atomically", refuse)
+        for _ in range(3):
+            with pytest.raises(OSError, match="no space left"):
+                runs.tend()
+    runs.tend()
+    bench.say("running")
+    assert bench.pass_time(runs).status == "running"
+    assert read_state(bench.home) == runs.state
+    assert bench.link.started == 1
+
+
+def test_stop_ends_the_server_app_also_while_the_superlink_is_silent(bench: Bench) -> None:
+    bench.order()
+    runs = bench.open()
+    runs.tend()
+    code = "import time; time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-S", "-c", code, "flwr-serverapp"]) as ours:
+        bench.say("running", pid=ours.pid)
+        bench.link.down = True
+        bench.order("stop", hour=1)
+        assert bench.pass_time(runs).status == "waiting"  # and is tried again
+        assert not is_alive(ours.pid)
+        bench.link.down = False
+        assert bench.pass_time(runs).status == "stopped"
+
+
+def test_server_app_that_obeys_no_signal_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import time; time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-S", "-c", code, "flwr-serverapp"]) as ours:
+        bench.say("running", pid=ours.pid)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "is_alive", lambda _: True)
+            patch.setattr(module, "_END_S", 0.1)
+            with pytest.raises(ProcessError, match="does not end"):
+                end_server_app(bench.home)
+        end_server_app(bench.home)  # the control: it ended, and only its parent has not looked
+
+
+def test_one_server_app_of_a_home_is_at_work(bench: Bench) -> None:
+    with (
+        taking_turn(bench.home, run_id="1"),
+        pytest.raises(ProcessError, match="run 2 does not begin"),
+        taking_turn(bench.home, run_id="2", seconds=0.2),
+    ):
+        pytest.fail("two are at work")
+    with taking_turn(bench.home, run_id="2", seconds=0.2):  # the control
+        pass
+
+
+def test_server_app_of_a_run_that_was_given_up_does_not_begin(bench: Bench) -> None:
+    bench.order()
+    bench.open().tend()
+    with taking_turn(bench.home, run_id="1", seconds=0.2):  # the control
+        pass
+    with (
+        pytest.raises(ProcessError, match="run 0 does not begin: it was given up"),
+        taking_turn(bench.home, run_id="0", seconds=0.2),
+    ):
+        pytest.fail("it began")
 
 
 def test_damaged_files_are_named(bench: Bench) -> None:

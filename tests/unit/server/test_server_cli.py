@@ -28,8 +28,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def north() -> JoiningSite:
-    return JoiningSite("north", FakeClock(utc_now()))
+def north(home: Path) -> JoiningSite:
+    return JoiningSite("north", FakeClock(utc_now()), load_server(home))
 
 
 Capture = pytest.CaptureFixture[str]
@@ -95,7 +95,7 @@ def test_a_site_is_invited_approved_renewed_and_revoked(
     (listed,) = ask(capsys, "sites", "list")["sites"]
     assert (listed["status"], listed["days_left"]) == ("enrolled", 364)
 
-    renewed = JoiningSite("north", north.clock)
+    renewed = north.with_new_keys()
     join(home, renewed, ask(capsys, "sites", "rotate", "north", "--out", "new.json")["file"])
     ask(capsys, "sites", "approve", "north", "--fingerprint", renewed.fingerprint, "--yes")
     assert load_roster(home / "roster.json") == {"north": renewed.keys.public}
@@ -103,7 +103,9 @@ def test_a_site_is_invited_approved_renewed_and_revoked(
     revoke = ("sites", "revoke", "north", "--reason", "stolen server")
     assert ask(capsys, *revoke, "--dry-run")["revoked"] is False
     assert list(load_roster(home / "roster.json")) == ["north"]
+    assert [site["days"] for site in ask(capsys, "status")["sites"]] == [364]
     assert ask(capsys, *revoke, "--yes")["revoked"] is True
+    assert [site["days"] for site in ask(capsys, "status")["sites"]] == [None]
     assert load_roster(home / "roster.json") == {}
     assert ask(capsys, *revoke, "--yes", code=2)["error"]["exit_code"] == 2
     events = [line.event for line in read_journal(home / "journal.jsonl")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import pytest
 from tests.fakes.ticker import Ticker
 from vitrael.core.errors import ProcessError
 from vitrael.server import supervisor as module
+from vitrael.server.federation import processes
 from vitrael.server.federation.processes import SERVER_MARK, ProcessGroup, is_alive
 from vitrael.server.supervisor import MOST_FALLS, STEADY_S, ChildPlan, Supervisor
 
@@ -101,6 +103,44 @@ def test_child_that_is_not_vital_is_given_up_and_the_rest_goes_on(
     (state,) = supervisor.states()
     assert state.status == "given up"
     assert supervisor.tend() == []
+    assert supervisor.down() == []  # nothing that is needed
+    assert not supervisor.start(plan("raise SystemExit(1)", vital=False))
+    supervisor.forgive("child")
+    assert supervisor.start(plan(SLEEPS))
+    supervisor.forgive("child")
+    assert supervisor.is_up("child")  # the control: it was not given up
+
+
+def test_child_that_hangs_is_ended_and_counts_as_one_that_fell(
+    supervisor: Supervisor, group: ProcessGroup, ticker: Ticker, plan: Callable[..., ChildPlan]
+) -> None:
+    supervisor.start(plan(SLEEPS))
+    process = group.children["child"].process
+    supervisor.restart("child")
+    supervisor.restart("child")  # once more before it is seen to have ended
+    assert process.poll() is not None
+    assert supervisor.tend() == []
+    assert supervisor.states()[0].falls == 1
+    assert supervisor.down() == ["child"]
+    ticker.move(1.1)
+    assert supervisor.tend() == ["child"]
+    assert supervisor.down() == []
+
+
+def test_full_disk_keeps_no_child_from_coming_back(
+    supervisor: Supervisor,
+    group: ProcessGroup,
+    plan: Callable[..., ChildPlan],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device", str(path))
+
+    monkeypatch.setattr(processes, "write_atomically", refuse)
+    supervisor.start(plan(SLEEPS))
+    assert supervisor.is_up("child")
+    group.end(grace_s=0.5)
+    assert not is_alive(supervisor._watched["child"].child.pid)
 
 
 def test_child_that_was_long_up_begins_anew(

@@ -15,7 +15,9 @@ _DIGEST = sa.String(71)
 def upgrade() -> None:
     """Make the tables; no consent was withdrawn before."""
     op.add_column("consents", sa.Column("withdrawn_utc", _UTC, nullable=False, server_default=""))
-    op.add_column("finished", sa.Column("cohort", _DIGEST, nullable=False, server_default=""))
+    op.add_column("consents", sa.Column("members", sa.JSON(), nullable=False, server_default="{}"))
+    for name in ("cohort", "inputs"):
+        op.add_column("finished", sa.Column(name, _DIGEST, nullable=False, server_default=""))
     op.create_table(
         "site_state",
         sa.Column("id", sa.Integer(), primary_key=True),
@@ -51,5 +53,7 @@ def downgrade() -> None:
     op.drop_table("held")
     op.drop_table("owed_lines")
     op.drop_table("site_state")
+    op.drop_column("finished", "inputs")
     op.drop_column("finished", "cohort")
+    op.drop_column("consents", "members")
     op.drop_column("consents", "withdrawn_utc")

@@ -1,4 +1,4 @@
-"""Invitations, enrollments of sites, and what sites said."""
+"""Invitations, enrollments of sites, what sites said, and where the journal ends."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ _TIME = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
-    """Create the three tables of enrollment."""
+    """Create the three tables of enrollment and the one row of the journal."""
     _create_invitations()
     _create_enrollments()
     _create_words()
+    op.create_table(
+        "journal_head",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("lines", sa.Integer(), nullable=False),
+        sa.Column("hash", _DIGEST, nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_journal_head")),
+    )
 
 
 def _create_invitations() -> None:
@@ -113,6 +120,6 @@ def _create_words() -> None:
 
 
 def downgrade() -> None:
-    """Drop the three tables of enrollment."""
-    for table in ("words", "enrollments", "invitations"):
+    """Drop the four tables."""
+    for table in ("journal_head", "words", "enrollments", "invitations"):
         op.drop_table(table)

@@ -116,11 +116,12 @@ class Home:
         self, study: Study | None = None, *, days: float = 90, max_rounds: int | None = None
     ) -> Consent:
         study = study or self.study
+        members = {name: keys.public for name, keys in self.members.items()}
         draft = draft_consent(
             study,
             site="north",
             keys=self.keys.public,
-            members={name: keys.public for name, keys in self.members.items()},
+            members=members,
             cohort=describe_cohort(self.settings.cohorts / "main"),
             now=self.clock(),
             days=days,
@@ -128,7 +129,7 @@ class Home:
         )
         store = Store(self.settings.store, updates=self.settings.updates)
         journal = Journal(self.settings.journal, clock=self.clock, witness=store)
-        keep_consent(draft, study, store, keys=self.keys, journal=journal)
+        keep_consent(draft, study, store, members=members, keys=self.keys, journal=journal)
         store.close()
         return draft
 

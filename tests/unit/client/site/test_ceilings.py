@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vitrael.client.site.ceilings import check_left, check_study, check_task
-from vitrael.client.site.consent import describe_cohort, draft_consent
-from vitrael.client.site.consent_cli import _others
+from vitrael.client.site.consent import describe_cohort, draft_consent, other_consents
 from vitrael.client.site.settings import Limits
 from vitrael.client.site.store import Store, StoredConsent
 from vitrael.core.cli import run
@@ -49,6 +48,7 @@ def draft(home: Home, *, max_rounds: int | None = None) -> Consent:
         ({"parcel_bytes": CANDIDATES_BYTES}, {"parcel_bytes": CANDIDATES_BYTES - 1}),
         ({"study_bytes": 101}, {"study_bytes": 100}),
         ({"stages": None}, {"stages": ALL_BUT_SIGNING}),
+        ({"stages": None}, {"stages": ()}),
     ],
 )
 def test_study_that_asks_for_more_than_a_ceiling_is_not_consented_to(
@@ -74,23 +74,34 @@ def test_fewer_rounds_than_the_study_has_may_be_consented_to_below_the_ceiling(h
         (1.0, 0.5, 1.0, True),
         (1.0, 0.0, 0.0, True),
         (None, 0.0, 8.0, True),
+        (1.0, None, 8.0, True),
+        (1.0, None, None, False),
     ],
 )
 def test_privacy_budget_counts_over_all_studies(
-    home: Home, epsilon: float | None, spent: float, limit: float | None, *, refused: bool
+    home: Home, epsilon: float | None, spent: float | None, limit: float | None, *, refused: bool
 ) -> None:
+    consent, others, limits = costing(home, epsilon), [costing(home, spent)], Limits(epsilon=limit)
+    task = home.task()
+
+    def hold() -> None:
+        check_study(consent, home.study, limits, left_bytes=0, others=others)
+
+    def hold_once_more() -> None:
+        check_task(task, home.study, limits, consent=consent, left_bytes=0, others=others)
+
+    for check in (hold, hold_once_more):
+        if refused:
+            with pytest.raises(ConsentError, match=r"limits\.epsilon"):
+                check()
+        else:
+            check()
+
+
+def costing(home: Home, budget: float | None) -> Consent:
     given = draft(home)
-
-    def costing(budget: float | None) -> Consent:
-        terms = given.privacy.model_copy(update={"path": "dp", "epsilon": budget})
-        return given.model_copy(update={"privacy": terms})
-
-    others, limits = [costing(spent)], Limits(epsilon=limit)
-    if refused:
-        with pytest.raises(ConsentError, match=r"limits\.epsilon"):
-            check_study(costing(epsilon), home.study, limits, left_bytes=0, others=others)
-    else:
-        check_study(costing(epsilon), home.study, limits, left_bytes=0, others=others)
+    terms = given.privacy.model_copy(update={"path": "dp", "epsilon": budget})
+    return given.model_copy(update={"privacy": terms})
 
 
 def test_budget_that_was_given_under_earlier_keys_is_given(home: Home) -> None:
@@ -100,13 +111,13 @@ def test_budget_that_was_given_under_earlier_keys_is_given(home: Home) -> None:
     envelope = sign_consent(earlier, KeyPair.create())  # the keys were rotated since
     with closing(Store(home.settings.store, updates=home.settings.updates)) as store:
         store.save_consent(
-            StoredConsent(envelope, {}),
+            StoredConsent(envelope, {}, {}),
             protocol=earlier.protocol,
             roster=earlier.roster,
             given_utc=earlier.given_utc,
         )
-    assert _others(home.settings, asked) == [earlier]
-    assert _others(home.settings, draft(home)) == []  # the control: this one costs nothing
+        assert other_consents(store, asked) == [earlier]
+        assert other_consents(store, draft(home)) == []  # the control: this one costs nothing
 
 
 def test_empirical_study_spends_no_privacy_budget(home: Home) -> None:
@@ -134,6 +145,8 @@ def test_remedy_moves_the_ceiling_the_right_way(
         ({"rounds": 2}, {"rounds": 1}),
         ({"smallest_roster": 3}, {"smallest_roster": 4}),
         ({"stages": ("codec",)}, {"stages": ("teacher",)}),
+        ({"stages": None}, {"stages": ()}),
+        ({"parcel_bytes": CANDIDATES_BYTES}, {"parcel_bytes": CANDIDATES_BYTES - 1}),
         ({"study_bytes": 101}, {"study_bytes": 100}),
     ],
 )
@@ -141,17 +154,19 @@ def test_task_beyond_a_ceiling_is_refused(
     home: Home, allows: dict[str, Any], refuses: dict[str, Any]
 ) -> None:
     task = home.task(round=1)
-    check_task(task, home.study, Limits(**allows), left_bytes=100)
+    check_task(task, home.study, Limits(**allows), consent=draft(home), left_bytes=100)
     (name,) = refuses
     with pytest.raises(ConsentError, match=rf"limits\.{name} in site\.toml"):
-        check_task(task, home.study, Limits(**refuses), left_bytes=100)
+        check_task(task, home.study, Limits(**refuses), consent=draft(home), left_bytes=100)
 
 
 def limit(home: Home, line: str) -> None:
     (home.path / "site.toml").write_text(f'name = "north"\n[limits]\n{line}\n')
 
 
-@pytest.mark.parametrize("line", ["rounds = 1", 'stages = ["teacher"]', "smallest_roster = 4"])
+@pytest.mark.parametrize(
+    "line", ["rounds = 1", 'stages = ["teacher"]', "stages = []", "smallest_roster = 4"]
+)
 def test_ceiling_that_was_set_after_the_consent_is_held(
     home: Home, counting: CountingTask, line: str
 ) -> None:

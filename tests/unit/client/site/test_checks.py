@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from tests.factories.tls import Identity, Response, Server, issue, make_authority, serve_tls
 from vitrael.client.site import checks
 from vitrael.client.site.checks import check_clock, check_gpu, check_tls, checks_of
+from vitrael.client.site.life import note_of_life
 from vitrael.core.doctor import doctor, exit_code, run_checks
 from vitrael.core.reach import Answer
 from vitrael.privacy.keys import KeyPair, save_roster
@@ -42,8 +43,8 @@ def server(authority: Identity) -> Iterator[Server]:
 
 
 @pytest.fixture
-def path(home: Any, server: Server, authority: Identity) -> Path:
-    """Return a home that is in order, by the true clock."""
+def path(home: Any, server: Server, authority: Identity) -> Iterator[Path]:
+    """Yield a home that is in order, by the true clock."""
     home.clock.now = datetime.now(UTC)
     home.consent()
     create_node_key(home.path / "keys" / "node")
@@ -58,9 +59,8 @@ def path(home: Any, server: Server, authority: Identity) -> Path:
             }
         )
     )
-    (home.path / "steward.json").write_text(json.dumps({"pid": os.getpid()}))
-    found: Path = home.path
-    return found
+    with note_of_life(home.path / "steward.json", {"pid": os.getpid()}):
+        yield home.path
 
 
 def examine(path: Path, *, now: datetime | None = None) -> dict[str, tuple[str, str]]:
@@ -76,7 +76,7 @@ def test_a_home_in_order_has_nothing_to_do_but_start_the_courier(path: Path) -> 
         "courier": "warn"
     }
     assert set(COORDINATOR) < set(found)
-    assert "the first of 1 consents holds for 90 days" in found["consents"][1]
+    assert "the first of 1 consents holds for 89 days" in found["consents"][1]
 
 
 def test_a_folder_of_another_kind_is_asked_nothing(tmp_path: Path) -> None:
@@ -93,8 +93,11 @@ def test_settings_that_are_wrong_are_the_one_finding(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "spoil", "level", "said"),
     [
-        ("keys", lambda p: (p / "keys" / "node").chmod(0o640), "fail", "chmod 600 keys/node"),
+        ("keys", lambda p: (p / "keys" / "split.key").chmod(0o640), "fail", "chmod 600 keys/split"),
+        ("keys", lambda p: (p / "keys" / "node").chmod(0o644), "fail", "chmod 640 keys/node"),
         ("keys", lambda p: (p / "keys" / "sealing.pem").unlink(), "fail", "sealing.pem"),
+        ("keys", lambda p: (p / "keys.unused-1").mkdir(), "warn", "lie in keys.unused-1 too"),
+        ("keys", lambda p: (p / ".partial-restore").mkdir(), "warn", "lie in .partial-restore too"),
         ("steward", lambda p: (p / "steward.json").unlink(), "warn", "vitrael site run"),
         ("journal", lambda p: (p / "journal.jsonl").unlink(), "fail", "not whole"),
         ("enrollment", lambda p: (p / "standing.json").unlink(), "warn", "vitrael site fetch"),
@@ -108,7 +111,7 @@ def test_settings_that_are_wrong_are_the_one_finding(path: Path) -> None:
             "inspect",
         ),
     ],
-    ids=range(9),
+    ids=range(12),
 )
 def test_what_is_wrong_is_found_with_its_remedy(
     path: Path, name: str, spoil: Any, level: str, said: str
@@ -148,6 +151,9 @@ def test_consents_that_cover_nothing_any_more_are_told(
 
 def test_a_site_that_was_revoked_is_told(path: Path) -> None:
     document = json.loads((path / "standing.json").read_text())
+    (path / "standing.json").write_text(json.dumps({**document, "status": "pending"}))
+    level, told = examine(path)["enrollment"][:2]
+    assert (level, "not approved the site yet" in told) == ("warn", True)
     (path / "standing.json").write_text(json.dumps({**document, "status": "revoked"}))
     assert examine(path)["enrollment"][1].startswith("the site is revoked")
 

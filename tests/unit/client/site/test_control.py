@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
+from vitrael.client.site.steward import Steward
 from vitrael.client.site.store import Store
+from vitrael.core.errors import StorageError, UsageError
 from vitrael.privacy.journal import Journal, verify_journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit.client.site.conftest import Home
+    from tests.unit.client.site.conftest import CountingTask, Home
     from vitrael.client.site.control import Control
+    from vitrael.client.site.decisions import Held
 
 
 class Killed(BaseException):
@@ -95,7 +99,8 @@ def test_killed_act_holds_and_its_line_is_written_by_the_next_command(
     assert [line.event for line in home.lines()] == ["consent"]
     reply, _ = home.open(steward.answer(home.parcel(home.task({}, stage="consent"), {})))
     assert reply.status == "refused"
-    assert len(home.control().settle()) == 1
+    (told,) = home.control().settle()
+    assert told.split(":")[0] == event
     assert home.lines()[-1].event == event
     assert home.control().settle() == []
 
@@ -121,3 +126,71 @@ def test_leaving_takes_every_consent_back(home: Home) -> None:
     assert all(stored.withdrawn_utc for stored in store.list_consents())
     store.close()
     assert home.lines()[-1].reason == "the project has ended"
+
+
+def test_line_written_down_after_the_fact_is_told_with_stage_and_reason(
+    home: Home, counting: CountingTask
+) -> None:
+    control, held = hold(home, counting)
+    killed_at("journal", lambda: control.reject(held, reason="too few"))
+    assert home.control().settle() == ["rejected of codec 1: too few"]
+
+
+def hold(home: Home, counting: CountingTask) -> tuple[Control, Held]:
+    """Return a result that waits for its operator, and who may decide."""
+    home.consent()
+    (home.path / "site.toml").write_text('name = "north"\nrelease = "manual"\n')
+    steward = Steward(
+        home.settings,
+        clock=home.clock,
+        tasks={"codec": counting},
+        layouts=None,
+        sleep=lambda seconds: home.clock.advance(seconds=seconds),
+    )
+    steward.answer(home.parcel(home.task()))
+    steward.close()
+    with closing(Store(home.settings.store, updates=home.settings.updates)) as store:
+        (held,) = store.decisions.list_held()
+    return home.control(), held
+
+
+def test_result_that_another_terminal_has_released_is_not_rejected(
+    home: Home, counting: CountingTask
+) -> None:
+    control, held = hold(home, counting)
+    home.control().release(held)
+    with pytest.raises(UsageError, match="was released already"):
+        control.reject(held, reason="too late")
+    with closing(Store(home.settings.store, updates=home.settings.updates)) as store:
+        assert [each.state for each in store.decisions.list_held()] == ["released"]
+    assert home.control().settle() == []
+    assert home.lines()[-1].event == "released"
+
+
+@pytest.mark.parametrize(
+    ("act", "event"), [(stop, "withdrawn"), (pause, "paused"), (leave, "left")]
+)
+def test_journal_that_refuses_stops_no_act_that_takes_away(
+    home: Home, act: Callable[[Control, Home], None], event: str
+) -> None:
+    home.consent()
+    steward = home.steward()
+    lines = home.settings.journal
+    away = lines.rename(lines.with_suffix(".away"))
+    control = home.control()
+    act(control, home)
+    assert control.unwritten is not None
+    assert "not whole" in control.unwritten.sentence()
+    away.rename(lines)
+    reply, _ = home.open(steward.answer(home.parcel(home.task({}, stage="consent"), {})))
+    assert reply.status == "refused"
+    (told,) = home.control().settle()
+    assert told.startswith(event)
+
+
+def test_journal_that_refuses_lets_nothing_be_given(home: Home) -> None:
+    home.consent()
+    home.control().pause()
+    home.settings.journal.unlink()
+    with pytest.raises(StorageError, match="not whole"):
+        home.control().resume()

@@ -143,7 +143,7 @@ def test_consents_are_listed_with_what_was_used(given: Home, counting: CountingT
     (facts,) = document["consents"]
     assert document["study_bytes"] == 1_000_000
     assert (facts["state"], facts["why"], facts["rounds_answered"]) == ("given", "", {"codec": 2})
-    assert (facts["bytes_left"], facts["max_rounds"]) == (sent, 2)
+    assert (facts["sent_bytes"], facts["max_rounds"]) == (sent, 2)
     assert 89.9 < facts["days_left"] <= 90
     text = call(given, "consents").stdout
     assert f"{sent} bytes have left of 1000000 allowed" in text
@@ -227,6 +227,21 @@ def test_held_result_is_rejected_with_a_reason(given: Home, counting: CountingTa
     assert (told(given, "held"), given.lines()[-1].reason) == ([], "too few")
 
 
+def test_what_a_stop_rejected_is_found_and_released_under_a_new_consent(
+    given: Home, counting: CountingTask
+) -> None:
+    hold(given, counting, 0)
+    (waiting,) = told(given, "held")
+    told(given, "stop", "site-test", "--yes")
+    given.consent()
+    assert told(given, "held") == []
+    (found,) = told(given, "held", "--all")
+    assert (found["id"], found["state"]) == (waiting["id"], "rejected")
+    assert "rejected: the consent was taken back" in call(given, "held", "--all").stdout
+    told(given, "release", str(found["id"]), "--yes")
+    assert [each["state"] for each in told(given, "held", "--all")] == ["released"]
+
+
 @pytest.mark.parametrize("arguments", [(), ("1", "--all"), ("77",)])
 def test_release_of_nothing_is_a_wrong_call(given: Home, arguments: tuple[str, ...]) -> None:
     assert call(given, "release", *arguments, "--yes").exit_code == 2
@@ -242,9 +257,10 @@ def test_command_that_was_killed_is_told_of_by_the_next(
         patch.setattr("vitrael.client.site.store.Store.save_consent", kill)
         with pytest.raises(KeyboardInterrupt):
             given.consent()
-    said = call(given, "consents").stderr
+    said = call(given, "resume").stderr
+    assert "written down after the fact: repaired: a consent begun at" in said
     assert "was not finished: none was given" in said
-    assert call(given, "consents").stderr == ""
+    assert call(given, "resume").stderr == ""
 
 
 def test_fetched_study_is_consented_to_by_its_name(home: Home, study_file: Path) -> None:

@@ -299,7 +299,7 @@ def test_patient_is_withdrawn_by_name(home: Home, call: Call) -> None:
     again = call("withdraw", "sub-01", "--yes", "--json")
     held = [{"cohort": "main", "version": 1, "digest": digest}]
     none = {"items": 0, "cohorts": [], "files": 0, "bytes": 0}
-    assert again.document == {**none, "known": True, "versions": held}
+    assert again.document == {**none, "known": True, "versions": held, "versions_forgotten": []}
 
 
 @pytest.mark.usefixtures("taken")
@@ -310,8 +310,8 @@ def test_patient_is_withdrawn_by_a_name_from_a_pipe(
     assert call("withdraw", "-", "--yes", "--json").document["error"]["exit_code"] == 2
     type_in("sub-01\n", monkeypatch)
     said = call("withdraw", "-", "--yes", "--json")
-    assert said.document["items"] == 1
-    assert said.document.keys() == {"items", "cohorts", "known", "versions", "files", "bytes"}
+    assert (said.document["items"], said.document["versions_forgotten"]) == (1, [])
+    assert len(said.document) == 7
     assert home.read_withdrawn() == {pseudonym_of("sub-01", key=KEY)}
 
 

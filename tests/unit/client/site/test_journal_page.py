@@ -6,19 +6,21 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
 from vitrael.client.site.journal_page import (
     JournalPage,
     describe_message,
+    describe_word,
     render_page,
     tell_size,
 )
-from vitrael.client.site.outbox import RULES
+from vitrael.client.site.rules import RULES
 from vitrael.core.cli import run
 from vitrael.core.digest import digest_bytes
+from vitrael.privacy.enrollment import SiteWord
 from vitrael.privacy.journal import Entry, Fault, Journal, Line, read_journal
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class Page(HTMLParser):
 def lines(tmp_path: Path, clock: FakeClock) -> list[Line]:
     journal = Journal(tmp_path / "journal.jsonl", clock=clock)
     said: list[dict[str, Any]] = [
+        {"event": "joined", "to": TASK["to"], "bytes": 1500, "reason": "public keys"},
+        {"event": "sent", "to": TASK["to"], "bytes": 900, "reason": f"word: withdraw: {SCRIPT}"},
         {"event": "consent", "protocol": PROTOCOL, "roster": ROSTER, "reason": "8 rounds"},
         {"event": "sent", **TASK, "stage": "codec", "bytes": 2 << 20, "fields": ("num_examples",)},
         {"event": "sent", **TASK, "stage": "codec", "round": 1, "bytes": 1 << 20},
@@ -84,11 +88,11 @@ def test_page_says_what_left_when_to_whom_how_much_and_why(
     page = Page(render_page(page_of(lines, clock)))
     for words in (
         "What left site north",
-        "The journal is whole: none of its 5 lines",
+        "The journal is whole: none of its 7 lines",
         "coordinator abc",
-        "3,146,428 bytes",
+        "3,148,828 bytes",
         "number of training images",
-        "covered by the consent of 2031-05-01 21:00",
+        "covered by the consent of 2031-05-02 15:00",
         "consent given",
         "paused",
         lines[-1].hash,
@@ -96,21 +100,54 @@ def test_page_says_what_left_when_to_whom_how_much_and_why(
         assert words in page.text
 
 
+def test_word_and_key_are_no_result_that_somebody_asked_for(
+    lines: list[Line], clock: FakeClock
+) -> None:
+    page = page_of(lines, clock)
+    told = [(line.bytes, what, sentence) for line, _, what, sentence in page.words]
+    assert told == [
+        (900, "word: a consent was taken back", SCRIPT),
+        (1500, "public keys, to join", ""),
+    ]
+    assert len(page.sent) == 2
+    assert {one.line.bytes for one in page.departures} == {2 << 20, 1 << 20, 700}
+    text = Page(render_page(page)).text
+    for false in ("no consent is written down", "nothing signed"):
+        assert false not in text
+    assert "Asked for What left" in text  # the control: the table of results is there
+
+
+def test_every_word_that_a_site_says_has_a_name(lines: list[Line]) -> None:
+    for kind in get_args(SiteWord.model_fields["kind"].annotation):
+        word = lines[1].model_copy(update={"reason": f"word: {kind}"})
+        assert f"word: {kind}" not in describe_word(word)
+    unknown = lines[1].model_copy(update={"reason": "word: something: more"})
+    assert describe_word(unknown) == ("word: something: more", "")  # never left out
+
+
 def test_everything_that_may_leave_has_a_name_in_words(lines: list[Line]) -> None:
     for rule in RULES.values():
         names = (*rule.body.model_fields, *rule.like_input, *rule.arrays, "num_examples")
-        line = lines[1].model_copy(update={"fields": names})
+        line = lines[3].model_copy(update={"fields": names})
         assert not (set(names) - {"counts"}) & set(describe_message(line))
-    unknown = lines[1].model_copy(update={"fields": ("something",)})
+    unknown = lines[3].model_copy(update={"fields": ("something",)})
     assert describe_message(unknown) == ("something",)  # shown by its name, never left out
 
 
 def test_totals_are_those_of_study_stage_and_day(lines: list[Line], clock: FakeClock) -> None:
     page = page_of(lines, clock)
     stages = [(total.name, total.messages, total.bytes) for total in page.by_study]
-    assert stages == [(("brain", "codec"), 2, 3 << 20), (("brain", "teacher"), 1, 700)]
+    assert stages == [
+        (("no study", "words and keys"), 2, 2400),
+        (("brain", "codec"), 2, 3 << 20),
+        (("brain", "teacher"), 1, 700),
+    ]
     days = [(total.name, total.bytes) for total in page.by_day]
-    assert days == [(("2031-05-02",), 3 << 20), (("2031-05-03",), 700)]
+    assert days == [
+        (("2031-05-01",), 1500),
+        (("2031-05-02",), 900),
+        (("2031-05-03",), (3 << 20) + 700),
+    ]
     assert page.left_bytes == sum(total.bytes for total in page.by_day)
 
 
@@ -142,7 +179,7 @@ def test_broken_journal_shows_its_fault_and_no_line(lines: list[Line], clock: Fa
     assert "The journal is not whole." in text
     assert "Line 3: the line was changed" in text
     assert "is whole" not in text
-    assert lines[1].to not in text
+    assert lines[3].to not in text
 
 
 def test_empty_journal_says_so(clock: FakeClock) -> None:
@@ -154,9 +191,9 @@ def test_empty_journal_says_so(clock: FakeClock) -> None:
 def test_studies_that_share_a_name_are_told_apart(lines: list[Line], clock: FakeClock) -> None:
     other = digest_bytes(b"version 2")
     page = page_of(lines, clock, studies={PROTOCOL: "brain", other: "brain"})
-    assert page.study_of(lines[1]) == f"brain {PROTOCOL[7:19]}"
-    assert page_of(lines, clock).study_of(lines[1]) == "brain"
-    assert page_of(lines, clock, studies={}).study_of(lines[1]) == PROTOCOL[7:19]
+    assert page.study_of(lines[3]) == f"brain {PROTOCOL[7:19]}"
+    assert page_of(lines, clock).study_of(lines[3]) == "brain"
+    assert page_of(lines, clock, studies={}).study_of(lines[3]) == PROTOCOL[7:19]
 
 
 @pytest.mark.parametrize(

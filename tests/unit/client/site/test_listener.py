@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from tests.factories.courier import wait_for
 from vitrael.client.site import inbox
 from vitrael.client.site.courier import spool
-from vitrael.client.site.courier.spool import call_steward, write_parcel
-from vitrael.client.site.listener import LONGEST_PATH, NO_DISK, REFUSAL, read_request, serve
+from vitrael.client.site.courier.spool import LONGEST_PATH, call_steward, write_parcel
+from vitrael.client.site.life import is_alive
+from vitrael.client.site.listener import NO_DISK, REFUSAL, read_request, serve
 from vitrael.client.site.tasks import TaskResult
 from vitrael.core.errors import (
     ConfigError,
@@ -190,16 +192,45 @@ def test_attachments_are_not_read_before_the_signature_holds(
 
 
 def test_parcel_of_a_killed_courier_is_cleared_and_one_that_waits_is_kept(home: Home) -> None:
-    for name in ("left-over", ".partial-x", "waits"):
-        folder = home.settings.inbox / name
-        folder.mkdir(parents=True)
-        (folder / "envelope").write_bytes(b"x")
-        if name != "waits":
-            long_ago = folder.stat().st_mtime - 3600
-            os.utime(folder, (long_ago, long_ago))
+    def lay(*names: str) -> None:
+        for name in names:
+            write_parcel(home.settings.inbox / name, {"envelope": b"x"})
+            if name != "waits":
+                long_ago = (home.settings.inbox / name).stat().st_mtime - 3600
+                os.utime(home.settings.inbox / name, (long_ago, long_ago))
+
+    def left() -> list[str]:
+        return [folder.name for folder in home.settings.inbox.iterdir()]
+
+    lay("left-over", ".partial-x", "waits")
     with listening(home, echo) as path:
-        assert [folder.name for folder in home.settings.inbox.iterdir()] == ["waits"]
+        assert left() == ["waits"]
+        lay("killed-while-it-served")
         assert b"error" not in hear(path, b'{"parcel": "waits"}\n')
+        wait_for(lambda: left() == ["waits"], seconds=10)
+
+
+def test_a_task_of_hours_outlives_its_steward(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The courier waits all the time; the steward is killed and starts again."""
+    monkeypatch.setattr(spool, "_TOUCH_S", 0.02)
+    answers: list[dict[str, bytes]] = []
+    caller = threading.Thread(
+        target=lambda: answers.append(call_steward(home.path, {"envelope": b"x"}, wait_s=30)),
+        daemon=True,
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as killed:
+        killed.bind(str(home.path / "steward.sock"))
+        killed.listen()
+        caller.start()
+        connection, _ = killed.accept()
+        with connection:
+            (parcel,) = home.settings.inbox.iterdir()
+            os.utime(parcel, (0, 0))  # hours ago
+            wait_for(lambda: parcel.stat().st_mtime > 0, seconds=10)
+    (home.path / "steward.sock").unlink()
+    with listening(home, echo):
+        caller.join(30)
+    assert answers == [{"envelope": b"x"}]
 
 
 def test_refusal_without_a_journal_is_the_same_sentence(
@@ -282,13 +313,21 @@ def test_second_steward_is_refused(home: Home) -> None:
     assert not path.exists()
 
 
-def test_long_home_gets_a_short_socket(make_home: Callable[[str], Home]) -> None:
+def test_long_home_is_served_in_its_place(make_home: Callable[[str], Home]) -> None:
     home = make_home("x" * LONGEST_PATH)
     with listening(home, echo) as path:
-        assert len(os.fsencode(path)) <= LONGEST_PATH
-        assert path.parent.stat().st_mode & 0o077 == 0
+        assert path == home.path / "steward.sock"
+        assert path.stat().st_mode & 0o777 == 0o660  # a courier under another user reaches it
         assert call_steward(home.path, {"envelope": b"x"}, wait_s=10) == {"envelope": b"x"}
-    assert not path.parent.exists()
+    assert not path.exists()
+
+
+def test_a_steward_that_serves_is_known_to_live(home: Home) -> None:
+    assert not is_alive(home.settings.steward)
+    with listening(home, echo):
+        assert is_alive(home.settings.steward)
+        assert home.settings.steward.stat().st_mode & 0o777 == 0o640
+    assert not is_alive(home.settings.steward)
 
 
 def test_socket_of_a_killed_steward_is_no_hindrance(home: Home) -> None:

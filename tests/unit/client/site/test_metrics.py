@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,7 +14,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes.clock import FakeClock
-from vitrael.client.site.courier.numbers import courier_metrics, read_metrics, resident_bytes
+from vitrael.client.site.courier.numbers import (
+    courier_metrics,
+    read_metrics,
+    resident_bytes,
+    resident_tree_bytes,
+)
 from vitrael.client.site.metrics import SiteMetrics
 from vitrael.client.site.settings import SiteSettings
 from vitrael.client.site.steward import Steward
@@ -133,18 +141,29 @@ def test_the_courier_tells_of_its_processes() -> None:
     told = samples(
         courier_metrics(
             up={"node": True, "executor": False},
-            restarts={"node": 3, "executor": 0},
+            restarts={"node": 3},
             is_connected=True,
-            pids=[],
+            resident=9,
         )
     )
     assert told["vitrael_courier_up{node}"] == 1
     assert told["vitrael_courier_up{executor}"] == 0
     assert told["vitrael_courier_restarts_total{node}"] == 3
     assert told["vitrael_courier_connected"] == 1
-    assert told["vitrael_courier_resident_bytes"] == 0
+    assert "vitrael_courier_restarts_total{executor}" not in told  # another command's, not known
+    assert told["vitrael_courier_resident_bytes"] == 9
 
 
 def test_memory_is_the_kernel_s_number() -> None:
     assert resident_bytes() > 1 << 20
     assert resident_bytes(-1) == 0
+
+
+def test_memory_is_that_of_all_who_descend_from_a_process() -> None:
+    command = ("/bin/sh", "-c", "(sleep 100 & echo; wait) & wait")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        assert resident_tree_bytes(parent.pid) > resident_bytes(parent.pid) > 0
+        os.killpg(parent.pid, signal.SIGKILL)
+    assert resident_tree_bytes(parent.pid) == 0

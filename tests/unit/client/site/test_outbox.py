@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pytest
 
-from vitrael.client.site.outbox import RULES, Layouts, Outbox
+from vitrael.client.site.outbox import Layouts, Outbox
+from vitrael.client.site.rules import RULES
 from vitrael.client.site.settings import Limits
 from vitrael.client.site.tasks import TASKS, TaskResult
 from vitrael.core.digest import Digest
-from vitrael.core.errors import DataError, StorageError, WeightsError
+from vitrael.core.errors import ConsentError, DataError, StorageError, WeightsError
 from vitrael.core.messages import StageName
 from vitrael.core.metrics.intervals import Estimate
 from vitrael.privacy.audit.closeness import Closeness
@@ -94,6 +96,28 @@ def test_nothing_leaves_when_its_line_cannot_be_written(
     monkeypatch.setattr("vitrael.privacy.journal.os.fsync", full)
     with pytest.raises(StorageError, match="journal"):
         outbox.send(home.task(), outbox.check(home.task(), result(), INPUTS, study=home.study))
+
+
+def test_line_is_written_while_the_result_may_leave_and_not_otherwise(
+    home: Home, outbox: Outbox
+) -> None:
+    task = home.task()
+    finished = outbox.check(task, result(), INPUTS, study=home.study)
+
+    @contextmanager
+    def leaving() -> Iterator[None]:
+        assert home.lines() == []
+        yield
+        assert [line.event for line in home.lines()] == ["sent"]
+
+    @contextmanager
+    def staying() -> Iterator[None]:
+        raise ConsentError("the consent was taken back")
+        yield
+
+    with pytest.raises(ConsentError):
+        outbox.send(task, finished, leaving=staying)
+    outbox.send(task, finished, leaving=leaving)
 
 
 @pytest.mark.parametrize(

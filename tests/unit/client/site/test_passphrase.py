@@ -39,6 +39,19 @@ def test_credential_comes_before_file_and_terminal(
     assert asked == b"that of the terminal"
 
 
+def test_credential_is_read_as_systemd_shows_it(tmp_path: Path) -> None:
+    """It belongs to root; what lets the service's user read it shows in the group's bits."""
+    environment = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    path = secret(tmp_path / "vitrael-passphrase")
+    for mode in (0o400, 0o440):
+        path.chmod(mode)
+        assert read_passphrase("keys", environment=environment, ask=never)
+    for mode in (0o444, 0o460):
+        path.chmod(mode)
+        with pytest.raises(AuthError, match=r"credential .*/vitrael-passphrase is open to other"):
+            read_passphrase("keys", environment=environment, ask=never)
+
+
 def test_new_passphrase_is_asked_for_twice(tmp_path: Path) -> None:
     asked: list[bool] = []
 
@@ -64,9 +77,10 @@ def test_process_without_a_terminal_says_what_it_needs(monkeypatch: pytest.Monke
 def test_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
     environment = {"VITRAEL_PASSPHRASE_FILE": str(secret(tmp_path / "p"))}
     read_passphrase("keys", environment=environment, ask=never)
-    (tmp_path / "p").chmod(0o644)
-    with pytest.raises(AuthError, match="open to other users"):
-        read_passphrase("keys", environment=environment, ask=never)
+    for mode in (0o644, 0o640, 0o440):
+        (tmp_path / "p").chmod(mode)
+        with pytest.raises(AuthError, match=r"passphrase .*/p is open to other users"):
+            read_passphrase("keys", environment=environment, ask=never)
 
 
 @pytest.mark.parametrize("text", ["", "\n"])

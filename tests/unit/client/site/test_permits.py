@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING
 from weakref import ref
 
 import pytest
 
 from tests.factories.cohort import write_cohort
+from vitrael.client.site.consent import open_agreement
 from vitrael.client.site.ingest.summary import summarize
 from vitrael.client.site.ingest.told import save_summary
+from vitrael.client.site.store import Store
 from vitrael.client.site.tasks import TaskResult
 from vitrael.core.data.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import ConsentError, TaskStopped
+from vitrael.privacy.keys import KeyPair
 
 if TYPE_CHECKING:
     from tests.unit.client.site.conftest import CountingTask, Home
@@ -31,8 +36,19 @@ def no_consent(home: Home, _patch: pytest.MonkeyPatch) -> Task:
 
 
 def changed_study(home: Home, _patch: pytest.MonkeyPatch) -> Task:
+    """Put another study beside the consent, in its place in the store."""
+    task = home.task()
     protocol = home.study.protocol.model_copy(update={"purpose": "Something else."})
-    return home.task(protocol=protocol.digest)
+    study = home.study.model_copy(update={"protocol": protocol}).model_dump(mode="json")
+    with closing(Store(home.settings.store, updates=home.settings.updates)) as store:
+        kept = store.find_consents(task.protocol)[task.roster]
+        store.save_consent(
+            dataclasses.replace(kept, study=study),
+            protocol=task.protocol,
+            roster=task.roster,
+            given_utc=home.clock().isoformat(),
+        )
+    return task
 
 
 def other_roster(home: Home, _patch: pytest.MonkeyPatch) -> Task:
@@ -90,7 +106,7 @@ def left(home: Home, _patch: pytest.MonkeyPatch) -> Task:
     ("spoil", "said"),
     [
         (no_consent, "has given no consent to this protocol"),
-        (changed_study, "has given no consent to this protocol"),
+        (changed_study, "says something else than its place in the store"),
         (other_roster, "with another roster"),
         (expired, "has expired"),
         (one_round_too_many, "round 3 of codec is more than site north consented to"),
@@ -244,3 +260,16 @@ def test_stopped_task_is_answered_by_nothing_and_runs_again(
     assert [line.event for line in home.lines()] == ["consent"]
     counting.error = None
     assert home.open(steward.answer(home.parcel(home.task())))[0].status == "done"
+
+
+def test_members_who_are_not_those_of_the_consent_vouch_for_nobody(home: Home) -> None:
+    home.consent()
+    task = home.task()
+    strangers = {site: KeyPair.create().public.model_dump() for site in home.members}
+    with closing(Store(home.settings.store, updates=home.settings.updates)) as store:
+        kept = store.find_consents(task.protocol)[task.roster]
+        own = home.keys.public
+        assert set(open_agreement(kept, own=own).members) == set(home.members)  # the control
+        for members in (strangers, {}, {"north": "no keys"}):
+            with pytest.raises(ConsentError, match="consented to"):
+                open_agreement(dataclasses.replace(kept, members=members), own=own)

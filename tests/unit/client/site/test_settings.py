@@ -88,6 +88,7 @@ def test_site_that_sets_its_threads_keeps_the_studys_device(home: Home) -> None:
     context = SiteContext(
         settings=load_settings(home.path, threads=8),
         study=study,
+        members={},
         consent=b"",
         keys=home.keys,
         records=home.path,

@@ -296,6 +296,19 @@ def test_context_stays_warm_and_shows_nothing(home: Home) -> None:
     assert (seen[0].device, seen[0].threads, seen[0].study) == ("cpu", 1, home.study)
 
 
+def test_memory_is_given_back_after_every_task_that_held_tensors(
+    home: Home, steward: Steward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    monkeypatch.setattr("vitrael.client.site.steward.give_back_memory", lambda: given.append(1))
+    steward.rest()
+    assert given == []
+    for times, round_index in enumerate((0, 0, 99)):  # computed, given again, refused
+        steward.answer(home.parcel(home.task(round=round_index)))
+        steward.rest()
+        assert len(given) == min(times + 1, 2)
+
+
 def test_withdrawn_patient_whom_a_cohort_still_holds_is_not_served(home: Home) -> None:
     """A killed withdrawal has left the manifest, or a backup has brought it back."""
     assert "p-3" in open_cohort(home.settings, home.study).subjects

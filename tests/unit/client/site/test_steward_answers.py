@@ -119,6 +119,27 @@ def test_one_release_of_a_protocol_is_signed(home: Home) -> None:
         assert home.open(steward.answer(home.parcel(task, brought)))[0].status == status
 
 
+@pytest.mark.parametrize("amends", [True, False])
+def test_amended_roster_opens_no_answered_round_for_other_inputs(
+    home: Home, counting: CountingTask, *, amends: bool
+) -> None:
+    home.consent()
+    steward = home.steward({"codec": counting})
+    earlier = home.task()
+    assert home.open(steward.answer(home.parcel(earlier)))[0].status == "done"
+    home.members["valley"] = KeyPair.create()
+    predecessor = earlier.roster if amends else None
+    roster = home.study.roster.model_copy(update={"predecessor": predecessor})
+    home.consent(home.study.model_copy(update={"roster": roster}))
+    other = {"codec": {"w": np.full((2, 3), 7, np.float32)}}
+    reply, _ = home.open(steward.answer(home.parcel(home.task(other), other)))
+    assert reply.status == ("refused" if amends else "done")
+    same = home.task()  # a round that was cut off is asked again as it was
+    assert home.open(steward.answer(home.parcel(same)))[0].status == (
+        "done" if amends else "refused"
+    )
+
+
 def test_another_roster_has_records_of_its_own_and_no_second_release(home: Home) -> None:
     seen: list[SiteContext] = []
 

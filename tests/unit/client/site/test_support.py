@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tarfile
 from contextlib import closing
 from datetime import UTC, datetime
@@ -16,7 +17,15 @@ from click.testing import CliRunner
 from vitrael.client.site.store import Store
 from vitrael.core.errors import UsageError
 from vitrael.core.logs import configure_logging
-from vitrael.core.support import REMOVED, collect, redact, support_bundle
+from vitrael.core.support import (
+    REMOVED,
+    collect,
+    journal_part,
+    log_part,
+    redact,
+    sizes_of,
+    support_bundle,
+)
 
 PLANTS = ("DOE^JANE", "jane-doe", "Jane_Doe", "19570203", "MRN-0042")
 """A patient's name in several spellings, a day of birth, a number in a hospital."""
@@ -108,6 +117,47 @@ def test_a_home_that_is_broken_still_gives_a_bundle(path: Path) -> None:
     assert found_in(files) == []
     assert json.loads(files["site.toml.json"]) == {"unreadable": "TOMLDecodeError"}
     assert json.loads(files["store-rows.json"]) == {"unreadable": "DatabaseError"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user can be posed by root alone")
+def test_what_another_user_of_the_site_keeps_is_told_as_that(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path)  # the folders above are closed to the other user
+    for name, mode in ((".", 0o755), ("flower/node", 0o700), ("journal.jsonl", 0o600)):
+        Path(name).chmod(mode)
+    log = Path("flower/node/courier.log")
+    os.seteuid(65_534)
+    try:
+        with pytest.raises(PermissionError):  # the control
+            log.is_file()
+        files = {
+            **log_part(log, name="node"),
+            **journal_part(Path("journal.jsonl"), ["consent"]),
+        }
+        sizes = sizes_of(Path())
+    finally:
+        os.seteuid(0)
+    told = {name: json.loads(data) for name, data in files.items()}
+    assert told == {
+        "logs/node.json": {"unreadable": "PermissionError"},
+        "journal.json": {"unreadable": "PermissionError"},
+    }
+    assert sizes["flower"]["files"] == 1  # the executor's alone: the fixture's are open
+
+
+def test_a_file_that_vanishes_while_it_is_counted_is_left_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, walk = sizes_of(path)["spool"], os.walk
+
+    def late(folder: Path) -> Any:
+        for place, folders, names in walk(folder):
+            yield place, folders, [*names, "gone"]
+
+    monkeypatch.setattr("vitrael.core.support.os.walk", late)
+    assert sizes_of(path)["spool"] == before
+    assert before["files"] == 1
 
 
 def test_the_command_lists_first_and_writes_for_its_user_alone(path: Path, tmp_path: Path) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
 from vitrael.client.site.ingest.places import Home as Place
 from vitrael.client.site.ingest.withdraw import Found, remove_patient
-from vitrael.core.errors import DataError, TaskStopped
+from vitrael.client.site.steward import Steward
+from vitrael.client.site.store import Store
+from vitrael.core.errors import ConsentError, DataError, TaskStopped
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.unit.client.site.conftest import CountingTask, Home
-    from vitrael.client.site.steward import Steward
     from vitrael.core.digest import Digest
     from vitrael.core.messages import Reply
 
@@ -55,6 +57,37 @@ def test_answer_names_the_version_that_it_was_made_with(home: Home, counting: Co
     steward.close()
 
 
+@pytest.mark.parametrize("setting", ['release = "manual"', "[limits]\nstudy_bytes = 10"])
+def test_result_of_an_earlier_version_that_never_left_does_not_leave(
+    home: Home, counting: CountingTask, setting: str
+) -> None:
+    home.consent()
+    (home.path / "site.toml").write_text(f'name = "north"\n{setting}\n')
+
+    def nap(seconds: float) -> None:
+        home.clock.advance(seconds=seconds)
+
+    steward = Steward(
+        home.settings, clock=home.clock, tasks={"codec": counting}, layouts=None, sleep=nap
+    )
+    assert answer(home, steward, 0).status != "done"
+    steward.close()
+    withdraw_somebody(home)
+    home.consent()
+    (home.path / "site.toml").write_text('name = "north"\n')
+    with closing(Store(home.settings.store, updates=home.settings.updates)) as store:
+        waiting = store.decisions.list_held()
+    for held in waiting:
+        home.control().release(held)
+    steward = home.steward({"codec": counting})
+    refused = answer(home, steward, 0)
+    assert (refused.status, refused.cohort, counting.calls) == ("refused", None, 1)
+    assert "round 1 of codec is of an earlier version of the cohort" in refused.reason
+    assert not [line for line in home.lines() if line.event == "sent"]
+    assert answer(home, steward, 1).status == "done"  # the control: made with the present one
+    steward.close()
+
+
 def test_refusal_names_no_version(home: Home, counting: CountingTask) -> None:
     home.consent()
     steward = home.steward({"codec": counting})
@@ -84,6 +117,19 @@ def test_checkpoints_go_when_the_result_is_finished_and_not_before(
     counting.error = error
     answer(home, steward, 1)
     assert path.exists() == (error is not None)
+    steward.close()
+
+
+def test_checkpoints_go_when_the_consent_ends_in_the_task(
+    home: Home, counting: CountingTask
+) -> None:
+    home.consent()
+    steward = home.steward({"codec": counting})
+    answer(home, steward, 0)
+    path = checkpoint(home)
+    counting.error = ConsentError("the consent was taken back")
+    assert answer(home, steward, 1).status == "refused"
+    assert not path.exists()
     steward.close()
 
 

@@ -226,6 +226,21 @@ def test_task_in_the_window_starts_at_once(home: Home, counting: CountingTask, n
     assert (reply.status, naps.slept_s) == ("done", 0)
 
 
+def test_task_in_the_window_starts_also_where_the_sites_clock_is_ahead(
+    home: Home, counting: CountingTask
+) -> None:
+    home.consent()
+    at(home, "22:00-06:00", now="23:00:00")
+    issued = (home.clock() - timedelta(seconds=60)).isoformat()
+    steward = open_steward(home, counting, Naps(home), local=ahead)
+    task = home.task(issued_utc=issued, deadline_s=60.0)
+    assert home.open(steward.answer(home.parcel(task)))[0].status == "done"
+    at(home, "22:00-06:00", now="21:59:30")  # the control: its deadline is before the window opens
+    issued = (home.clock() - timedelta(seconds=60)).isoformat()
+    task = home.task(round=1, issued_utc=issued, deadline_s=60.0)
+    assert home.open(steward.answer(home.parcel(task)))[0].status == "refused"
+
+
 def test_consent_and_finished_updates_need_no_window(home: Home, counting: CountingTask) -> None:
     home.consent()
     home.steward({"codec": counting}).answer(home.parcel(home.task()))

@@ -9,6 +9,7 @@ import pytest
 
 from vitrael.core.metrics.moments import (
     add_moments,
+    check_moments,
     correlation,
     mean_and_covariance,
     moments_of,
@@ -55,3 +56,35 @@ def test_constant_column_that_is_exact_has_no_correlation() -> None:
 def test_constant_column_has_no_correlation(value: float) -> None:
     rows = np.stack([np.full(7, value), np.arange(7.0)], axis=1)
     assert math.isnan(correlation(moments_of(rows)))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [ROWS, ROWS[:1], ROWS[:0], np.full((9, 3), 0.1), np.full((7, 3), 900.0)],
+    ids=["many", "one", "none", "constant", "large"],
+)
+def test_moments_of_rows_pass_the_check(rows: np.ndarray) -> None:
+    check_moments(moments_of(rows), 3)
+
+
+GOOD = moments_of(ROWS)
+BAD = {
+    "another width": moments_of(ROWS[:, :2]),
+    "a part too few": {name: GOOD[name] for name in ("count", "sum")},
+    "a part too many": {**GOOD, "more": np.ones(1)},
+    "another type": {name: array.astype(np.float32) for name, array in GOOD.items()},
+    "a count below zero": {**GOOD, "count": np.array([-9.0])},
+    "half a row": {**GOOD, "count": np.array([0.5])},
+    "sums of no row": {**GOOD, "count": np.zeros(1)},
+    "less than the squares of the means": {**GOOD, "square": GOOD["square"] / 9},
+    "no symmetry": {**GOOD, "square": GOOD["square"] + np.triu(GOOD["square"], 1)},
+    "a variance below zero": {**GOOD, "square": GOOD["square"] - np.diag([0, 0, 1e6])},
+    "beyond all scans": {**GOOD, "square": GOOD["square"] * 1e12},
+    "no number": {**GOOD, "sum": GOOD["sum"] * np.nan},
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_moments_of_no_rows_are_refused(bad: str) -> None:
+    with pytest.raises(ValueError, match=r"moments|covariance"):
+        check_moments(BAD[bad], 3)

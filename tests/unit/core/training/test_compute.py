@@ -44,16 +44,16 @@ def test_bf16_is_used_where_the_processor_has_it(
     assert (compute, compute.bf16) == (Compute("cpu", bf16=compute.bf16), used)
 
 
-@pytest.mark.parametrize(("vram_frac", "told"), [(0.5, [0.5]), (None, [])])
-def test_a_share_of_the_gpu_is_asked_for_where_the_site_sets_one(
-    vram_frac: float | None, told: list[float], monkeypatch: pytest.MonkeyPatch
+def test_share_of_the_gpu_does_not_outlast_the_study_that_set_it(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[float] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", asked.append)
-    prepare_compute(device="cuda", threads=1, bf16="auto", vram_frac=vram_frac)
-    assert asked == told
+    for vram_frac in (None, 0.5, None):
+        prepare_compute(device="cuda", threads=1, bf16="auto", vram_frac=vram_frac)
+    assert asked == [1.0, 0.5, 1.0]
 
 
 def test_threads_are_set() -> None:

@@ -147,6 +147,14 @@ def test_limit_is_a_multiple_of_the_median_distance() -> None:
     assert norm_limit({}, times=10) == np.inf
 
 
+def test_of_two_updates_the_farther_one_is_held_to_the_nearer() -> None:
+    assert norm_limit({"north": 1.0, "valley": 900.0}, times=10) == 10.0
+    assert (
+        norm_limit({"north": 1.0, "south": 2.0, "harbour": 800.0, "valley": 900.0}, times=10) == 20
+    )
+    assert norm_limit({"north": 1.0, "valley": 9.0}, times=10) > 9.0  # the control
+
+
 @pytest.mark.parametrize(
     ("counts", "share", "expected"),
     [

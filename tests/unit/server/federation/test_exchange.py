@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -11,6 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from vitrael.client.site.courier import app as courier
 from vitrael.core.errors import ConfigError
+from vitrael.core.messages import MakeParcel, Parcel
 from vitrael.server.federation.exchange import FlowerExchange, pack, unpack
 
 NODES = {"north": 11, "south": 12, "west": 13}
@@ -45,6 +48,10 @@ class FakeGrid:
         self.present = set(present)
         self.arrivals: dict[float, int] = {}
         self.replies: dict[str, Message] = {}
+        self.due: dict[int, float] = {}
+        """Node -> when its answer is there."""
+        self.pulling: dict[int, Callable[[], object]] = {}
+        """Node -> what happens when its answer is fetched."""
         self.pushed: list[int] = []
         self.now = 0.0
         self.slept: list[float] = []
@@ -75,7 +82,14 @@ class FakeGrid:
         return ids
 
     def pull_messages(self, ids: list[str]) -> list[Message]:
-        return [self.replies.pop(i) for i in ids if i in self.replies]
+        there = [i for i in ids if i in self.replies]
+        there = [i for i in there if self.now >= self.due.get(self._node(i), 0.0)]
+        for message_id in there:
+            self.pulling.get(self._node(message_id), lambda: None)()
+        return [self.replies.pop(i) for i in there]
+
+    def _node(self, message_id: str) -> int:
+        return self.replies[message_id].metadata.src_node_id
 
 
 def exchange(
@@ -91,8 +105,12 @@ def exchange(
     return grid, FlowerExchange(fake, NODES, clock=grid.clock, sleep=grid.sleep)
 
 
-def everybody() -> dict[str, dict[str, bytes]]:
-    return dict.fromkeys(NODES, PARCEL)
+def make() -> Parcel:
+    return PARCEL
+
+
+def everybody() -> dict[str, MakeParcel]:
+    return dict.fromkeys(NODES, make)
 
 
 def test_every_site_is_yielded_exactly_once_with_its_bytes() -> None:
@@ -104,7 +122,7 @@ def test_every_site_is_yielded_exactly_once_with_its_bytes() -> None:
 
 def test_only_addressed_sites_get_a_parcel() -> None:
     grid, flower = exchange()
-    assert dict(flower.send({"south": PARCEL}, deadline_s=10)) == {"south": PARCEL}
+    assert dict(flower.send({"south": make}, deadline_s=10)) == {"south": PARCEL}
     assert grid.pushed == [NODES["south"]]
 
 
@@ -132,7 +150,7 @@ def test_each_site_has_a_deadline_of_its_own() -> None:
 def test_a_node_that_is_online_and_not_named_is_sent_nothing() -> None:
     grid, flower = exchange(west=silent)
     grid.present.add(4711)
-    list(flower.send({"north": PARCEL, "west": PARCEL}, deadline_s=3))
+    list(flower.send({"north": make, "west": make}, deadline_s=3))
     assert set(grid.pushed) == {NODES["north"], NODES["west"]}
 
 
@@ -153,19 +171,19 @@ def test_a_site_that_connects_late_still_gets_its_parcel() -> None:
 @pytest.mark.parametrize("code", [ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED])
 def test_a_parcel_lost_with_its_courier_is_sent_again(code: int) -> None:
     grid, flower = exchange(north=[error(code), echo])
-    assert dict(flower.send({"north": PARCEL}, deadline_s=60)) == {"north": PARCEL}
+    assert dict(flower.send({"north": make}, deadline_s=60)) == {"north": PARCEL}
     assert grid.pushed == [NODES["north"]] * 2
 
 
 def test_a_parcel_is_not_sent_for_ever() -> None:
     grid, flower = exchange(north=error(ErrorCode.NODE_UNAVAILABLE, "gone"))
-    assert dict(flower.send({"north": PARCEL}, deadline_s=60)) == {"north": "site north: gone"}
+    assert dict(flower.send({"north": make}, deadline_s=60)) == {"north": "site north: gone"}
     assert len(grid.pushed) == 3
 
 
 def test_an_error_that_the_courier_reports_is_not_tried_again() -> None:
     grid, flower = exchange(north=error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "broken"))
-    assert dict(flower.send({"north": PARCEL}, deadline_s=60)) == {"north": "site north: broken"}
+    assert dict(flower.send({"north": make}, deadline_s=60)) == {"north": "site north: broken"}
     assert len(grid.pushed) == 1
 
 
@@ -177,14 +195,14 @@ def test_a_lost_site_that_stays_away_is_yielded_at_its_deadline() -> None:
         return error(ErrorCode.NODE_UNAVAILABLE)(message)  # type: ignore[return-value]
 
     grid.reactions[NODES["north"]] = [vanish]
-    answers = dict(flower.send({"north": PARCEL}, deadline_s=5))
+    answers = dict(flower.send({"north": make}, deadline_s=5))
     assert answers == {"north": "site north was lost and did not return in time"}
     assert grid.now < 8
 
 
 def test_what_a_site_writes_becomes_one_short_line() -> None:
     _, flower = exchange(north=error(ErrorCode.UNKNOWN, "a\n\x1b[31m" + "b" * 9000))
-    answer = dict(flower.send({"north": PARCEL}, deadline_s=5))["north"]
+    answer = dict(flower.send({"north": make}, deadline_s=5))["north"]
     assert isinstance(answer, str)
     assert answer.isprintable()
     assert len(answer) < 600
@@ -192,14 +210,14 @@ def test_what_a_site_writes_becomes_one_short_line() -> None:
 
 def test_an_answer_without_parcel_is_no_answer() -> None:
     _, flower = exchange(north=lambda m: Message(RecordDict(), reply_to=m))
-    answers = dict(flower.send({"north": PARCEL}, deadline_s=5))
+    answers = dict(flower.send({"north": make}, deadline_s=5))
     assert answers == {"north": "site north: it sent no parcel"}
 
 
 def test_a_site_without_node_is_refused() -> None:
     _, flower = exchange()
     with pytest.raises(ConfigError, match="site east has no Flower node"):
-        flower.send({"east": PARCEL}, deadline_s=5)
+        flower.send({"east": make}, deadline_s=5)
 
 
 @pytest.mark.parametrize("deadline_s", [0.0, -1.0, float("inf"), float("nan")])
@@ -207,15 +225,130 @@ def test_an_unbounded_wait_is_refused(deadline_s: float) -> None:
     _, flower = exchange()
     for given in (deadline_s, {"north": deadline_s}):
         with pytest.raises(ConfigError, match="deadline_s"):
-            flower.send({"north": PARCEL}, deadline_s=given)
+            flower.send({"north": make}, deadline_s=given)
 
 
 def test_long_waits_are_asked_about_ever_less_often() -> None:
     grid, flower = exchange(north=silent)
-    list(flower.send({"north": PARCEL}, deadline_s=600))
+    list(flower.send({"north": make}, deadline_s=600))
     assert grid.slept[0] == 0.1
     assert max(grid.slept) == 1.0
     assert len(grid.slept) < 800
+
+
+@pytest.fixture
+def upload() -> Iterator[threading.Event]:
+    """An upload that ends when the test does, if not before: no thread outlives it."""
+    event = threading.Event()
+    yield event
+    end(event)
+
+
+def end(upload: threading.Event) -> None:
+    """Let an upload end, and wait until whoever fetches it has it."""
+    upload.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("ask "):
+            thread.join(timeout=60)
+
+
+def test_slow_upload_of_one_site_takes_nobody_else_s_time(upload: threading.Event) -> None:
+    grid, flower = exchange()
+    grid.pulling[NODES["north"]] = lambda: upload.wait(60)
+    grid.due[NODES["south"]] = 200.0
+    moments = {s: (came, grid.now) for s, came in flower.send(everybody(), deadline_s=300)}
+    assert moments["west"][0] == PARCEL
+    assert moments["south"][0] == PARCEL
+    assert 200 <= moments["south"][1] < 205
+    late = "site north did not answer within 300 s: its answer was still on its way"
+    assert moments["north"][0] == late
+    assert 300 <= moments["north"][1] < 305
+
+
+def test_superlink_that_was_away_costs_no_site_its_answer(upload: threading.Event) -> None:
+    grid, flower = exchange()
+    grid.pulling[NODES["north"]] = lambda: upload.wait(60)
+    present = grid.get_node_ids
+
+    def return_after_a_minute() -> list[int]:
+        if grid.now >= 300:
+            grid.now += 60
+            end(upload)
+        return present()
+
+    grid.get_node_ids = return_after_a_minute  # type: ignore[method-assign]
+    assert dict(flower.send(everybody(), deadline_s=300)) == dict.fromkeys(NODES, PARCEL)
+    assert 360 <= grid.now < 365
+
+
+def test_upload_that_ends_in_time_counts(upload: threading.Event) -> None:
+    grid, flower = exchange()
+    grid.pulling[NODES["north"]] = lambda: upload.wait(60)
+    answers: dict[str, Any] = {}
+    for site, came in flower.send(everybody(), deadline_s=300):
+        answers[site] = came
+        if len(answers) == 2:
+            end(upload)
+    assert answers == dict.fromkeys(NODES, PARCEL)
+
+
+def test_site_that_still_sends_four_answers_is_sent_nothing_new(upload: threading.Event) -> None:
+    grid, flower = exchange()
+    grid.pulling[NODES["north"]] = lambda: upload.wait(60)
+    for _ in range(4):
+        list(flower.send(everybody(), deadline_s=20))
+    assert len(grid.pushed) == 12
+    answers = dict(flower.send(everybody(), deadline_s=20))
+    assert answers["north"] == "site north still sends earlier answers, waited 90 s"
+    assert len(grid.pushed) == 14
+    end(upload)
+    assert dict(flower.send(everybody(), deadline_s=20))["north"] == PARCEL
+
+
+def test_answer_that_came_in_time_counts_however_late_it_is_looked_at() -> None:
+    grid, flower = exchange()
+    grid.due[NODES["south"]] = 5.0
+    sent = flower.send(everybody(), deadline_s=10)
+    first = next(sent)
+    grid.now = 400.0  # whoever took the first was at work on it for long
+    assert dict([first, *sent]) == dict.fromkeys(NODES, PARCEL)
+
+
+def test_answer_that_flower_cannot_take_apart_is_the_site_s_own_failing() -> None:
+    def broken() -> None:
+        raise AttributeError("'list' object has no attribute 'values'")
+
+    grid, flower = exchange()
+    grid.pulling[NODES["north"]] = broken
+    answers = dict(flower.send(everybody(), deadline_s=10))
+    assert answers.pop("north") == "site north: its answer cannot be read (AttributeError)"
+    assert answers == dict.fromkeys(("south", "west"), PARCEL)
+
+
+def test_superlink_that_is_lost_is_no_site_s_failing() -> None:
+    def lost() -> None:
+        raise httpx.ConnectError("gone")
+
+    grid, flower = exchange()
+    grid.pulling[NODES["north"]] = lost
+    with pytest.raises(httpx.ConnectError):
+        list(flower.send(everybody(), deadline_s=10))
+
+
+def test_parcel_is_made_when_it_goes_and_memory_holds_one() -> None:
+    grid, flower = exchange(absent={"west"}, north=[error(ErrorCode.NODE_UNAVAILABLE), echo])
+    made: list[tuple[str, int]] = []
+
+    def maker(site: str) -> MakeParcel:
+        def make_one() -> Parcel:
+            made.append((site, len(grid.pushed)))
+            return PARCEL
+
+        return make_one
+
+    answers = dict(flower.send({site: maker(site) for site in NODES}, deadline_s=10))
+    assert answers["north"] == PARCEL
+    assert made == [("north", 0), ("south", 1), ("north", 2)]  # never for one who is away
 
 
 def test_coordinator_and_courier_speak_of_parcels_alike() -> None:

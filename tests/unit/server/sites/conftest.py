@@ -49,13 +49,13 @@ def desk(settings: ServerSettings, clock: FakeClock) -> Iterator[Desk]:
 
 
 @pytest.fixture
-def north(clock: FakeClock) -> JoiningSite:
-    return JoiningSite("north", clock)
+def north(clock: FakeClock, settings: ServerSettings) -> JoiningSite:
+    return JoiningSite("north", clock, settings)
 
 
 @pytest.fixture
-def south(clock: FakeClock) -> JoiningSite:
-    return JoiningSite("south", clock)
+def south(clock: FakeClock, settings: ServerSettings) -> JoiningSite:
+    return JoiningSite("south", clock, settings)
 
 
 @pytest.fixture

@@ -16,7 +16,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import NameOID
 
 from tests.fakes.clock import START
@@ -146,7 +152,7 @@ def test_no_certificate_outlives_the_authority(settings: ServerSettings) -> None
     last = shown(present_tls(settings, now=late))
     assert last.not_valid_after_utc == ends
     assert shown(present_tls(settings, now=late + timedelta(days=1))) == last
-    with pytest.raises(AuthError, match=r"authority has expired.*invite every site again"):
+    with pytest.raises(AuthError, match=r"authority has expired.*sites rotate SITE"):
         present_tls(settings, now=ends)
 
 
@@ -315,6 +321,29 @@ def test_an_own_key_that_does_not_fit_is_refused(with_own: Maker) -> None:
     write_key(own.document.tls.key, ec.generate_private_key(ec.SECP384R1()))
     with pytest.raises(ConfigError, match=r"tls\.key: it is not the key of tls\.certificate"):
         present_tls(own, now=START)
+
+
+def test_an_own_key_with_a_passphrase_is_refused(with_own: Maker) -> None:
+    own = with_own()
+    assert own.document.tls is not None
+    path = own.document.tls.key
+    key = load_pem_private_key(path.read_bytes(), None)
+    locked = key.private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"five words are enough here")
+    )
+    path.write_bytes(locked)
+    with pytest.raises(ConfigError, match=r"tls\.key: it is protected by a passphrase.*without a"):
+        present_tls(own, now=START)
+
+
+def test_an_own_key_that_is_open_to_everybody_is_refused(with_own: Maker) -> None:
+    own = with_own()
+    assert own.document.tls is not None
+    own.document.tls.key.chmod(0o644)
+    with pytest.raises(ConfigError, match=r"tls\.key: .* is open to every user.*chmod 600"):
+        present_tls(own, now=START)
+    own.document.tls.key.chmod(0o640)  # a group of its own may read it
+    present_tls(own, now=START)
 
 
 @pytest.mark.parametrize("name", ["certificate", "key", "authority"])

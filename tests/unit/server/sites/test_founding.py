@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 import tomllib
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.fakes.clock import START
 from vitrael.core.errors import AuthError, ConfigError, UsageError
 from vitrael.privacy.enrollment import Invitation
 from vitrael.privacy.keys import KeyPair, load_roster
-from vitrael.server.config import Ports, ServerDocument, ServerSettings
+from vitrael.server.config import Ports, ServerDocument, ServerSettings, load_server
 from vitrael.server.sites.desk import Desk
 from vitrael.server.sites.founding import found_coordinator
 from vitrael.server.sites.invitations import hand_out
@@ -58,6 +59,42 @@ def test_what_is_there_is_kept_and_what_is_missing_made(settings: ServerSettings
 def test_a_home_with_another_address_is_refused(settings: ServerSettings) -> None:
     with pytest.raises(UsageError, match=rf"home of a coordinator at {ADDRESS}.*server.toml"):
         found(settings.home, "other.example.org:443")
+
+
+@pytest.mark.parametrize("days", [365, 30])
+def test_a_home_with_other_days_is_refused(settings: ServerSettings, days: int) -> None:
+    document = ServerDocument(address=ADDRESS, enrollment_days=days)
+    if days == 365:
+        assert found_coordinator(settings.home, document, now=START) == settings
+        return
+    with pytest.raises(UsageError, match=r"enrollment_days = 365.*change enrollment_days in"):
+        found_coordinator(settings.home, document, now=START)
+
+
+def test_keys_that_sites_know_are_not_replaced_by_new_ones(
+    settings: ServerSettings, registry: Registry, desk: Desk, north: JoiningSite
+) -> None:
+    kept = settings.home / "kept"
+    settings.keys.rename(kept)
+    found(settings.home)  # the control: nobody knows the coordinator yet
+    shutil.rmtree(settings.keys)
+    kept.rename(settings.keys)
+    enroll(north, registry, desk)
+    settings.keys.rename(kept)
+    with pytest.raises(AuthError, match=r"keys are gone: 1 sites know it.*restore keys/"):
+        found(settings.home)
+    assert not settings.keys.exists()
+    kept.rename(settings.keys)
+    found(settings.home)
+
+
+def test_two_processes_on_one_port_are_refused(tmp_path: Path) -> None:
+    text = f'address = "{ADDRESS}"\n[ports]\nenrollment = {{}}\n'
+    (tmp_path / "server.toml").write_text(text.format(8100))
+    with pytest.raises(ConfigError, match=r"server\.toml: ports: two of them are the same"):
+        load_server(tmp_path)
+    (tmp_path / "server.toml").write_text(text.format(8103))
+    assert load_server(tmp_path).document.ports.enrollment == 8103
 
 
 def test_half_a_pair_of_keys_is_refused(settings: ServerSettings) -> None:

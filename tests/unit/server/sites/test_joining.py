@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from tests.factories.enrolling import Answers, JoiningSite, enroll, node_pem
 from tests.fakes.clock import FakeClock
 from vitrael.core.errors import AuthError, EnvelopeError, StorageError, UsageError
-from vitrael.privacy.enrollment import SiteWord
+from vitrael.privacy.enrollment import SiteWord, join_fingerprint
 from vitrael.privacy.envelope import sign_enrollment
 from vitrael.privacy.journal import read_journal, verify_journal
 from vitrael.privacy.keys import KeyPair, load_roster
@@ -58,7 +61,7 @@ def test_a_used_token_is_refused_for_other_keys(
     token = registry.invite("north").token
     desk.join(north.join(token))
     with pytest.raises(AuthError, match=r"token was used already.*tell the coordinator at once"):
-        desk.join(JoiningSite("north", clock).join(token))
+        desk.join(north.with_new_keys().join(token))
     assert [one.keys for one in registry.enrollments()] == [north.keys.public]
 
 
@@ -164,7 +167,7 @@ def test_a_site_that_waits_may_bring_its_keys_with_a_newer_token(
     desk.join(north.join(registry.invite("north").token))
     desk.join(north.join(registry.invite("north").token))
     assert [one.status for one in registry.enrollments()] == ["pending"]
-    other = JoiningSite("north", clock)
+    other = north.with_new_keys()
     desk.join(other.join(registry.invite("north").token))
     assert [one.status for one in registry.enrollments()] == ["replaced", "pending"]
     with pytest.raises(AuthError, match="not that of the keys"):
@@ -173,10 +176,10 @@ def test_a_site_that_waits_may_bring_its_keys_with_a_newer_token(
 
 
 def test_of_many_at_once_one_alone_uses_a_token(
-    settings: ServerSettings, registry: Registry, clock: FakeClock
+    settings: ServerSettings, registry: Registry, north: JoiningSite, clock: FakeClock
 ) -> None:
     token = registry.invite("north").token
-    requests = [JoiningSite("north", clock).join(token) for _ in range(6)]
+    requests = [north.with_new_keys().join(token) for _ in range(6)]
 
     def join(data: bytes) -> str:
         with Desk(settings, clock=clock) as own:
@@ -193,6 +196,79 @@ def test_of_many_at_once_one_alone_uses_a_token(
     assert verify_journal(settings.journal) == []
 
 
+def test_keys_that_name_another_coordinator_are_not_approved(
+    desk: Desk, registry: Registry, north: JoiningSite
+) -> None:
+    """Whoever changes an invitation on its way stands between the two, who read other digits."""
+    between = KeyPair.create().public
+    desk.join(north.join(registry.invite("north").token))
+    heard = join_fingerprint(north.keys.public, node_pem(north.node), coordinator=between)
+    with pytest.raises(AuthError, match="not that of the keys which came from site north"):
+        registry.approve("north", fingerprint=heard)
+    registry.approve("north", fingerprint=north.fingerprint)
+
+
+@pytest.mark.parametrize("version", ["1\x1b[2K", "1\n", "1\u202e"])
+def test_a_request_that_would_paint_on_the_list_is_refused(
+    desk: Desk, registry: Registry, north: JoiningSite, version: str
+) -> None:
+    token = registry.invite("north").token
+    painted = north.request(token).model_copy(update={"package_version": version})
+    with pytest.raises(EnvelopeError, match="join request"):
+        desk.join(sign_enrollment(painted, north.keys))
+    assert registry.enrollments() == []
+    desk.join(north.join(token))
+
+
+def test_nothing_happens_when_the_database_cannot_be_written(
+    settings: ServerSettings,
+    desk: Desk,
+    registry: Registry,
+    north: JoiningSite,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    enroll(north, registry, desk)
+
+    def full(_: Session) -> None:
+        raise OperationalError("COMMIT", {}, sqlite3.OperationalError("disk is full"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "commit", full)
+        with pytest.raises(StorageError, match="disk is full"):
+            registry.revoke("north", reason="stolen")
+    assert [one.status for one in registry.enrollments()] == ["enrolled"]
+    assert told(settings) == [("revoke", ""), ("repaired", "revoke of north was not finished")]
+    registry.keep_roster()  # as the coordinator does all the time
+    assert load_roster(settings.home / "roster.json") == {"north": north.keys.public}
+    registry.revoke("north", reason="stolen")
+    assert told(settings)[1:] == [("revoke", "")]
+    assert load_roster(settings.home / "roster.json") == {}
+
+
+def test_act_of_a_process_that_was_killed_is_told_by_the_next(
+    settings: ServerSettings,
+    registry: Registry,
+    desk: Desk,
+    north: JoiningSite,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    enroll(north, registry, desk)
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "commit", Session.rollback)  # it ends before the transaction does
+        registry.revoke("north", reason="stolen")
+    registry.invite("south")
+    assert told(settings) == [("repaired", "revoke of north was not finished"), ("invite", "")]
+    registry.revoke("north", reason="stolen")
+    assert told(settings) == [("invite", ""), ("revoke", "")]
+    assert verify_journal(settings.journal) == []
+
+
+def told(settings: ServerSettings) -> list[tuple[str, str]]:
+    """Return the last two lines: what was done, and what was taken back."""
+    lines = list(read_journal(settings.journal))[-2:]
+    return [(line.event, line.reason * (line.event == "repaired")) for line in lines]
+
+
 def test_nothing_happens_when_the_roster_cannot_be_written(
     settings: ServerSettings, desk: Desk, registry: Registry, north: JoiningSite
 ) -> None:
@@ -202,6 +278,7 @@ def test_nothing_happens_when_the_roster_cannot_be_written(
     with pytest.raises(OSError, match="directory"):
         registry.approve("north", fingerprint=north.fingerprint)
     assert [one.status for one in registry.enrollments()] == ["pending"]
+    assert told(settings) == [("approve", ""), ("repaired", "approve of north was not finished")]
 
 
 def test_approval_needs_the_fingerprint_that_was_read_out(

@@ -56,7 +56,7 @@ def test_new_keys_are_shown_beside_the_old(
     token = registry.rotate("north").token
     assert row(settings, clock)["new_keys"] == "invited"
     assert "new keys are invited" in show_sites(list_sites(settings, now=clock()))
-    renewed = JoiningSite("north", clock)
+    renewed = north.with_new_keys()
     desk.join(renewed.join(token))
     both = row(settings, clock)
     assert (both["status"], both["new_keys"]) == ("enrolled", "pending")
@@ -73,7 +73,23 @@ def test_an_invitation_that_ran_out_is_not_shown(
     registry.invite("north")
     clock.advance(hours=24)
     assert list_sites(settings, now=clock())["sites"] == []
-    assert "No site was invited yet" in show_sites(list_sites(settings, now=clock()))
+    assert "no invitation is open" in show_sites(list_sites(settings, now=clock()))
+
+
+def test_a_new_invitation_does_not_hide_what_was_before(
+    settings: ServerSettings, registry: Registry, desk: Desk, north: JoiningSite, clock: FakeClock
+) -> None:
+    enroll(north, registry, desk)
+    registry.revoke("north", reason="stolen\x1b[2K server")
+    registry.invite("north")
+    registry.invite("south")
+    assert row(settings, clock)["before"] == "revoked"
+    assert row(settings, clock, "south")["before"] is None
+    lines = show_sites(list_sites(settings, now=clock())).splitlines()
+    assert "revoked before" in lines[1]
+    assert "before" not in lines[2]
+    registry.revoke("north", reason="no \x1b[2K reason")
+    assert "stolen [2K server" in show_sites(list_sites(settings, now=clock()))
 
 
 def test_the_table_warns_of_what_ends_soon(

@@ -10,6 +10,7 @@ import pytest
 from tests.factories.enrolling import JoiningSite, enroll, node_pem
 from tests.fakes.clock import FakeClock
 from vitrael.core.errors import ConfigError, NetworkError
+from vitrael.core.logs import JsonFormatter
 from vitrael.privacy.keys import load_roster
 from vitrael.server.config import ServerSettings
 from vitrael.server.federation.app import read_nodes
@@ -122,7 +123,7 @@ def test_the_old_node_goes_when_new_keys_are_approved(
 ) -> None:
     enroll(north, registry, desk)
     sync_nodes(settings, superlink, now=clock())
-    renewed = JoiningSite("north", clock)
+    renewed = north.with_new_keys()
     desk.join(renewed.join(registry.rotate("north").token))
     assert sync_nodes(settings, superlink, now=clock()) == {"north": LARGEST}
     registry.approve("north", fingerprint=renewed.fingerprint)
@@ -145,6 +146,9 @@ def test_one_refused_node_keeps_no_other_back(
     superlink.burned.add(node_pem(north.node).encode())
     assert list(sync_nodes(settings, superlink, now=clock())) == ["south"]
     assert "the node of site north cannot be registered" in caplog.text
+    (record,) = caplog.records
+    line = json.loads(JsonFormatter().format(record))  # of its text a log keeps no name
+    assert (line["site"], "refused a request" in line["reason"]) == ("north", True)
 
 
 def test_a_connected_site_was_seen(

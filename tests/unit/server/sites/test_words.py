@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from tests.factories.enrolling import Answers, JoiningSite, enroll
 from tests.fakes.clock import FakeClock
+from vitrael.core.digest import Digest
 from vitrael.core.errors import AuthError, EnvelopeError
 from vitrael.core.study import load_study
 from vitrael.privacy.keys import load_roster
 from vitrael.server.config import ServerSettings
+from vitrael.server.db.engine import open_database
 from vitrael.server.sites.desk import Desk
 from vitrael.server.sites.offers import read_offers
 from vitrael.server.sites.registry import Registry
-from vitrael.server.sites.withdrawals import withdrawals
+from vitrael.server.sites.words import MOST_A_DAY
+from vitrael.server.studies.standing import Standings
 
 PROTOCOL = "sha256:" + "a" * 64
 
@@ -27,8 +31,17 @@ def demo_study(root: Path) -> Path:
 
 
 @pytest.fixture
-def harbour(clock: FakeClock) -> JoiningSite:
-    return JoiningSite("harbour", clock)
+def harbour(clock: FakeClock, settings: ServerSettings) -> JoiningSite:
+    return JoiningSite("harbour", clock, settings)
+
+
+def withdrawn(settings: ServerSettings, protocol: str = PROTOCOL) -> dict[str, datetime]:
+    """Return what whoever runs rounds is told."""
+    engine = open_database(settings.database)
+    try:
+        return Standings(engine).find_withdrawn(Digest(protocol))
+    finally:
+        engine.dispose()
 
 
 def offer(settings: ServerSettings, study: Path, *, name: str = "brain-demo") -> None:
@@ -71,6 +84,25 @@ def test_a_study_that_cannot_be_read_keeps_no_other_back(
     assert list(read_offers(settings.studies, site="north")) == ["brain-demo"]
     assert "study bad is not offered" in caplog.text
     assert "study wide is not offered: it is too large" in caplog.text
+
+
+def test_a_full_set_of_offers_can_be_read(
+    settings: ServerSettings,
+    answers: Answers,
+    registry: Registry,
+    north: JoiningSite,
+    demo_study: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    enroll(north, registry, answers.desk)
+    text = demo_study.read_text()
+    text += "\n#" + '"' * (262_000 - len(text.encode()))  # in the answer each takes two bytes
+    for number in range(20):
+        (settings.studies / f"s-{number}").mkdir()
+        (settings.studies / f"s-{number}" / "study.toml").write_text(text)
+    standing = answers.word(north.word())
+    assert 0 < len(standing.offers) < 20
+    assert "together they are too large" in caplog.text
 
 
 def test_an_unknown_site_gets_nothing(
@@ -185,10 +217,34 @@ def test_a_withdrawal_is_kept_for_good(
     answers.word(north.word("withdraw", protocol=PROTOCOL, reason="asked by our board"))
     clock.advance(days=30)
     answers.word(north.word())
-    (found,) = withdrawals(settings)
-    assert (found.site, found.protocol, found.reason) == ("north", PROTOCOL, "asked by our board")
-    assert (clock() - found.said_utc).days == 30
+    (said_utc,) = withdrawn(settings).values()
+    assert (clock() - said_utc).days == 30
+    assert withdrawn(settings, "sha256:" + "b" * 64) == {}  # the control: another study
     assert answers.word(north.word()).status == "enrolled"  # other studies go on
+
+
+def test_withdrawals_of_a_site_do_not_grow_without_end(
+    settings: ServerSettings,
+    answers: Answers,
+    registry: Registry,
+    north: JoiningSite,
+    south: JoiningSite,
+    clock: FakeClock,
+) -> None:
+    for site in (north, south):
+        enroll(site, registry, answers.desk)
+    for number in range(MOST_A_DAY):
+        answers.word(north.word("withdraw", protocol=f"sha256:{number:064x}"))
+    lines = len(settings.journal.read_bytes().splitlines())
+    with pytest.raises(AuthError, match=r"said this too often.*tomorrow"):
+        answers.word(north.word("withdraw", protocol=PROTOCOL))
+    assert len(settings.journal.read_bytes().splitlines()) == lines
+    # Questions, other sites, another day and leaving are as before.
+    assert answers.word(north.word()).status == "enrolled"
+    answers.word(south.word("withdraw", protocol=PROTOCOL))
+    clock.advance(days=1)
+    answers.word(north.word("withdraw", protocol=PROTOCOL))
+    assert answers.word(north.word("leave")).status == "left"
 
 
 def test_keys_that_nobody_approved_withdraw_nothing(
@@ -197,7 +253,7 @@ def test_keys_that_nobody_approved_withdraw_nothing(
     answers.join(north.join(registry.invite("north").token))
     with pytest.raises(AuthError, match="not approved yet"):
         answers.word(north.word("withdraw", protocol=PROTOCOL))
-    assert withdrawals(settings) == []
+    assert withdrawn(settings) == {}
 
 
 def test_a_site_that_leaves_is_out(
@@ -220,7 +276,7 @@ def test_new_keys_take_over_when_they_are_approved(
     clock: FakeClock,
 ) -> None:
     enroll(north, registry, answers.desk)
-    renewed = JoiningSite("north", clock)
+    renewed = north.with_new_keys()
     assert answers.join(renewed.join(registry.rotate("north").token)).status == "pending"
     assert answers.word(north.word()).status == "enrolled"
     assert answers.word(renewed.word()).members == {}
@@ -239,14 +295,14 @@ def test_approval_voids_what_is_still_open(
     lost = registry.invite("north").token
     registry.approve("north", fingerprint=north.fingerprint)
     with pytest.raises(AuthError, match="token is void"):
-        answers.join(JoiningSite("north", clock).join(lost))
+        answers.join(north.with_new_keys().join(lost))
 
 
 def test_keys_that_nobody_approved_cannot_make_a_site_leave(
     answers: Answers, registry: Registry, north: JoiningSite, clock: FakeClock
 ) -> None:
     enroll(north, registry, answers.desk)
-    thief = JoiningSite("north", clock)
+    thief = north.with_new_keys()
     answers.join(thief.join(registry.rotate("north").token))
     assert answers.word(thief.word("leave")).status == "left"
     assert answers.word(north.word()).status == "enrolled"
@@ -257,6 +313,6 @@ def test_a_site_that_left_comes_back_with_new_keys(
 ) -> None:
     enroll(north, registry, desk)
     answers.word(north.word("leave"))
-    again = JoiningSite("north", clock)
+    again = north.with_new_keys()
     enroll(again, registry, desk)
     assert registry.members() == {"north": again.keys.public}

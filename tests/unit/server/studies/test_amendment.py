@@ -12,9 +12,10 @@ from tests.factories.updates import adding, agree
 from vitrael.core.digest import Digest, digest_bytes
 from vitrael.core.errors import StudyError
 from vitrael.core.study import load_study
+from vitrael.server.studies.absences import find_contributors
 from vitrael.server.studies.canary import try_sites
 from vitrael.server.studies.federated import collect_consents, train_codec
-from vitrael.server.studies.participation import find_contributors, record_participation
+from vitrael.server.studies.participation import record_participation
 
 pytestmark = pytest.mark.xdist_group("tiny study")
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.factories.federation import SITES, Federation, federation
+from tests.fakes.federation import HandlerExchange
 from vitrael.client.site.tasks import TaskResult
-from vitrael.core.errors import DataError, QuorumError
-from vitrael.core.messages import Parcel, Task
+from vitrael.core.errors import DataError, QuorumError, StorageError
+from vitrael.core.messages import MakeParcel, Parcel, Task
 from vitrael.privacy.envelope import make_reply_parcel, open_reply_parcel
+from vitrael.privacy.journal import read_journal
 from vitrael.privacy.keys import KeyPair
 from vitrael.server.demo import site_home
 from vitrael.server.studies.correspondence import Answers, ask_sites
@@ -79,8 +82,7 @@ def test_every_answer_is_kept_in_the_order_of_the_roster(told: Federation) -> No
     told_of = answers.details["answers"]["north"]
     assert (told_of["examples"], told_of["bytes"] > 100, told_of["seconds"] > 0) == (4, True, True)
     for answer in answers.by_site.values():
-        tensors = told.run().objects.get_tensors(answer.tensors["codec"])
-        assert np.array_equal(tensors["w"], WEIGHTS["codec"]["w"] + 1)
+        assert np.array_equal(answer.get_tensors("codec")["w"], WEIGHTS["codec"]["w"] + 1)
 
 
 @pytest.mark.parametrize(
@@ -150,3 +152,34 @@ def test_every_task_has_a_nonce_of_its_own(told: Federation) -> None:
     ask(told)
     ask_sites(told.run(), "codec", WEIGHTS, round_index=1)
     assert len({task.nonce for task in told.seen}) == 6
+
+
+def test_what_sites_sent_is_gone_when_they_are_asked_again(told: Federation) -> None:
+    first = ask(told).by_site["north"]
+    assert first.path("codec").is_file()
+    told.spoil["harbour"] = lambda *_: "it sleeps"
+    second = ask_sites(told.run(), "codec", {"codec": first.get_tensors("codec")}, round_index=1)
+    assert second.by_site["north"].path("codec").is_file()
+    with pytest.raises(StorageError):
+        first.path("codec")
+    assert not any((told.home / "objects").rglob("*"))  # where nothing is ever thrown away
+
+
+def test_task_is_written_down_when_it_goes(told: Federation) -> None:
+    written: list[int] = []
+
+    def count() -> int:
+        lines = read_journal(told.home / "journal.jsonl")
+        return sum(line.event == "asked" for line in lines)
+
+    class OneByOne(HandlerExchange):
+        def send(self, parcels: Mapping[str, MakeParcel], **_: object) -> Any:
+            written.append(count())
+            for site, make in parcels.items():
+                make()
+                written.append(count())
+                yield site, "it is away" if site == "valley" else self.sites[site](make())
+
+    told.exchange = OneByOne(told.exchange.sites)
+    assert set(ask(told).absent) == {"valley"}
+    assert written == [0, 1, 3, 5]  # once for each time that it went

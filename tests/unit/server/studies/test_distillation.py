@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from vitrael.core.geometry import centered_affine
 from vitrael.core.messages import Task
 from vitrael.core.rng import stream
 from vitrael.core.study import parse_study
+from vitrael.core.training.checkpoints import FileCheckpoints
 from vitrael.core.weights import Tensors
 from vitrael.server.studies.distillation import (
     draw_conditions,
@@ -246,6 +248,59 @@ def test_student_starts_from_fresh_weights(
     expected = module_tensors(fresh)
     assert all((start[name] == array).all() for name, array in expected.items())
     assert any((start[name] != array).any() for name, array in teacher.items())
+
+
+def test_student_s_training_goes_on_where_it_was_killed(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitrael.core.models.brain_ldm import build_codec
+    from vitrael.core.weights import module_tensors
+    from vitrael.server.studies import distillation
+
+    kept = partial(FileCheckpoints, every_s=0.0, clock=lambda: 0.0)  # after each step
+    monkeypatch.setattr(distillation, "FileCheckpoints", kept)
+    steps: list[int] = []
+    tell = StudyRun.tell
+
+    def interrupt(run: StudyRun, stage: str, number: int, event: str, **said: Any) -> None:
+        tell(run, stage, number, event, **said)
+        if event == "progress":
+            steps.append(said["done"])
+            if steps == [8, 16]:
+                raise Interruption
+
+    with federation(home) as told:
+        run = told.run()
+        codec = module_tensors(build_codec(run.study.protocol.generator, seed=1))
+        weights, candidates = run.objects.put_tensors(codec), put_candidates(run)
+
+        def train(keep: int) -> str:
+            screening = {"keep": list(range(keep))}
+            return train_student(run, codec=weights, candidates=candidates, screening=screening)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StudyRun, "tell", interrupt)
+            with pytest.raises(Interruption):
+                train(9)
+            train(10)  # the control: another training goes on from nothing
+            assert steps == [8, 16, 8, 16, 24, 32]
+            assert list((home / "training").glob("*")) == []
+            steps.clear()
+            with pytest.raises(Interruption):
+                train(9)
+            killed = train(9)
+        assert steps == [8, 16, 16, 24, 32]
+        assert not (home / "training").exists()
+        assert killed == undisturbed(run, weights, candidates)
+
+
+def undisturbed(run: StudyRun, codec: Digest, candidates: dict[str, Any]) -> str:
+    """Train the same student again, in one go."""
+    for record in run.ledger.history(run.study.protocol.digest):
+        if record.status == "finished":
+            run.ledger.discard(record, "again")
+    keep = {"keep": list(range(9))}
+    return train_student(run, codec=codec, candidates=candidates, screening=keep)
 
 
 def test_too_few_kept_candidates_end_the_study(finished_home: Path, documents: Documents) -> None:

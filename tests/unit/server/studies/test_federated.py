@@ -15,6 +15,7 @@ from vitrael.client.site.tasks import TaskResult, TaskRunner
 from vitrael.core.digest import Digest
 from vitrael.core.errors import QuorumError
 from vitrael.core.messages import Parcel, Reply, Task
+from vitrael.core.metrics.moments import moments_of
 from vitrael.core.weights import Tensors
 from vitrael.privacy.envelope import attachment_digests, make_reply_parcel, open_reply_parcel
 from vitrael.privacy.keys import KeyPair
@@ -130,6 +131,10 @@ BAD_UPDATES: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "a tensor short": (lambda weights: dict(list(weights.items())[1:]), GOOD_CURVE),
     "curve without places": (dict, {"curve_loss": [0.5]}),
     "curve of text": (dict, {"curve_loss": ["low"], "curve_images": [4]}),
+    "curve of nan": (dict, {"curve_loss": ["nan"], "curve_images": [4]}),
+    "curve of truth": (dict, {"curve_loss": [True], "curve_images": [4]}),
+    "curve that cannot be drawn": (dict, {"curve_loss": [1e308, -1e308], "curve_images": [4, 8]}),
+    "curve without end": (dict, {f"curve_{name}": [1] * 201 for name in ("loss", "images")}),
 }
 
 
@@ -160,18 +165,41 @@ def test_update_that_cannot_be_used_is_left_out_by_name(bad: str | None, home: P
     assert all(np.isfinite(array).all() for array in end.values())
 
 
-def test_moments_that_cannot_be_pooled_are_left_out_by_name(home: Path) -> None:
+def tell_moments(**changed: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the moments that a site may send, some of them changed."""
+    rng = np.random.default_rng(3)
+    widths = {"latent": 2, "condition": 4, "ceiling": 2}
+    sums = {name: moments_of(rng.normal(size=(99, width))) for name, width in widths.items()}
+    sent = {f"{name}.{part}": array for name, m in sums.items() for part, array in m.items()}
+    return {**sent, **{name.replace("_", "."): array for name, array in changed.items()}}
+
+
+BAD_MOMENTS = {
+    "count alone": {"latent.count": np.ones(1)},
+    "another width": tell_moments(latent_sum=np.zeros(3), latent_square=np.eye(3)),
+    "count below zero": tell_moments(latent_count=np.array([-9.0])),
+    "variance below zero": tell_moments(latent_square=np.eye(2) * 1e-9),
+    "one too many": tell_moments(more_count=np.ones(1)),
+}
+
+
+@pytest.mark.parametrize("bad", [None, *BAD_MOMENTS])
+def test_moments_that_cannot_be_pooled_are_left_out_by_name(bad: str | None, home: Path) -> None:
     from vitrael.core.models.brain_ldm import build_codec
     from vitrael.core.weights import module_tensors
 
-    with federation(home) as told:
-        answer_with(told, "harbour", {"moments": {"latent.count": np.ones(1)}})
+    pairs = np.random.default_rng(5).normal(size=(30, 2))
+    tasks = {site: {"latents": moments(pairs=pairs)} for site in SITES}
+    with federation(home, tasks=tasks) as told:
+        answer_with(told, "harbour", {"moments": BAD_MOMENTS[bad] if bad else tell_moments()})
         run = told.run()
         codec = module_tensors(build_codec(run.study.protocol.generator, seed=1))
-        scale_latents(run, run.objects.put_tensors(codec))
+        document = scale_latents(run, run.objects.put_tensors(codec))
         record = run.ledger.history(run.study.protocol.digest)[-1]
-    assert list(record.details["absent"]) == ["harbour"]
-    assert record.participants == ("north", "valley")
+        scaled = run.objects.get_tensors(document["codec"])
+    assert record.participants == (("north", "valley") if bad else SITES)
+    assert record.details.get("kinds") == ({"harbour": "unusable"} if bad else None)
+    assert (scaled["latent_std"] > 0.5).all()
 
 
 def test_latents_have_zero_mean_and_unit_variance_after_scaling(
@@ -224,7 +252,6 @@ def test_pooled_condition_is_that_of_first_visits_but_for_those_of_audit_and_uti
 
 def moments(*, pairs: np.ndarray) -> TaskRunner:
     """Return a latents task that tells these volumes before and after the codec."""
-    from vitrael.core.metrics.moments import moments_of
 
     def run(_task: Task, _inputs: object, _context: object) -> TaskResult:
         rng = np.random.default_rng(3)

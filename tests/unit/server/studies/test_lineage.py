@@ -11,7 +11,7 @@ import pytest
 
 from vitrael.core import cli
 from vitrael.core.digest import Digest, digest_bytes
-from vitrael.core.errors import UsageError, VerificationError
+from vitrael.core.errors import StorageError, UsageError, VerificationError
 from vitrael.server.db.engine import open_database
 from vitrael.server.objects import ObjectStore
 from vitrael.server.studies.ledger import Ledger, StageKey
@@ -317,6 +317,20 @@ def test_recall_of_what_is_affected_blocks_its_download_and_no_other(
     assert states == {"first@1": "recalled", "third@1": "recalled"}
     assert recall(coordinator, "--yes") == 0, "nothing is left to recall"
     assert "no published release" in capsys.readouterr().out
+
+
+def test_all_is_recalled_before_mlflow_is_told(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Path) -> None:
+        raise StorageError("the MLflow store cannot be opened")
+
+    coordinator.run("first")
+    coordinator.run("second")
+    (coordinator.home / "mlflow").mkdir()
+    monkeypatch.setattr("vitrael.server.registry.Registry.open", broken)
+    assert recall(coordinator, "--yes") == 1
+    assert len(list(coordinator.home.rglob("RECALLED.json"))) == 2
 
 
 def pull(coordinator: Coordinator, name: str, to: Path) -> int:

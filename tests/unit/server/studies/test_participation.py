@@ -12,8 +12,8 @@ from tests.factories.federation import SITES, copy_homes, federation
 from tests.unit.server.studies.conftest import Ended, lenient
 from vitrael.core.errors import EXIT_PARTIAL
 from vitrael.core.messages import Parcel, Task
+from vitrael.server.studies.absences import find_contributors
 from vitrael.server.studies.participation import (
-    find_contributors,
     find_judges,
     record_participation,
     tell_outcome,

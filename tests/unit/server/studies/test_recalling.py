@@ -19,10 +19,11 @@ from vitrael.privacy.release.manifest import Reference
 from vitrael.server.db.engine import open_database
 from vitrael.server.demo import COHORT, site_home
 from vitrael.server.objects import ObjectStore
+from vitrael.server.registry import Registry
 from vitrael.server.settings import utc_now
 from vitrael.server.studies.ledger import Ledger
 from vitrael.server.studies.lineage import COMES_OF, trace_site
-from vitrael.server.studies.recalling import draft_recall, recall_release
+from vitrael.server.studies.recalling import draft_recall, recall_releases
 from vitrael.server.studies.recording import Recorder
 
 pytestmark = [
@@ -97,6 +98,24 @@ def test_recall_of_what_is_affected_is_told_in_mlflow(
     assert {m.state for m in made} == {"recalled"}
 
 
+def test_recall_of_which_mlflow_was_not_told_is_told_by_the_next_call(
+    recorded: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Path) -> Registry:
+        raise StorageError("the MLflow store cannot be opened")
+
+    home = recorded.home
+    words = ["release", "recall", "--affected-by", "north", "--home", str(home)]
+    words += ["--reason", "a patient withdrew", "--yes"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "open", broken)
+        assert cli.run(words) == 1
+    assert len(list(home.rglob("RECALLED.json"))) == 1
+    assert recorded.registry.aliases(recorded.model) == {"released": 1}
+    assert cli.run(words) == 0  # and recalls nothing: it is done
+    assert recorded.registry.aliases(recorded.model) == {"recalled": 1}
+
+
 def test_student_of_a_later_release_keeps_its_alias(recorded: Recorder) -> None:
     home, registry = recorded.home, recorded.registry
     student = next(
@@ -110,14 +129,14 @@ def test_student_of_a_later_release_keeps_its_alias(recorded: Recorder) -> None:
     )
     registry.move_alias(recorded.model, version, to="released")
     assert registry.aliases(recorded.model) == {"released": 2}
-    recall_release(home, RELEASE, reason="a site withdrew", now=utc_now())
+    recall_releases(home, [RELEASE], reason="a site withdrew", now=utc_now())
     assert registry.aliases(recorded.model) == {"released": 2, "recalled": 1}
 
 
 def test_recall_that_stands_is_not_made_again(finished_home: Path) -> None:
-    recall_release(finished_home, RELEASE, reason="a site withdrew", now=utc_now())
+    recall_releases(finished_home, [RELEASE], reason="a site withdrew", now=utc_now())
     with pytest.raises(StorageError, match="is recalled already"):
-        recall_release(finished_home, RELEASE, reason="another", now=utc_now())
+        recall_releases(finished_home, [RELEASE], reason="another", now=utc_now())
 
 
 def test_draft_of_a_recall_publishes_nothing(finished_home: Path) -> None:

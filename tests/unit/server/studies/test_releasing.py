@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
-from tests.factories.federation import SITES, federation
+from tests.factories.federation import SITES, Interruption, federation
 from tests.unit.server.studies.conftest import Ended, lenient
 from tests.unit.server.studies.test_federated import answer_with
 from vitrael.core.digest import Digest, digest_bytes, digest_file
-from vitrael.core.errors import QuorumError, StorageError, VerificationError
+from vitrael.core.errors import EXIT_PARTIAL, QuorumError, StorageError, VerificationError
+from vitrael.core.messages import Parcel, Task
 from vitrael.privacy.release.trust import load_trust
 from vitrael.privacy.release.verify import verify_release
+from vitrael.server.config import load_server
+from vitrael.server.sites.registry import Registry
 from vitrael.server.studies.pipeline import run_study
 from vitrael.server.studies.releasing import (
     assemble_bundle,
@@ -44,6 +47,7 @@ PUBLISHED = Path("catalogue") / "tiny" / "1"
 
 def test_published_release_verifies_with_the_trust_of_the_enrolment(finished_home: Path) -> None:
     trust = load_trust(finished_home / "trust.json")
+    assert load_trust(finished_home / "trust" / "tiny-1.json") == trust  # which no later study ends
     assert trust.threshold == len(SITES)
     verified = verify_release(finished_home / PUBLISHED, trust)
     assert (verified.name, verified.version) == ("tiny", 1)
@@ -132,6 +136,27 @@ def test_release_with_a_signature_too_few_is_not_published(
         pytest.raises(VerificationError, match="valley is missing"),
     ):
         publish_release(told.run(), decision=found["gates 1"], signing=signing)
+
+
+def test_member_outside_the_model_that_left_blocks_no_release(home: Path) -> None:
+    with lenient(), federation(home) as told:
+
+        def miss_rounds(task: Task, parcel: Parcel) -> Parcel | str:
+            return "the line is cut" if task.stage in {"codec", "latents", "teacher"} else parcel
+
+        told.spoil["valley"] = miss_rounds
+        told.interrupt = ("signing", 0, "north")
+        with pytest.raises(Interruption):
+            run_study(home, told.exchange)
+        told.interrupt = None
+        with Registry(load_server(home)) as registry:
+            registry.revoke("valley", reason="stolen server")
+        assert run_study(home, told.exchange) == EXIT_PARTIAL
+        trust = load_trust(home / "trust.json")
+        assert (set(trust.keys), trust.threshold) == ({"north", "harbour"}, 2)
+        assert verify_release(home / PUBLISHED, trust).signed_by == ("harbour", "north")
+        with pytest.raises(VerificationError, match="signature of harbour is missing"):
+            release_trust(told.run(), ["north", "valley"])  # the control: harbour is in the model
 
 
 @pytest.mark.parametrize("change", ["gone", "changed"])

@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 from sqlalchemy.orm import Session
 
-from tests.factories.federation import SITES, federation, utc_now
+from tests.factories.federation import SITES, Interruption, copy_homes, federation, utc_now
 from tests.factories.updates import adding, agree
 from vitrael.core.digest import Digest, digest_bytes
-from vitrael.core.errors import QuorumError
+from vitrael.core.errors import ConfigError, QuorumError, StudyError
 from vitrael.core.study import load_study
-from vitrael.privacy.keys import KeyPair, PublicKeys
+from vitrael.privacy.keys import KeyPair, PublicKeys, load_roster
+from vitrael.server.config import load_server
 from vitrael.server.db.engine import open_database
 from vitrael.server.db.sites import EnrollmentRow, InvitationRow, WordRow
-from vitrael.server.studies.federated import collect_consents, train_codec
+from vitrael.server.sites.registry import Registry
+from vitrael.server.studies.canary import try_sites
+from vitrael.server.studies.federated import calibrate_filters, collect_consents, train_codec
 from vitrael.server.studies.participation import record_participation, tell_outcome
 from vitrael.server.studies.standing import Standings
 
@@ -89,36 +92,98 @@ def test_keys_that_were_replaced_do_not_hold_any_more(standings: Standings) -> N
     assert standings.find_ended({"north": new}, now=NOW) == {}
 
 
-def test_site_that_withdraws_in_the_middle_is_asked_nothing_more(home: Path) -> None:
+def test_site_that_withdraws_before_the_rounds_is_asked_nothing_more(home: Path) -> None:
     agree(home, SITES)
-    protocol = load_study(home / "study.toml").protocol.digest
     with federation(home, tasks=adding(AMOUNTS)) as told:
         run = told.run()
         collect_consents(run)
         withdraw(run.standings, "valley", protocol=digest_bytes(b"another"), said=utc_now())
         told.seen.clear()
-        train_codec(run)
+        try_sites(run)
         assert {task.site for task in told.seen} == set(SITES)  # the control: another study
     with federation(home, tasks=adding(AMOUNTS)) as told:
         run = told.run()
-        later = utc_now() + timedelta(seconds=1)
-        with Session(run.standings.engine) as session, session.begin():
-            row = session.get_one(WordRow, 1)
-            row.protocol, row.said_utc = protocol, later
-        run.stage("codec", {"anew": 1}, lambda: _ask(run))
+        withdraw_now(run.standings, load_study(home / "study.toml").protocol.digest)
+        train_codec(run)
         assert {task.site for task in told.seen} == {"north", "harbour"}
         assert tell_outcome(run).sentence == "partial: 2 of 3 (valley: it withdrew its consent)"
         absent = record_participation(run)["absent"]
-    assert absent == {"codec 1": {"valley": "takes no part any more"}}
+    rounds = [f"codec {number}" for number in (1, 2, 3)]
+    assert absent == {name: {"valley": "takes no part any more"} for name in rounds}
 
 
-def _ask(run: object) -> object:
-    from vitrael.server.studies.correspondence import ask_sites
-    from vitrael.server.studies.run import StageResult, StudyRun
+def withdraw_now(standings: Standings, protocol: Digest) -> None:
+    """Let the word that was said of another study be one of this study, said later."""
+    with Session(standings.engine) as session, session.begin():
+        row = session.get_one(WordRow, 1)
+        row.protocol, row.said_utc = protocol, utc_now() + timedelta(seconds=1)
 
-    assert isinstance(run, StudyRun)
-    answers = ask_sites(run, "calibration", {}, quorum=1)
-    return StageResult({}, answers.details, tuple(answers.by_site))
+
+@pytest.fixture
+def tried(home: Path) -> Path:
+    """Homes of a study whose sites have consented and told their speed."""
+    agree(home, SITES)
+    with federation(home, tasks=adding(AMOUNTS)) as told:
+        collect_consents(told.run())
+        try_sites(told.run())
+    return home
+
+
+def revoke(home: Path, site: str) -> None:
+    with Registry(load_server(home)) as registry:
+        registry.revoke(site, reason="stolen server")
+    assert site not in load_roster(home / "roster.json")
+
+
+def test_study_that_is_opened_again_without_a_member_goes_on_to_the_same(tried: Path) -> None:
+    again = copy_homes(tried, tried.parent / "again")
+    ends = []
+    for home, reopened in ((tried, False), (again, True)):
+        with federation(home, tasks=adding(AMOUNTS)) as told:
+            run = told.run()
+            revoke(home, "valley")
+            run = told.run() if reopened else run
+            ends.append((run.roster, train_codec(run), tell_outcome(run)))
+            assert {task.site for task in told.seen} == {"north", "harbour"}
+    assert ends[0] == ends[1]
+    assert ends[0][2].sentence == "partial: 2 of 3 (valley: its enrollment was revoked)"
+
+
+def test_study_that_never_began_with_a_site_does_not_begin_without_it(home: Path) -> None:
+    agree(home, SITES)
+    revoke(home, "valley")
+    with (
+        federation(home, tasks=adding(AMOUNTS)) as told,
+        pytest.raises(ConfigError, match="valley"),
+    ):
+        told.run()
+
+
+def test_site_in_the_model_that_leaves_ends_the_study_before_the_next_round(tried: Path) -> None:
+    with federation(tried, tasks=adding(AMOUNTS)) as told:
+        told.interrupt = ("codec", 1, "north")
+        with pytest.raises(Interruption):
+            train_codec(told.run())
+        revoke(tried, "valley")
+        told.interrupt = None
+        told.seen.clear()
+        with pytest.raises(StudyError, match="site valley takes no part any more") as caught:
+            train_codec(told.run())
+        assert told.seen == []
+    assert "its enrollment was revoked" in caught.value.why
+    assert "name no roster.predecessor" in caught.value.fix
+
+
+def test_member_outside_the_model_that_cannot_judge_is_told_before_the_judging(
+    tried: Path,
+) -> None:
+    with federation(tried, tasks=adding(AMOUNTS)) as told:
+        revoke(tried, "valley")
+        run = told.run()
+        codec = train_codec(run)  # the control: rounds go on without it
+        with pytest.raises(StudyError, match="valley is on the roster and takes no part") as caught:
+            calibrate_filters(run, codec)
+    assert f"write {run.roster} as roster.predecessor" in caught.value.fix
 
 
 def test_consent_from_before_the_withdrawal_is_refused_and_a_new_one_counts(home: Path) -> None:

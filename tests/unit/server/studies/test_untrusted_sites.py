@@ -17,11 +17,11 @@ from vitrael.core.messages import Parcel, Task
 from vitrael.core.weights import Tensors
 from vitrael.privacy.envelope import open_reply_parcel
 from vitrael.server.studies import correspondence
+from vitrael.server.studies.absences import find_contributors
 from vitrael.server.studies.canary import try_sites
 from vitrael.server.studies.federated import collect_consents, train_codec
 from vitrael.server.studies.ledger import StageRecord
 from vitrael.server.studies.participation import (
-    find_contributors,
     record_participation,
     tell_outcome,
 )
@@ -175,6 +175,18 @@ def test_update_far_from_the_others_is_bounded_recorded_and_shown(home: Path) ->
     # Bounded to ten times the median, which is 2: the mean step is (1 + 2 + 20) / 3.
     moved = _steps(told, weights)
     assert moved == pytest.approx(23 / 3, rel=1e-3)
+
+
+def test_bound_holds_where_only_two_answer(home: Path) -> None:
+    agree(home, SITES)
+    with federation(home, tasks=adding(FAR)) as told:
+        told.spoil["harbour"] = lambda task, parcel: "cut" if task.stage == "codec" else parcel
+        record = train(told)[0]
+        run = told.run()
+        weights = run.objects.get_tensors(run.objects.get_json(record.output)["codec"])
+    assert record.participants == ("north", "valley")
+    assert set(record.details["outliers"]) == {"valley"}
+    assert _steps(told, weights) == pytest.approx((1 + 10) / 2, rel=1e-3)
 
 
 def _steps(told: Federation, weights: Mapping[str, np.ndarray]) -> float:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
+import shutil
 import stat
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.client.site.conftest import Home
 from vitrael.client.site.backup import save
 from vitrael.client.site.backup.contents import Manifest, is_kept, read_counter
+from vitrael.client.site.backup.heads import read_witness
 from vitrael.client.site.backup.save import save_backup
+from vitrael.client.site.enrollment.home_lock import only_one_enrollment
 from vitrael.client.site.store import Store
-from vitrael.core.errors import StorageError, UsageError
+from vitrael.core.errors import ProcessError, StorageError, UsageError
 from vitrael.privacy.journal import Entry, Journal
 from vitrael.privacy.sealed_file import SealedReader
 
@@ -46,6 +50,7 @@ def used(home: Home) -> Home:
         "studies/site-test.toml": b"study",
         "withdrawn.json": b'{"subjects":["a1"]}',
         "cohorts/told.json": b'{"told":[]}',
+        "cohorts/main/versions.json": b'{"versions":[]}',
         "keys.next/signing.pem": b"next",
         "spool/in/parcel": b"in transit",
         "steward.log": b"log",
@@ -64,6 +69,7 @@ def test_backup_holds_what_cannot_be_made_again_and_no_scan(used: Home, tmp_path
         *("keys/signing.pem", "keys/sealing.pem", "keys/split.key", "keys.next/signing.pem"),
         *("store.sqlite", "journal.jsonl", "journal.head.json", "cohorts/told.json"),
         *("records/abc/calibration.json", "updates/0a.safetensors", "studies/site-test.toml"),
+        "cohorts/main/versions.json",
     }
     for name, data in found.items():
         if name not in {"backup.json", "store.sqlite"}:
@@ -156,7 +162,71 @@ def test_backup_that_was_not_finished_leaves_no_file(
             back_up(used, tmp_path / "safe" / "b")
     assert list((tmp_path / "safe").iterdir()) == []
     assert not (used.path / ".partial-backup").exists()
+    counter = read_counter(used.path)
+    assert counter is not None
+    assert (counter.number, counter.made) == (1, 0)
     assert back_up(used, tmp_path / "safe" / "b").number == 2
+
+
+def test_keys_are_not_copied_while_a_command_changes_them(used: Home, tmp_path: Path) -> None:
+    with (
+        only_one_enrollment(used.path),
+        pytest.raises(ProcessError, match="another command changes the keys"),
+    ):
+        back_up(used, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_rotation_that_was_approved_is_ended_before_the_copy(used: Home, tmp_path: Path) -> None:
+    (used.path / "keys.next" / "approved").touch()
+    back_up(used, tmp_path / "b")
+    found = contents(tmp_path / "b")
+    assert found["keys/signing.pem"] == b"next"
+    assert not any(name.startswith("keys.next/") for name in found)
+
+
+def test_file_that_waits_in_the_target_s_folder_is_not_written_to(
+    used: Home, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").write_bytes(b"kept")
+    (tmp_path / ".partial-b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / ".partial-c").touch(mode=0o666)
+    for name in "bc":
+        back_up(used, tmp_path / name)
+        assert stat.S_IMODE((tmp_path / name).lstat().st_mode) == 0o600
+    assert (tmp_path / "elsewhere").read_bytes() == b"kept"
+
+
+def test_file_of_another_user_is_told_and_no_backup_is_made(
+    used: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Path.open
+
+    def closed(self: Path, *words: Any, **named: Any) -> Any:
+        if self.name == "node":
+            raise PermissionError(13, "Permission denied")
+        return plain(self, *words, **named)
+
+    (used.path / "keys" / "node").touch(mode=0o600)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", closed)
+        with pytest.raises(StorageError, match=r"keys/node cannot be read.*systemd-tmpfiles"):
+            back_up(used, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    back_up(used, tmp_path / "b")
+    assert "keys/node" in contents(tmp_path / "b")
+
+
+def test_store_below_a_folder_with_any_name_says_where_the_journal_ends(
+    used: Home, tmp_path: Path
+) -> None:
+    folder = tmp_path / "50% of? all#1"
+    folder.mkdir()
+    shutil.copyfile(used.settings.store, folder / "store.sqlite")
+    found = read_witness(folder / "store.sqlite")
+    assert found is not None
+    assert found == read_witness(used.settings.store)
+    assert read_witness(folder / "none.sqlite") is None
 
 
 @pytest.mark.parametrize(
@@ -164,6 +234,7 @@ def test_backup_that_was_not_finished_leaves_no_file(
     [
         *("../site.toml", "/etc/passwd", "keys/../../x", "keys", "cohorts/main/shards/a"),
         *("records/a/training/x", "spool/in/x", "keys/.hidden", "steward.sock", "", "other.toml"),
+        *("cohorts/main/manifest.json", "cohorts/versions.json", "cohorts/.a/versions.json"),
     ],
 )
 def test_no_other_file_belongs_into_a_backup(name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from vitrael.client.site.steward import Steward
 from vitrael.client.site.store import Store
 from vitrael.core.errors import AuthError, ProcessError, StorageError, UsageError
 from vitrael.core.messages import Head, Task
-from vitrael.privacy.journal import Kept, read_journal, verify_journal
+from vitrael.privacy.journal import Kept, Line, read_journal, verify_journal
 
 PHRASE = b"five words are enough here"
 COST = 1 << 10
@@ -45,14 +46,33 @@ def restore(
     )
 
 
+def answer(home: Home, steward: Steward, task: Task) -> Head:
+    """Return what the coordinator is told of the site's journal in the reply to a task."""
+    reply, _ = home.open(steward.answer(home.parcel(task, {})))
+    assert reply.nonce == task.nonce
+    assert reply.journal is not None
+    return reply.journal
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
-def backup(home: Home, tmp_path: Path) -> Path:
+def told(home: Home) -> Head:
+    """What the coordinator knows of the journal of a home that has answered one task."""
     home.consent()
+    steward = Steward(home.settings, clock=home.clock)
+    try:
+        return answer(home, steward, home.task({}, stage="consent"))
+    finally:
+        steward.close()
+
+
+@pytest.fixture
+def backup(home: Home, told: Head, tmp_path: Path) -> Path:
+    assert told.lines == 1
     (home.path / "withdrawn.json").write_text('{"subjects":["a1"]}')
     (home.path / "updates").mkdir()
     (home.path / "updates" / "0a.safetensors").write_bytes(bytes(3000))
@@ -69,8 +89,8 @@ def test_restored_home_is_the_same_home(home: Home, backup: Path, tmp_path: Path
     store = Store(restored.store, updates=restored.updates)
     assert list(store.find_consents(home.study.protocol.digest))
     lines = list(read_journal(restored.journal))
-    assert [line.event for line in lines] == ["consent", "restored"]
-    assert lines[0] == home.lines()[0]
+    assert [line.event for line in lines] == ["consent", "sent", "restored"]
+    assert lines[:2] == home.lines()
     assert verify_journal(restored.journal, kept=store.read_head()) == []
     store.close()
     assert {p.stat().st_mode & 0o077 for p in (tmp_path / "new" / "keys").iterdir()} == {0}
@@ -106,7 +126,7 @@ def test_older_backup_than_the_home_knows_is_refused(
 ) -> None:
     home.consent(days=30)  # one more line
     before = files_of(home.path)
-    with pytest.raises(StorageError, match=r"has 1 lines, and the home's has 2"):
+    with pytest.raises(StorageError, match=r"has 2 lines, and the home's has 3"):
         restore(home, backup, home.path)
     after = files_of(home.path)
     assert {name: after[name] for name in before} == before
@@ -162,19 +182,53 @@ def test_nothing_is_restored_under_a_steward(home: Home, backup: Path) -> None:
         restore(home, backup, home.path)
 
 
-def test_expected_line_tells_the_newest_backup(home: Home, backup: Path, tmp_path: Path) -> None:
-    first = home.lines()[0]
+def test_number_of_a_backup_that_failed_makes_no_other_one_older(
+    home: Home, backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vitrael.privacy.sealed_file.SealedWriter.finish", full)
+        with pytest.raises(StorageError, match="no disk space"):
+            back_up(home, tmp_path / "second")
+    shutil.rmtree(home.path / "keys")
+    assert restore(home, backup, home.path).manifest.number == 1
+    assert back_up(home, tmp_path / "third").number == 3, "no number is given twice"
+
+
+def expected(head: Head | Line, *, digits: int = 64) -> Kept:
+    """Return what the operator says: a line, as the coordinator knows it."""
+    lines = head.line if isinstance(head, Line) else head.lines
+    return parse_expected(f"{lines}:{head.hash.removeprefix('sha256:')[:digits]}")
+
+
+def test_line_that_the_coordinator_knows_tells_the_newest_backup(
+    home: Home, told: Head, backup: Path, tmp_path: Path
+) -> None:
+    new = tmp_path / "new"
     home.consent(days=30)
-    newest = parse_expected(f"2:{home.lines()[1].hash}")
-    with pytest.raises(StorageError, match=r"no line 2 with that hash"):
-        restore(home, backup, tmp_path / "new", expected=newest)
-    assert not (tmp_path / "new").exists()
-    other = parse_expected(f"1:{'0' * 16}")
+    with pytest.raises(StorageError, match=r"no line 3 with that hash"):
+        restore(home, backup, new, expected=expected(home.lines()[2]))
     with pytest.raises(StorageError, match=r"no line 1 with that hash"):
-        restore(home, backup, tmp_path / "new", expected=other)
-    digits = first.hash.removeprefix("sha256:")[:16]
-    assert restore(home, backup, tmp_path / "new", expected=parse_expected(f"1:{digits}")).confirmed
-    assert read_mark(tmp_path / "new") is None
+        restore(home, backup, new, expected=parse_expected(f"1:{'0' * 16}"))
+    with pytest.raises(StorageError, match=r"not the reply that told line 2"):
+        restore(home, backup, new, expected=expected(home.lines()[1]))
+    with pytest.raises(StorageError, match=r"0 is not what the coordinator knows"):
+        restore(home, backup, new, expected=parse_expected("0"))
+    assert not new.exists()
+    assert restore(home, backup, new, expected=expected(told, digits=16)).confirmed
+    assert read_mark(new) is None
+
+
+def test_no_line_is_what_the_coordinator_knows_before_the_first_reply(
+    home: Home, tmp_path: Path
+) -> None:
+    home.consent()
+    back_up(home, tmp_path / "b")
+    with pytest.raises(StorageError, match=r"not the reply that told line 1"):
+        restore(home, tmp_path / "b", tmp_path / "new", expected=expected(home.lines()[0]))
+    assert restore(home, tmp_path / "b", tmp_path / "new", expected=parse_expected("0")).confirmed
 
 
 @pytest.mark.parametrize(
@@ -194,44 +248,75 @@ def restored(home: Home, backup: Path, tmp_path: Path) -> Iterator[Steward]:
     steward.close()
 
 
-def task_that_quotes(home: Home, head: Kept | None) -> Task:
-    yours = None if head is None else Head(lines=head.lines, hash=head.hash)
-    return home.task({}, stage="consent", yours=yours)
-
-
 def test_restored_home_answers_once_a_task_quotes_its_journal(
-    home: Home, restored: Steward
+    home: Home, told: Head, restored: Steward
 ) -> None:
     with pytest.raises(StorageError, match="nobody has said yet that it is the newest"):
-        restored.answer(home.parcel(task_that_quotes(home, None), {}))
-    line = home.lines()[0]
-    task = task_that_quotes(home, Kept(line.line, line.hash))
-    assert home.open(restored.answer(home.parcel(task, {})))[0].nonce == task.nonce
-    restored.answer(home.parcel(task_that_quotes(home, None), {}))
+        restored.answer(home.parcel(home.task({}, stage="consent"), {}))
+    answer(home, restored, home.task({}, stage="consent", yours=told))
+    answer(home, restored, home.task({}, stage="consent"))
+
+
+def test_restored_home_that_forgot_a_reply_answers_nothing(
+    home: Home, backup: Path, tmp_path: Path
+) -> None:
+    """Of the last reply that left, the coordinator quotes the line before: the backup's own end."""
+    new = tmp_path / "new"
+    steward = Steward(home.settings, clock=home.clock)
+    last = answer(home, steward, home.task({}, stage="consent"))
+    steward.close()
+    assert last.lines == 2
+    restore(home, backup, new)
+    steward = Steward(load_settings(new), clock=home.clock)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="not the one that the coordinator was told of"):
+            steward.answer(home.parcel(home.task({}, stage="consent", yours=last), {}))
+    steward.close()
+    with pytest.raises(StorageError, match="not the reply that told line 2"):
+        confirm_restore(new, expected(last))
+    assert read_mark(new) is not None
+
+
+def test_task_of_before_the_restore_confirms_nothing(
+    home: Home, told: Head, restored: Steward, tmp_path: Path
+) -> None:
+    """Who carries parcels could lay one again, and have an answer made anew that was forgotten."""
+    before = (home.clock() - timedelta(seconds=1)).isoformat()
+    old = home.task({}, stage="consent", yours=told, issued_utc=before)
+    with pytest.raises(StorageError, match="restored from a backup after this task was issued"):
+        restored.answer(home.parcel(old, {}))
+    assert read_mark(tmp_path / "new") is not None
+    answer(home, restored, home.task({}, stage="consent", yours=told))
+    assert read_mark(tmp_path / "new") is None
 
 
 def test_restored_home_that_forgot_a_line_answers_nothing(home: Home, restored: Steward) -> None:
     home.consent(days=30)
-    line = home.lines()[1]
-    task = task_that_quotes(home, Kept(line.line, line.hash))
+    line = home.lines()[2]
+    task = home.task({}, stage="consent", yours=Head(lines=line.line, hash=line.hash))
     with pytest.raises(StorageError, match="not the one that the coordinator was told of"):
         restored.answer(home.parcel(task, {}))
     with pytest.raises(StorageError, match="nobody has said yet"):
-        restored.answer(home.parcel(task_that_quotes(home, None), {}))
+        restored.answer(home.parcel(home.task({}, stage="consent"), {}))
 
 
-def test_operator_confirms_with_the_newest_line(
-    home: Home, restored: Steward, tmp_path: Path
+def test_operator_confirms_with_the_line_that_the_coordinator_knows(
+    home: Home, told: Head, restored: Steward, tmp_path: Path
 ) -> None:
     with pytest.raises(StorageError, match="older than what is known"):
         confirm_restore(tmp_path / "new", parse_expected("7:" + "0" * 16))
-    confirm_restore(tmp_path / "new", parse_expected("0"))
-    restored.answer(home.parcel(task_that_quotes(home, None), {}))
+    confirm_restore(tmp_path / "new", expected(told))
+    answer(home, restored, home.task({}, stage="consent"))
 
 
 @pytest.mark.parametrize("step", ["_join_withdrawn", "save_counter", "_note", "_finish"])
 def test_restore_that_was_killed_is_ended_by_the_same_command(
-    home: Home, backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    home: Home,
+    told: Head,
+    backup: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
 ) -> None:
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -243,8 +328,9 @@ def test_restore_that_was_killed_is_ended_by_the_same_command(
             restore(home, backup, new)
     if (new / "site.toml").exists():
         with pytest.raises(StorageError, match="half restored"):
-            confirm_restore(new, parse_expected("0"))
+            confirm_restore(new, expected(told))
+    home.clock.advance(seconds=60)
     restore(home, backup, new)
-    confirm_restore(new, parse_expected("0"))
+    confirm_restore(new, expected(told))
     assert load_settings(new).load_keys().public == home.keys.public
     assert verify_journal(load_settings(new).journal) == []

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.factories.courier import wait_for
 from vitrael.client.site.courier import spool
 from vitrael.client.site.courier.spool import (
+    LONGEST_PATH,
     call_steward,
+    clear_abandoned,
     read_parcel,
     steward_socket,
     write_parcel,
@@ -92,7 +95,13 @@ def test_a_parcel_goes_to_the_steward_and_its_answer_comes_back(home: Path) -> N
     assert left_in_spool(home) == []
 
 
-def test_the_steward_may_listen_on_a_shorter_path(home: Path, tmp_path: Path) -> None:
+def age(folder: Path, seconds: float) -> None:
+    """Let a folder look as if it was touched last so long ago."""
+    then = folder.stat().st_mtime - seconds
+    os.utime(folder, (then, then))
+
+
+def test_the_steward_may_listen_on_another_path(home: Path, tmp_path: Path) -> None:
     short = home / "short"
     (tmp_path / "steward.json").write_text(json.dumps({"socket": str(short), "pid": 1}))
     assert steward_socket(tmp_path) == short
@@ -205,6 +214,57 @@ def test_a_steward_that_ends_in_the_middle_is_asked_again(home: Path) -> None:
     assert len(asked) == 3
     assert len(set(asked)) == 1
     assert left_in_spool(home) == []
+
+
+def test_a_courier_that_waits_touches_its_parcel(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "_TOUCH_S", 0.02)
+    ages: list[bool] = []
+
+    def answer(name: str) -> bytes:
+        folder = home / "spool" / "in" / name
+        age(folder, 3600)
+        old = folder.stat().st_mtime
+        wait_for(lambda: folder.stat().st_mtime > old, seconds=10)
+        clear_abandoned(folder.parent)
+        ages.append(folder.exists())
+        if len(ages) == 2:
+            return echo(home)(name)
+        age(folder, 3600)  # and so it is when it asks again
+        return b""
+
+    with steward(home / "steward.sock", answer):
+        assert call_steward(home, PARCEL, wait_s=30) == PARCEL
+    assert ages == [True, True]
+
+
+def test_what_nobody_waits_for_is_cleared_by_the_next_courier(home: Path) -> None:
+    box = home / "spool" / "in"
+    for name in ("left-over", ".partial-x", "waits", "from-tomorrow"):
+        write_parcel(box / name, PARCEL)
+    (box / "file").touch()
+    (box / "link").symlink_to(home)
+    (box / ".partial-x").chmod(0o700)
+    for name in ("left-over", ".partial-x", "file"):
+        age(box / name, 3600)
+    age(box / "from-tomorrow", -3600)
+    os.utime(box / "link", (0, 0), follow_symlinks=False)
+    with steward(home / "steward.sock", echo(home)):
+        assert call_steward(home, PARCEL, wait_s=5) == PARCEL
+    assert left_in_spool(home) == ["waits"]
+    clear_abandoned(home / "nowhere")
+
+
+def test_a_home_with_a_long_path_is_served_in_its_place(home: Path) -> None:
+    deep = home / ("x" * LONGEST_PATH)
+    deep.mkdir()
+    with (
+        spool.short_name(deep / "steward.sock") as name,
+        steward(Path(name), echo(deep)),
+    ):
+        assert call_steward(deep, PARCEL, wait_s=5) == PARCEL
+    assert (deep / "steward.sock").is_socket()
 
 
 def test_a_parcel_over_which_every_steward_ends_is_given_up(home: Path) -> None:

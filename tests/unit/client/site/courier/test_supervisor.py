@@ -3,116 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from cryptography import x509
 
 from tests.factories.tls import make_authority
+from tests.fakes.courier import Stage
 from vitrael.client.site.courier import supervisor
-from vitrael.client.site.courier.layout import CourierLayout, Role
-from vitrael.client.site.courier.supervisor import Courier, port_is_free
-from vitrael.client.site.settings import load_settings
+from vitrael.client.site.courier.supervisor import port_is_free
+from vitrael.client.site.life import is_alive, note_of_life
 from vitrael.core.errors import AuthError, ConfigError, NetworkError, ProcessError, UsageError
 from vitrael.privacy.node_keys import create_node_key
 
-NOW = datetime(2026, 6, 1, tzinfo=UTC)
 REFUSED = ["ERROR : Exit Code: 305", "[code: 2004] Failed to activate SuperNode."]
-
-
-@dataclass
-class FakeChild:
-    """A process that says its lines and ends as it is told."""
-
-    name: str
-    command: Sequence[str]
-    environment: Mapping[str, str]
-    began: float
-    on_line: Callable[[str], object]
-    log: list[str]
-    pid: int = 77
-    code: int | None = None
-    said: deque[str] = field(default_factory=deque)
-
-    def say(self, *lines: str) -> None:
-        for line in lines:
-            self.said.append(line)
-            self.on_line(line)
-
-    def exit_code(self) -> int | None:
-        return self.code
-
-    def last_words(self) -> str:
-        return "\n".join(self.said)
-
-    def end(self, *, grace_s: float = 0) -> None:
-        del grace_s
-        if self.code is None:
-            self.log.append(f"ended {self.name}")
-            self.code = 0
-
-
-@dataclass
-class Stage:
-    """A courier whose processes are fakes, and a clock that stands still between steps."""
-
-    home: Path
-    roles: tuple[Role, ...] = ("node", "executor")
-    now_s: float = 0.0
-    children: list[FakeChild] = field(default_factory=list)
-    log: list[str] = field(default_factory=list)
-    courier: Courier = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.courier = Courier(
-            CourierLayout(load_settings(self.home)),
-            self.roles,
-            base_environment={"HTTPS_PROXY": "http://evil:1", "PATH": "/bin"},
-            pid=os.getpid(),
-            start=self.start,
-            clock=lambda: self.now_s,
-        )
-        self.courier.stop = Steps(self)  # type: ignore[assignment]
-        self.script: list[Callable[[], object]] = []
-
-    def start(self, name: str, command: Sequence[str], **options: Any) -> Any:
-        now = options.pop("now")
-        child = FakeChild(name, command, began=now, log=self.log, **options)
-        self.children.append(child)
-        return child
-
-    def run(self, *script: Callable[[], object]) -> None:
-        """Do a step of the script whenever the courier looks; stop it after the last."""
-        self.script = list(script)
-        self.courier.run(now=NOW)
-
-    def named(self, name: str) -> list[FakeChild]:
-        return [child for child in self.children if child.name == name]
-
-
-class Steps:
-    """The event that the courier waits for: each wait is a step of the script."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.is_over = False
-
-    def is_set(self) -> bool:
-        return self.is_over
-
-    def set(self) -> None:
-        self.is_over = True
-
-    def wait(self, seconds: float) -> None:
-        del seconds
-        if not self.stage.script:
-            self.is_over = True
-            return
-        self.stage.script.pop(0)()
 
 
 @pytest.fixture
@@ -129,7 +35,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "port_is_free", lambda _: True)
+    monkeypatch.setattr(supervisor, "port_is_free", lambda *_, **__: True)
 
 
 def test_both_start_and_the_executor_ends_first(home: Path) -> None:
@@ -144,6 +50,27 @@ def test_both_start_and_the_executor_ends_first(home: Path) -> None:
     assert "keys/node" not in executor
     assert "authorities.pem" not in executor
     assert f"--parent-pid {os.getpid()}" in executor
+
+
+def test_nothing_of_the_operator_s_reaches_code_that_comes_by_flower(home: Path) -> None:
+    stage = Stage(home)
+    told = {"LANG": "C.UTF-8", "LC_ALL": "C", "TZ": "UTC", "HOME": "/h", "TMPDIR": "/t"}
+    secrets = {
+        "VITRAEL_PASSPHRASE_FILE": "/run/p",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "SSH_AUTH_SOCK": "/s",
+        "LD_PRELOAD": "/x.so",
+        "PYTHONPATH": "/x",
+        "FLWR_RUNTIME_VERSION": "x",
+        "no_proxy": "coordinator.test",
+        "SSL_CERT_FILE": "/x",
+    }
+    stage.courier.base_environment = told | secrets
+    stage.run()
+    for child in stage.children:
+        assert child.environment.keys().isdisjoint(secrets.keys() - {"no_proxy"})
+        assert child.environment.get("no_proxy") != "coordinator.test"
+        assert child.environment.items() >= told.items()
 
 
 def test_only_the_node_is_told_of_the_proxy_and_only_of_the_site_s_own(home: Path) -> None:
@@ -246,6 +173,70 @@ def test_a_foreign_certificate_ends_the_courier_at_once(home: Path) -> None:
     assert stage.log == ["ended SuperExec"]
 
 
+def test_a_foreign_certificate_after_a_good_one_is_waited_out(home: Path) -> None:
+    stage = Stage(home)
+
+    def tick() -> None:
+        stage.now_s += 1
+
+    def connect() -> None:
+        stage.named("SuperNode")[-1].say("INFO : SuperNode ID: 1")
+
+    def distrust() -> None:
+        node = stage.named("SuperNode")[-1]
+        node.say("ERROR : Exit Code: 305", "certificate verify failed: self-signed certificate")
+        node.code = 1
+
+    stage.run(connect, distrust, tick, tick, distrust, *[tick] * 4, connect)
+    assert len(stage.named("SuperNode")) == 3
+    assert stage.log == ["ended SuperExec", "ended SuperNode"]
+
+
+def test_a_full_disk_hides_no_connection(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(home)
+    seen = []
+
+    def connect() -> None:
+        def full(_path: Path, _data: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(supervisor, "write_atomically", full)
+        stage.children[0].say("INFO : SuperNode ID: 1")
+        seen.append(stage.courier.is_connected)
+
+    stage.run(connect)
+    assert seen == [True]
+
+
+def test_a_note_tells_whether_a_process_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(home)
+    life = stage.courier.layout.life("executor")
+    seen = []
+
+    def look() -> None:
+        seen.append(is_alive(life))
+
+    def die() -> None:
+        stage.named("SuperExec")[-1].code = 1
+
+    def tick() -> None:
+        stage.now_s += 1
+
+    def fill() -> None:
+        def full(_path: Path, _note: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(supervisor, "note_of_life", full)
+        die()
+
+    def empty() -> None:
+        monkeypatch.setattr(supervisor, "note_of_life", note_of_life)
+
+    stage.run(tick, look, die, look, tick, tick, look, fill, tick, tick, tick, look, empty, look)
+    assert seen == [True, False, True, False, True]
+    assert not is_alive(life)  # it ended
+
+
 def test_the_connection_is_known(home: Path) -> None:
     stage = Stage(home)
     seen = []
@@ -281,7 +272,7 @@ def test_the_executor_alone_waits_for_its_secret_and_needs_no_key(home: Path) ->
 
 
 def test_a_port_that_is_in_use_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "port_is_free", lambda _: False)
+    monkeypatch.setattr(supervisor, "port_is_free", lambda *_, **__: False)
     stage = Stage(home)
 
     def tick() -> None:
@@ -331,9 +322,20 @@ def test_files_are_open_to_the_group_where_both_sides_need_them(home: Path) -> N
     }
 
 
-def test_a_port_is_free_until_somebody_listens() -> None:
-    import socket
+def test_code_that_comes_by_flower_may_have_a_network_without_the_node_s_own(home: Path) -> None:
+    with (home / "site.toml").open("a") as document:
+        document.write('node_host = "supernode"\n')
+    stage = Stage(home)
+    stage.run(lambda: None)
+    node, executor = (" ".join(child.command) for child in stage.children)
+    assert "--host supernode --port 9094" in node
+    assert "--runtime-api-address supernode:9094" in executor
+    certificate = x509.load_pem_x509_certificate((home / "flower/tls/server.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "supernode" in names.get_values_for_type(x509.DNSName)
 
+
+def test_a_port_is_free_until_somebody_listens() -> None:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         one.listen()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ class FakeCoordinator:
     """Fields of the next standings that are to be wrong."""
     signer: KeyPair | None = None
     refusal: Response | None = None
+    asked: list[str] = field(default_factory=list)
+    """The path of each request, also of those that were refused."""
     once: list[Response | None] = field(default_factory=list)
     """What comes instead of the first answers; the message is heard for all that."""
 
@@ -62,6 +65,7 @@ class FakeCoordinator:
         return f"127.0.0.1:{self.port}"
 
     def answer(self, request: Request) -> Response | None:
+        self.asked.append(request.path)
         if self.refusal is not None:
             return self.refusal
         if request.path == f"{ENROLLMENT_PATH}/join":
@@ -130,6 +134,24 @@ class FakeCoordinator:
 def refuse(what: str, *, status: int = 403) -> Response:
     body = {"error": {"what": what, "why": "the test says so", "fix": "ask", "exit_code": 4}}
     return Response(status, json.dumps(body).encode())
+
+
+def hide(patch: pytest.MonkeyPatch, secret: Path) -> None:
+    """Let a file be another user's: it cannot be read."""
+    read = Path.read_bytes
+
+    def refuse_one(path: Path) -> bytes:
+        if path == secret:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    patch.setattr(Path, "read_bytes", refuse_one)
+
+
+@pytest.fixture(autouse=True)
+def quick_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A passphrase of keys costs little."""
+    monkeypatch.setattr("vitrael.privacy.sealed_file.COST", 1 << 10)
 
 
 @pytest.fixture

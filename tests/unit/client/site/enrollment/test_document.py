@@ -83,3 +83,14 @@ def test_document_that_cannot_be_added_to_is_refused(tmp_path: Path, text: str, 
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
         plan_document(path, BEHIND)
+
+
+def test_document_that_cannot_be_read_is_told_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_bytes(b'name = "n\xf6rth"')
+    with pytest.raises(ConfigError, match=r"site\.toml is not TOML.*mend the line"):
+        plan_document(path, BEHIND)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ConfigError, match=r"site\.toml cannot be read: Is a directory"):
+        plan_document(path, BEHIND)

@@ -12,8 +12,10 @@ import pytest
 
 from tests.unit.client.site.conftest import STUDY
 from tests.unit.client.site.enrollment.conftest import FakeCoordinator, Site
+from vitrael.client.site.enrollment.home_lock import only_one_enrollment
 from vitrael.core.cli import run
 from vitrael.privacy.keys import KeyPair, is_protected
+from vitrael.privacy.sealed_file import is_sealed
 
 PHRASE = "five words are enough here"
 
@@ -157,6 +159,45 @@ def test_protected_keys_are_used_with_a_file(
     assert is_protected(site.home / "keys")
 
 
+@pytest.fixture
+def phrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with the passphrase of the keys."""
+    path = tmp_path / "phrase"
+    path.touch(mode=0o600)
+    path.write_text(PHRASE)
+    monkeypatch.setenv("VITRAEL_PASSPHRASE_FILE", str(path))
+    return path
+
+
+@pytest.mark.usefixtures("phrase")
+def test_keys_that_are_kept_aside_are_protected_too(
+    call: Call, site: Site, invitation: Path
+) -> None:
+    call("join", invitation, "--yes")
+    for name in ("keys.old", "keys.unused-1"):
+        KeyPair.create().save(site.home / name)
+    (site.home / "keys.unused-1" / "sealing.pem").unlink()  # of a command that was killed
+    assert call("keys", "protect")[0] == 0
+    pems = sorted(site.home.glob("keys*/*.pem"))
+    assert len(pems) == 5
+    assert all(is_sealed(pem.read_bytes()) for pem in pems)
+
+
+@pytest.mark.usefixtures("phrase")
+@pytest.mark.parametrize("word", ["protect", "unprotect"])
+def test_keys_are_not_written_while_another_command_changes_them(
+    call: Call, site: Site, invitation: Path, word: str
+) -> None:
+    call("join", invitation, "--yes", *(["--passphrase"] if word == "unprotect" else []))
+    before = is_protected(site.home / "keys")
+    with only_one_enrollment(site.home):
+        code, _, err = call("keys", word)
+    assert (code, "another command changes the keys" in err) == (1, True)
+    assert is_protected(site.home / "keys") == before
+    assert call("keys", word)[0] == 0
+    assert is_protected(site.home / "keys") != before
+
+
 def test_backup_and_restore_by_commands(
     call: Call,
     site: Site,
@@ -180,7 +221,9 @@ def test_backup_and_restore_by_commands(
     assert run(["site", "restore", str(tmp_path / "b"), *new, "--yes"]) == 0
     assert "no task is answered before" in capsys.readouterr().err
     assert run(["site", "restore", *new]) == 2
-    assert run(["site", "restore", *new, "--expect-journal", told["journal"]]) == 0
+    assert run(["site", "restore", *new, "--expect-journal", told["journal"]]) == 1
+    assert "not the reply that told line 1" in capsys.readouterr().err
+    assert run(["site", "restore", *new, "--expect-journal", "0"]) == 0
     assert KeyPair.load(tmp_path / "new" / "keys").public == site.settings.load_keys().public
     phrase.write_text("another passphrase")
     assert (

@@ -6,7 +6,7 @@ import pytest
 
 from tests.factories.tls import Response
 from tests.unit.client.site.conftest import STUDY
-from tests.unit.client.site.enrollment.conftest import FakeCoordinator, Site, no_passphrase
+from tests.unit.client.site.enrollment.conftest import FakeCoordinator, Site, hide, no_passphrase
 from vitrael.client.site.enrollment.fetch import Fetched, fetch
 from vitrael.client.site.enrollment.standing import read_last_standing
 from vitrael.client.site.enrollment.words import send_word
@@ -16,6 +16,7 @@ from vitrael.core.study import load_study
 from vitrael.privacy.enrollment import Offer
 from vitrael.privacy.journal import read_journal
 from vitrael.privacy.keys import KeyPair, load_roster
+from vitrael.privacy.node_keys import load_node_key
 
 
 def ask(site: Site) -> Fetched:
@@ -172,6 +173,14 @@ def test_word_of_the_operator_reaches_the_coordinator(
         protocol,
         "the board asks for it",
     )
+    line = list(read_journal(enrolled.settings.journal))[-1]
+    assert line.reason == "word: withdraw: the board asks for it"
+
+
+def test_word_of_the_operator_is_one_line(enrolled: Site, coordinator: FakeCoordinator) -> None:
+    send_word(enrolled.settings, "leave", reason="a\nb" + "x" * 600, clock=enrolled.clock)
+    (word,) = coordinator.words
+    assert word.reason == "a b" + "x" * 497
 
 
 def test_coordinator_that_is_away_is_a_matter_of_the_network(
@@ -180,7 +189,32 @@ def test_coordinator_that_is_away_is_a_matter_of_the_network(
     coordinator.refusal = Response(503)
     with pytest.raises(NetworkError, match="not ready: it answered 503"):
         ask(enrolled)
-    assert len(enrolled.told) == 2
+    assert sum(path.endswith("word") for path in coordinator.asked) == 3
+    assert len(enrolled.told) == 1  # one sentence, not one for each attempt
+
+
+def test_node_key_of_another_user_is_no_hindrance(
+    enrolled: Site, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With users of their own for steward and SuperNode the private half cannot be read."""
+    asked = enrolled.join()
+    key = enrolled.home / "keys" / "node"
+    hide(monkeypatch, key)
+    with pytest.raises(AuthError, match=r"keys/node cannot be read: Permission denied"):
+        load_node_key(key)
+    assert ask(enrolled).fingerprint == asked.fingerprint
+    assert key.exists()
+
+
+def test_lost_node_key_is_not_made_anew(enrolled: Site) -> None:
+    key = enrolled.home / "keys" / "node"
+    key.unlink()
+    ask(enrolled)
+    assert not key.exists()
+    key.with_name("node.pub").unlink()
+    with pytest.raises(AuthError, match=r"keys/node\.pub cannot be read"):
+        ask(enrolled)
+    assert not key.exists()
 
 
 def test_home_that_has_not_joined_is_told_so(site: Site, coordinator: FakeCoordinator) -> None:

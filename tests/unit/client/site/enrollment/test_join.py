@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.factories.tls import Response
-from tests.unit.client.site.enrollment.conftest import FakeCoordinator, Site, refuse
+from tests.unit.client.site.enrollment.conftest import FakeCoordinator, Site, hide, refuse
+from vitrael.client.site.control import Control
 from vitrael.client.site.enrollment import join as joining
 from vitrael.client.site.enrollment.join import read_invitation
 from vitrael.client.site.ingest.places import Home
 from vitrael.client.site.settings import load_settings
+from vitrael.client.site.store import Store
 from vitrael.core.errors import AuthError, ConfigError, NetworkError, ProcessError, UsageError
 from vitrael.privacy.enrollment import join_fingerprint
-from vitrael.privacy.journal import read_journal, verify_journal
+from vitrael.privacy.journal import Journal, read_journal, verify_journal
 from vitrael.privacy.keys import KeyPair, is_protected, load_public_keys
 from vitrael.privacy.node_keys import create_node_key
 
@@ -28,7 +32,8 @@ def test_join_makes_a_home_and_sends_public_keys_alone(
     keys = KeyPair.load(site.home / "keys")
     assert request.keys == keys.public
     assert asked.standing.status == "pending"
-    assert asked.fingerprint == join_fingerprint(keys.public, request.node)
+    ours = coordinator.keys.public
+    assert asked.fingerprint == join_fingerprint(keys.public, request.node, coordinator=ours)
     assert len(asked.fingerprint.split()) == 16
     assert request.node.encode() == create_node_key(site.home / "keys" / "node")
     sent = request.to_bytes()
@@ -144,10 +149,15 @@ def test_enrolled_site_rotates_and_does_not_join(site: Site, coordinator: FakeCo
         site.join()
 
 
-def test_keys_that_were_used_up_are_set_aside(site: Site, coordinator: FakeCoordinator) -> None:
+def test_keys_that_were_used_up_are_set_aside(
+    site: Site, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.join()
     before = site.private_files()
-    site.join(new_keys=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.link", refuse_link)  # as the system does for another user's file
+        hide(patch, site.home / "keys.unused-1" / "node")
+        site.join(new_keys=True)
     after = site.private_files()
     assert after["split.key"] == before["split.key"]
     for name in ("signing.pem", "sealing.pem", "node"):
@@ -155,6 +165,45 @@ def test_keys_that_were_used_up_are_set_aside(site: Site, coordinator: FakeCoord
         assert (site.home / "keys.unused-1" / name).read_bytes() == before[name]
     first, second = coordinator.joined
     assert first.keys != second.keys
+
+
+def refuse_link(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def test_half_a_pair_of_keys_says_how_to_go_on(site: Site) -> None:
+    site.join()
+    (site.home / "keys" / "signing.pem").rename(site.home / "lost")
+    with pytest.raises(AuthError, match=r"half of the keys in keys is missing.*--new-keys"):
+        site.join()
+    site.join(new_keys=True)
+
+
+def test_wrong_invitation_binds_no_home_before_it_is_answered(
+    site: Site, coordinator: FakeCoordinator
+) -> None:
+    wrong = coordinator.invite(coordinator=KeyPair.create().public, token="b8" * 32)
+    with pytest.raises(AuthError, match="the token is unknown"):
+        site.join(wrong)
+    split = (site.home / "keys" / "split.key").read_bytes()
+    site.join()
+    assert load_public_keys(site.home / "coordinator.json") == coordinator.keys.public
+    assert (site.home / "keys" / "split.key").read_bytes() == split
+    with pytest.raises(AuthError, match="belongs to another coordinator"):
+        site.join(wrong)  # from the first answer on it is bound
+
+
+def test_site_that_left_does_not_join_in_the_same_home(site: Site) -> None:
+    site.join()
+    site.plan()
+    settings = site.settings
+    with closing(Store(settings.store, updates=settings.updates)) as store:
+        journal = Journal(settings.journal, clock=site.clock, witness=store)
+        Control(store, journal, clock=site.clock).leave()
+    with pytest.raises(UsageError, match=r"has left the federation.*keys/split\.key and withdrawn"):
+        site.join(new_keys=True)
+    with pytest.raises(UsageError, match="has left the federation"):
+        site.plan()
 
 
 def test_passphrase_protects_new_keys_and_older_ones(site: Site) -> None:

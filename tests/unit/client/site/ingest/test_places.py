@@ -54,7 +54,9 @@ def test_two_commands_that_make_one_home_at_once_have_one_key(
     assert Home(tmp_path / "second").key() not in others, "control: a key is drawn, not fixed"
 
 
-@pytest.mark.parametrize("begun", ["keys/.partial-0123", "home.lock", "keys/"])
+@pytest.mark.parametrize(
+    "begun", ["keys/.partial-0123", "home.lock", "keys/", "spool/in/", "flower/node/"]
+)
 def test_home_whose_making_was_interrupted_is_made_by_the_next(tmp_path: Path, begun: str) -> None:
     home = Home(tmp_path / "home")
     path = home.folder / begun
@@ -64,7 +66,7 @@ def test_home_whose_making_was_interrupted_is_made_by_the_next(tmp_path: Path, b
     assert len(home.key()) == len(KEY)
 
 
-@pytest.mark.parametrize("held", ["keys/signing.pem", "notes.txt", "cohorts/"])
+@pytest.mark.parametrize("held", ["keys/signing.pem", "notes.txt", "cohorts/", "flower"])
 def test_folder_of_something_else_gets_no_key(tmp_path: Path, held: str) -> None:
     home = Home(tmp_path / "home")
     path = home.folder / held

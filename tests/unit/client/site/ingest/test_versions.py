@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.factories.intake import make_home, manifest_of, take_in, write_brains
-from vitrael.client.site.ingest import withdraw
+from tests.fakes.clock import FakeClock
+from vitrael.client.site.backup.restore import restore_backup
+from vitrael.client.site.backup.save import save_backup
+from vitrael.client.site.ingest import versions, withdraw
 from vitrael.client.site.ingest.places import Home
 from vitrael.client.site.ingest.versions import VERSIONS_NAME, HeldVersion, note_versions
 from vitrael.client.site.ingest.withdraw import find_patient, remove_patient
+from vitrael.client.site.settings import load_settings
+from vitrael.core.cli import run
 from vitrael.core.errors import CohortError
 
 
@@ -100,6 +105,78 @@ def test_cohort_of_an_earlier_release_tells_its_present_version(tmp_path: Path) 
     assert told(home, "sub-01") == held
     remove_patient(home, find_patient(home, "sub-01"))
     assert told(home, "sub-01") == held
+
+
+PHRASE = b"five words are enough here"
+
+
+def back_up(home: Home, file: Path) -> None:
+    (home.folder / "site.toml").write_text('name = "north"\n')
+    settings = load_settings(home.folder)
+    save_backup(settings, file, passphrase=PHRASE, clock=FakeClock(), cost=1 << 10)
+
+
+def restore(file: Path, to: Path) -> Home:
+    restore_backup(file, to, passphrase=PHRASE, expected=None, clock=FakeClock())
+    return Home(to)
+
+
+def test_restored_home_names_the_versions_of_before(tmp_path: Path) -> None:
+    root, home = tmp_path / "scans", make_home(tmp_path / "home")
+    *_, last = write_brains(root, range(3))
+    versions = []
+    for patients in (range(3), range(4)):
+        write_brains(root, patients)
+        take_in(root, home)
+        manifest = manifest_of(home)
+        versions.append(HeldVersion("main", manifest.version, manifest.digest))
+    last.unlink()
+    take_in(root, home)
+    assert told(home, "sub-02") == versions, "the control: so it is before"
+    back_up(home, tmp_path / "backup")
+    restored = restore(tmp_path / "backup", tmp_path / "new")
+    assert not restored.cohort("main").manifest.exists()
+    take_in(root, restored)
+    found = find_patient(restored, "sub-02")
+    assert (list(found.versions), found.forgotten) == (versions, ())
+    assert told(restored, "nobody") == []
+
+
+def test_restored_list_forgets_who_withdrew_since(tmp_path: Path) -> None:
+    root, home = tmp_path / "scans", make_home(tmp_path / "home")
+    write_brains(root)
+    take_in(root, home)
+    first = manifest_of(home)
+    (code,) = {*listed(home)[0]} & {*_codes_of(home, "sub-01")}
+    back_up(home, tmp_path / "backup")
+    remove_patient(home, find_patient(home, "sub-01"))
+    second = manifest_of(home)
+    restored = restore(tmp_path / "backup", home.folder)
+    text = (restored.cohort("main").folder / VERSIONS_NAME).read_text()
+    assert code not in text
+    assert text.count(first.digest) == text.count(second.digest) == 1
+    assert told(restored, "sub-01") == [HeldVersion("main", 1, first.digest)]
+
+
+def _codes_of(home: Home, who: str) -> set[str]:
+    return set(versions._codes(find_patient(home, who).subjects))
+
+
+def test_versions_that_stand_on_no_list_are_told(
+    grown: tuple[Home, list[HeldVersion]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, versions = grown
+    words = ["site", "withdraw", "sub-00", "--dry-run", "--home", str(home.folder)]
+    assert find_patient(home, "sub-00").forgotten == ()
+    assert run(words) == 0
+    assert "not known any more" not in capsys.readouterr().out
+    (home.cohort("main").folder / VERSIONS_NAME).unlink()
+    found = find_patient(home, "sub-00")
+    assert (found.versions, found.forgotten) == ((versions[-1],), ("main",))
+    assert run(words) == 0
+    assert "cohort main: earlier versions are not known any more" in capsys.readouterr().out
+    remove_patient(home, found)
+    assert find_patient(home, "sub-00").forgotten == ("main",)
 
 
 def test_version_stands_on_the_list_before_it_is_used(

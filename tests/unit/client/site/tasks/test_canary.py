@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vitrael.client.site.outbox import RULES
+from vitrael.client.site.rules import RULES
 from vitrael.client.site.steward import open_cohort
 from vitrael.client.site.tasks import SiteContext, canary
 from vitrael.core.data.splits import Split
-from vitrael.core.errors import CohortError
+from vitrael.core.errors import CohortError, TaskStopped
 from vitrael.core.records import PatientImages
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def context(home: Home) -> SiteContext:
     return SiteContext(
         settings=home.settings,
         study=home.study,
+        members={},
         consent=b"",
         keys=home.keys,
         records=home.path,
@@ -59,6 +60,25 @@ def test_slow_site_is_let_off_after_the_step_that_took_too_long(
     generator = home.study.protocol.generator
     assert told["codec_images"] == generator.codec.training.batch_images
     assert told["codec_s"] == canary.LONGEST_S + 1
+
+
+def test_steward_that_is_to_end_is_heard_after_every_step(home: Home, context: SiteContext) -> None:
+    told: list[tuple[int, int]] = []
+    context.report = lambda done, total: told.append((done, total))
+    run(home, context, lambda: 0.0)
+    steps = [(0, 2)] * canary.STEPS, [(1, 2)] * canary.STEPS
+    assert told == [(0, 2), *steps[0], (1, 2), *steps[1], (2, 2)]
+
+    def stop(done: int, total: int) -> None:
+        told.append((done, total))
+        if len(told) == 3:
+            raise TaskStopped("the steward was told to end")
+
+    told.clear()
+    context.report = stop
+    with pytest.raises(TaskStopped, match="told to end"):
+        run(home, context, lambda: 0.0)
+    assert len(told) == 3
 
 
 def test_site_without_a_training_patient_says_so(

@@ -44,6 +44,7 @@ def started(home: Home, *, stop_after: int | None = None) -> tuple[SiteContext, 
     context = SiteContext(
         settings=home.settings,
         study=home.study,
+        members={},
         consent=b"",
         keys=home.keys,
         records=home.path / "records" / "one",
@@ -126,6 +127,21 @@ def test_two_tasks_that_differ_do_not_share_a_training(training: Home) -> None:
         TASKS["codec"](other, inputs, context)
     assert len(left(training)) == 1
     assert left(training) != [folder], "the older one is gone: a site does one task at a time"
+
+
+def test_training_with_an_earlier_roster_does_not_stay(training: Home) -> None:
+    inputs = inputs_of(training, "codec")
+    task = training.task(inputs, stage="codec")
+    other = task.model_copy(update={"protocol": task.roster})
+    kept = [
+        training.settings.records_of(protocol=protocol, roster=task.protocol) / "training" / "old"
+        for protocol in (task.protocol, other.protocol)
+    ]
+    for folder in kept:
+        folder.mkdir(parents=True)
+    context, _ = started(training)
+    open_checkpoints(task, context, site_compute(context))
+    assert [folder.exists() for folder in kept] == [False, True], "that of another study"
 
 
 def saved(home: Home) -> tuple[Task, SiteContext]:

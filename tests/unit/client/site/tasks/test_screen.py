@@ -40,6 +40,7 @@ def context(home: Home, tmp_path: Path) -> SiteContext:
     return SiteContext(
         settings=home.settings,
         study=home.study,
+        members={},
         consent=b"",
         keys=home.keys,
         records=tmp_path / "records",

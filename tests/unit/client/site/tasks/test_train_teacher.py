@@ -57,6 +57,7 @@ def started(home: Home) -> SiteContext:
     return SiteContext(
         settings=home.settings,
         study=home.study,
+        members={},
         consent=b"",
         keys=home.keys,
         records=home.path,

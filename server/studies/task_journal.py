@@ -12,10 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitrael.core.messages import Head, Parcel, Task
+from sqlalchemy import Engine
+
+from vitrael.core.messages import Head, Parcel, Task, parcel_size
+from vitrael.core.text import one_line
 from vitrael.privacy.envelope import OpenedReply
 from vitrael.privacy.journal import Clock, Entry, Event, Journal, read_journal
 from vitrael.privacy.keys import PublicKeys, fingerprint
+from vitrael.server.db.heads import JournalHead
 
 _LONGEST_REASON = 1000
 
@@ -34,9 +38,12 @@ class TaskJournal:
     """Fingerprint of a site's key -> where its journal ended when it last said so."""
 
     @classmethod
-    def of(cls, home: Path, members: Mapping[str, PublicKeys], *, clock: Clock) -> TaskJournal:
-        """Return the journal of a coordinator's home."""
-        return cls(Journal(home / "journal.jsonl", clock=clock), members)
+    def of(
+        cls, home: Path, members: Mapping[str, PublicKeys], *, engine: Engine, clock: Clock
+    ) -> TaskJournal:
+        """Return the journal of a coordinator's home, whose database is its witness."""
+        head = JournalHead(engine)
+        return cls(Journal(home / "journal.jsonl", clock=clock, witness=head), members)
 
     def head(self) -> Head:
         """Return where this journal ends."""
@@ -55,7 +62,7 @@ class TaskJournal:
             task,
             event="asked",
             to=task.site,
-            bytes=_size(parcel),
+            bytes=parcel_size(parcel),
             attachments={name: str(digest) for name, digest in task.inputs.items()},
             **_quoted(task.yours),
         )
@@ -63,12 +70,13 @@ class TaskJournal:
     def received(self, task: Task, opened: OpenedReply, parcel: Parcel) -> None:
         """Write down a reply whose signature and digests hold, whatever it says."""
         reply = opened.reply
-        said = "" if reply.status == "done" else f"{reply.status}: {_printable(reply.reason)}"
+        done = reply.status == "done"
+        said = "" if done else f"{reply.status}: {one_line(reply.reason, _LONGEST_REASON)}"
         self._append(
             task,
             event="received",
             origin=task.site,
-            bytes=_size(parcel),
+            bytes=parcel_size(parcel),
             fields=tuple(sorted({*reply.body, *(["num_examples"] if reply.num_examples else [])})),
             attachments={name: str(digest) for name, digest in reply.outputs.items()},
             reason=said,
@@ -79,12 +87,12 @@ class TaskJournal:
 
     def refused(self, task: Task, reason: str, *, size: int = 0) -> None:
         """Write down why what came is not believed; ``size`` unless it was received before."""
-        reason = _printable(reason)
+        reason = one_line(reason, _LONGEST_REASON)
         self._append(task, event="refused", origin=task.site, bytes=size, reason=reason)
 
     def missed(self, task: Task, reason: str) -> None:
         """Write down that nothing came, and why."""
-        self._append(task, event="failed", to=task.site, reason=_printable(reason))
+        self._append(task, event="failed", to=task.site, reason=one_line(reason, _LONGEST_REASON))
 
     def _append(self, task: Task, *, event: Event, **said: object) -> None:
         self.journal.append(
@@ -116,11 +124,3 @@ class TaskJournal:
 
 def _quoted(head: Head | None) -> dict[str, object]:
     return {} if head is None else {"other": head.hash, "other_lines": head.lines}
-
-
-def _size(parcel: Parcel) -> int:
-    return sum(len(data) for data in parcel.values())
-
-
-def _printable(text: str) -> str:
-    return "".join(sign if sign.isprintable() else " " for sign in text)[:_LONGEST_REASON]

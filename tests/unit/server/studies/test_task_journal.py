@@ -28,10 +28,11 @@ from vitrael.core.study import load_study
 from vitrael.privacy.journal import Line, read_journal, verify_journal
 from vitrael.privacy.journal_cross import compare_journals, read_account
 from vitrael.privacy.keys import KeyPair, fingerprint, save_public_keys, save_roster
+from vitrael.server.db.engine import open_database
 from vitrael.server.demo import COHORT, site_home
 from vitrael.server.studies.correspondence import Answers, ask_sites
 from vitrael.server.studies.run import StudyRun
-from vitrael.server.studies.witness import TaskJournal
+from vitrael.server.studies.task_journal import TaskJournal
 
 WEIGHTS = {"codec": {"w": np.arange(6, dtype=np.float32)}}
 
@@ -134,9 +135,11 @@ def test_what_a_site_told_is_known_to_the_next_run_but_not_of_other_keys(
     assert again.journal.head_of("north") == run.journal.head_of("north")
     assert again.journal.head_of("north") is not None
     members = {**run.members, "north": KeyPair.create().public}
-    others = TaskJournal.of(told.home, members, clock=run.clock)
+    engine = open_database(told.home / "server.sqlite")
+    others = TaskJournal.of(told.home, members, engine=engine, clock=run.clock)
     assert others.head_of("north") is None
     assert others.head_of("harbour") is not None
+    engine.dispose()
 
 
 def test_line_says_all_of_a_reply_but_its_values(told: Federation) -> None:
@@ -230,6 +233,21 @@ def test_damaged_journal_lets_nothing_be_asked(told: Federation) -> None:
     with pytest.raises(StorageError, match="not whole"):
         ask(told.run(), 1)
     assert len(told.exchange.sent) == before
+
+
+def test_journal_that_was_removed_with_its_head_is_not_begun_anew(told: Federation) -> None:
+    ask(told.run())
+    names = ("journal.jsonl", "journal.head.json")
+    whole = {name: (told.home / name).read_bytes() for name in names}
+    for name in names:
+        (told.home / name).unlink()
+    before = len(told.exchange.sent)
+    with pytest.raises(StorageError, match="was removed: 6 lines stood in it"):
+        ask(told.run(), 1)
+    assert len(told.exchange.sent) == before
+    for name, data in whole.items():  # the control
+        (told.home / name).write_bytes(data)
+    assert not ask(told.run(), 1).absent
 
 
 def test_site_with_an_older_journal_answers_nothing_more(told: Federation) -> None:
