@@ -393,6 +393,6 @@ def _not_whole(why: str) -> StorageError:
     return StorageError(
         "the journal is not whole",
         why=why,
-        fix="restore journal.jsonl and journal.head.json from a backup while nothing runs: without "
-        "a whole journal nothing starts",
+        fix="restore it from a backup while nothing runs (at a site: `vitrael site restore FILE`): "
+        "without a whole journal nothing starts",
     )

@@ -225,7 +225,13 @@ def _load_private(path: Path, *, passphrase: Passphrase | None) -> object:
             ) from error
     try:
         return load_pem_private_key(data, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except TypeError as error:  # it wants a password
+        raise AuthError(
+            f"key {name} is encrypted by another program",
+            why="it is PEM with a password of its own",
+            fix="decrypt it with what encrypted it, then run `vitrael site keys protect`",
+        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise AuthError(f"key {name} is no private key in PEM", fix=_RESTORE) from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -101,9 +102,11 @@ class Board:
     ) -> ServerState:
         """Return the state as it is now; ``online`` names every enrolled site."""
         for line in self._journal.new_lines():
-            self._count(line)
+            with suppress(KeyError, TypeError, ValueError):  # one that is odd is passed over
+                self._count(line)
         for line in self._progress.new_lines():
-            self._follow(line)
+            with suppress(KeyError, TypeError, ValueError):
+                self._follow(line)
         self.state = self._compose(children, online, study, trouble=trouble)
         return self.state
 

@@ -24,7 +24,7 @@ from vitrael.server.federation.processes import is_alive
 from vitrael.server.orders import Order, give_order, read_order
 from vitrael.server.runs import AT_WORK, StudyState, read_state
 from vitrael.server.sites.registry import Registry
-from vitrael.server.studies.rosters import find_kept
+from vitrael.server.studies.rosters import find_kept, keep_members
 
 STUDY = "study.toml"
 MOST_BYTES = 262_144
@@ -88,6 +88,18 @@ def demand_enrolled(settings: ServerSettings, study: Study) -> Mapping[str, Publ
     return {site: members[site] for site in study.roster.sites}
 
 
+def find_expiry(settings: ServerSettings, study: Study) -> tuple[str, datetime] | None:
+    """Return the member whose enrollment ends first, and when; None when none is enrolled now."""
+    with Registry(settings) as registry:
+        ends = {
+            one.site: one.expires_utc
+            for one in registry.enrollments()
+            if one.status == "enrolled" and one.site in study.roster.sites
+        }
+    known = [(ending, site) for site, ending in ends.items() if ending is not None]
+    return (min(known)[1], min(known)[0]) if known else None
+
+
 def start_study(settings: ServerSettings, name: str, *, now: datetime) -> Order:
     """Make an offered study the one that runs, and order its run; what it has finished is kept.
 
@@ -112,6 +124,7 @@ def start_study(settings: ServerSettings, name: str, *, now: datetime) -> Order:
     trust = trust_roster(members, coordinator=coordinator, threshold=len(members))
     save_trust(trust, settings.home / "trust.json")
     write_atomically(settings.home / STUDY, document)
+    keep_members(settings.home, study, members)
     return give_order(settings.home, name, protocol=study.protocol.digest, wanted="run", now=now)
 
 

@@ -167,8 +167,12 @@ def proxy_config(
     if program is None or missing:
         lacks = f"there is no {' and no '.join(missing)} yet" if missing else "it is not installed"
         click.echo(f"{output} is written; nginx was not asked about it: {lacks}", err=True)
-        if missing and credentials is None:
-            click.echo("Run `vitrael server up` once before nginx: it makes them.", err=True)
+        own = settings.document.tls is not None
+        made = files[2:] if own else files
+        if credentials is None and not all(path.exists() for path in made):
+            click.echo(
+                "Run `vitrael server up` once before nginx: it makes what is its own.", err=True
+            )
         if credentials is None:
             place.state.mkdir(parents=True, exist_ok=True)
         return

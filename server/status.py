@@ -5,7 +5,7 @@ It reads what lies in the home and asks nobody, so that it also answers when not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from vitrael.server.sites.authority import read_validity
 from vitrael.server.sites.records import Enrollment
 from vitrael.server.sites.registry import Registry
 from vitrael.server.studies.ledger import Ledger, StageRecord
+from vitrael.server.studies.run import WORK
 
 _SHOWN = ("pending", "enrolled", "revoked", "left")
 
@@ -133,14 +134,20 @@ def _study(
         engine.dispose()
     finished = [record for record in history if record.status == "finished"]
     facts["participation"] = [_participation(record) for record in finished if record.participants]
-    rosters = [record.details.get("roster") for record in history]
-    facts["roster"] = rosters[-1] if rosters else None
+    facts["roster"] = _roster(history)
     facts["stage"] = None
     if stage is not None and study.status in AT_WORK:
         seconds = (now - datetime.fromisoformat(stage.began_utc)).total_seconds()
         facts["stage"] = {**stage.model_dump(), "seconds": round(seconds, 1)}
         facts["stage"].update(_expected(settings, stage.stage, finished, seconds=seconds))
     return facts
+
+
+def _roster(history: Sequence[StageRecord]) -> str | None:
+    """Return the roster that has the finished rounds, else that of the last attempt."""
+    work = [one for one in history if one.status == "finished" and one.key.stage in WORK]
+    last = (work or list(history))[-1:]
+    return last[0].details.get("roster") if last else None
 
 
 def _participation(record: StageRecord) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def start(name: str, *, home: Path, dry_run: bool, yes: bool, as_json: bool) -> 
     from vitrael.server.config import load_server  # noqa: PLC0415
     from vitrael.server.offers import (  # noqa: PLC0415
         demand_enrolled,
+        find_expiry,
         load_offered,
         start_study,
         wait_for_order,
@@ -73,6 +74,9 @@ def start(name: str, *, home: Path, dry_run: bool, yes: bool, as_json: bool) -> 
     settings = load_server(home)
     study = load_offered(settings, name)
     demand_enrolled(settings, study)
+    if (first := find_expiry(settings, study)) is not None:
+        ends = f"the enrollment of site {first[0]} ends on {first[1]:%Y-%m-%d}, the first of all"
+        click.echo(f"{ends}: a study that is not over by then ends with it", err=True)
     if dry_run:
         facts = {"study": name, "protocol": study.protocol.digest, "status": "offered"}
         click.echo(json.dumps(facts) if as_json else f"{name} would be started")

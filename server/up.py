@@ -214,6 +214,7 @@ class Coordinator:
         if silent_s >= HUNG_S:
             _LOG.error("the SuperLink hangs and is ended", extra={"seconds": silent_s})
             self._children.restart(_LAST)
+            self._answered_at = self.ticker()  # also when nobody sees that it is down
         if silent_s >= SILENT_S:
             raise NetworkError(
                 "the SuperLink does not answer", why=f"it has not for {SILENT_S:.0f} s and more"

@@ -54,7 +54,8 @@ def backup(file: Path, home: Path, *, as_json: bool) -> None:
     "--expect-journal",
     "expected",
     metavar="N:HASH",
-    help="The last line of this journal that the coordinator was told; 0 for none.",
+    help="The last line of this journal that the coordinator was told; 0 before the first reply, "
+    "'none' where no reply has reached it.",
 )
 @click.option("--dry-run", is_flag=True, help="Read and check all of FILE; restore nothing.")
 @click.option("--yes", is_flag=True, help="Restore without asking.")
@@ -65,7 +66,9 @@ def restore(
 ) -> None:
     """Restore the backup FILE into a new home, or into one that has lost some of it.
 
-    A backup that is older than what the home knows is refused. Where the home knows nothing, no
+    A backup that is older than what the home knows is refused, but where the damaged lines of its
+    journal are in it: these alone are taken, and all else of the home stays. Decisions of the home
+    are never undone. Where the home knows nothing, no
     task is answered until a new task of the coordinator quotes a line that the journal has, or
     until --expect-journal names the last one that the coordinator was told, now or later without
     FILE.
@@ -93,10 +96,13 @@ def restore(
         file, home, passphrase=passphrase, expected=newest, clock=utc_now, dry_run=dry_run
     )
     if as_json:
-        document = {**_document(outcome.manifest), "confirmed": outcome.confirmed}
+        told = {"confirmed": outcome.confirmed, "stays": outcome.stays}
+        document = {**_document(outcome.manifest), **told}
         click.echo(json.dumps({**document, "restored": not dry_run}))
     else:
         click.echo(_describe(outcome.manifest))
+    if outcome.stays == "all":
+        click.echo("the damaged lines of the journal alone are taken: the home is newer", err=True)
     if not dry_run and not outcome.confirmed:
         click.echo(
             "no task is answered before a new one quotes a line that this journal has, or "

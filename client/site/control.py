@@ -2,7 +2,8 @@
 
 Each is committed to the store, where the steward sees it at once, and written into the journal.
 None needs the network or a steward that runs. What only takes away holds also where the journal
-cannot be written: its line is then owed, and the next command writes it.
+cannot be written: its line is then owed, and the next command writes it. What gives holds once its
+line is written.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from vitrael.core.digest import Digest
 from vitrael.core.errors import ConsentError, StorageError, UsageError
 from vitrael.privacy.journal import Clock, Entry, Journal
 
-LONGEST_REASON: Final = 500
 COME_BACK: Final = (
     "to come back, ask the coordinator for an invitation and join in a new home; copy "
-    "keys/split.key and withdrawn.json into it first, or patients change their names and those who "
-    "were withdrawn come back"
+    "keys/split.key, withdrawn.json and cohorts/*/versions.json into it first, or patients change "
+    "their names, those who were withdrawn come back, and a withdrawal names too few versions"
 )
 """What a site does that has left."""
 
@@ -50,7 +50,7 @@ class Control:
         if self._decisions.standing().paused_utc:
             return False
         entry = Entry(event="paused", reason=reason)
-        self._take_away(lambda: self._decisions.set_paused(self._now(), owed=entry))
+        self._take_away(lambda: self._decisions.pause(self._now(), owed=entry))
         return True
 
     def resume(self) -> bool:
@@ -58,7 +58,7 @@ class Control:
         self.demand_member()
         if not self._decisions.standing().paused_utc:
             return False
-        self._act(lambda: self._decisions.set_paused("", owed=Entry(event="resumed")))
+        self._give(Entry(event="resumed"), lambda owed: self._decisions.resume(settles=owed))
         return True
 
     def stop(self, protocol: Digest, *, reason: str = "") -> None:
@@ -74,7 +74,7 @@ class Control:
     def release(self, held: Held) -> None:
         """Let a held result leave, also one that was rejected, when it is asked for again."""
         entry = Entry(event="released", protocol=held.protocol, stage=held.stage, round=held.round)
-        self._act(lambda: self._decisions.release(held.id, owed=entry))
+        self._give(entry, lambda owed: self._decisions.release(held.id, settles=owed))
 
     def reject(self, held: Held, *, reason: str) -> None:
         """Never let a held result leave; UsageError for one that was released."""
@@ -105,10 +105,15 @@ class Control:
                 fix=COME_BACK,
             )
 
-    def _act(self, commit: Callable[[], None]) -> None:
+    def _give(self, entry: Entry, commit: Callable[[int], None]) -> None:
+        """Do what lets tasks or results go, once its line stands in the journal."""
+        said = f"not finished, and does not hold: {_describe(entry)}"
+        unfinished = entry.model_copy(update={"event": "repaired", "reason": said})
         with self._store.acting():
-            commit()
             self._settle()
+            owed = self._decisions.owe(unfinished)
+            self._journal.append(entry)
+            commit(owed)
 
     def _take_away(self, commit: Callable[[], None]) -> None:
         with self._store.acting():

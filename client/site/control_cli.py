@@ -269,14 +269,15 @@ def _open(home: Path, *, reason: str = "", takes_away: bool = False) -> Iterator
 
     An act that only takes away is done whatever the journal's state, which is said.
     """
-    from vitrael.client.site.control import LONGEST_REASON, Control  # noqa: PLC0415 - heavy
+    from vitrael.client.site.control import Control  # noqa: PLC0415 - heavy
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
     from vitrael.client.site.store import Store  # noqa: PLC0415
     from vitrael.core.errors import StorageError  # noqa: PLC0415
+    from vitrael.privacy.enrollment import MOST_REASON  # noqa: PLC0415
     from vitrael.privacy.journal import Journal  # noqa: PLC0415
 
-    if len(reason) > LONGEST_REASON:
-        raise click.UsageError(f"--reason may have {LONGEST_REASON} letters at most.")
+    if len(reason) > MOST_REASON:
+        raise click.UsageError(f"--reason may have {MOST_REASON} letters at most.")
     demand_owner(home)
     settings = load_settings(home)
     with closing(Store(settings.store, updates=settings.updates)) as store:
@@ -289,7 +290,7 @@ def _open(home: Path, *, reason: str = "", takes_away: bool = False) -> Iterator
         except StorageError as error:
             if not takes_away:
                 raise
-            click.echo(f"What you decide holds all the same, but {error.sentence()}", err=True)
+            click.echo(error.sentence(), err=True)
         yield _Site(settings, store, control)
         if control.unwritten is not None:
             why = control.unwritten.sentence()

@@ -28,7 +28,11 @@ def open_engine(path: Path) -> Engine:
 
 
 def open_to_read(path: Path) -> Engine:
-    """Return an engine that changes no file; on an empty database in memory where there is none."""
+    """Return an engine that changes no row; on an empty database in memory where there is no file.
+
+    SQLite makes ``-wal`` and ``-shm`` beside the file: who opened it without, as if nobody could
+    write, would read half of what a steward commits at that moment.
+    """
     if not path.exists():
         return create_engine("sqlite://", json_serializer=_to_json)
     address = f"{path.absolute().as_uri()}?mode=ro"

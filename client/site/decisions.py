@@ -1,9 +1,10 @@
 """What the site's operator has decided, as the store keeps it: pause, leaving, held results.
 
-An act and the line that the journal owes for it are committed together; the line is taken off the
-list once the journal has it. So a process that is killed in between leaves an act whose line the
-next command writes (``control.Control.settle``), perhaps a second time, and never one that stands
-nowhere.
+An act that takes away and the line that the journal owes for it are committed together; the line is
+taken off the list once the journal has it. So a process that is killed in between leaves an act
+whose line the next command writes (``control.Control.settle``), perhaps a second time, and never
+one that stands nowhere. What gives is committed last: until then a line is owed that it was not
+finished.
 """
 
 from __future__ import annotations
@@ -66,11 +67,17 @@ class Decisions:
             row = session.get(SiteStateRow, _ONLY)
             return Standing() if row is None else Standing(row.paused_utc, row.left_utc)
 
-    def set_paused(self, utc: str, *, owed: Entry) -> None:
-        """Pause the site, or with an empty time resume it."""
+    def pause(self, utc: str, *, owed: Entry) -> None:
+        """Pause the site."""
         with self._begin() as session:
             _state_row(session).paused_utc = utc
             _owe(session, owed)
+
+    def resume(self, *, settles: int) -> None:
+        """Take tasks again; the owed line ``settles`` is taken off its list in the same moment."""
+        with self._begin() as session:
+            _state_row(session).paused_utc = ""
+            settle_in(session, settles)
 
     def leave(self, utc: str, *, owed: Entry) -> None:
         """Take every consent back, for good."""
@@ -133,13 +140,16 @@ class Decisions:
         with self._begin() as session:
             return [_told(row) for row in session.scalars(select(HeldRow).order_by(HeldRow.id))]
 
-    def release(self, number: int, *, owed: Entry) -> None:
-        """Release what is held under a number, also when it was rejected before."""
+    def release(self, number: int, *, settles: int) -> None:
+        """Release what is held under a number, also when it was rejected before.
+
+        The owed line ``settles`` is taken off its list in the same moment.
+        """
         with self._begin() as session:
             session.execute(
                 update(HeldRow).where(HeldRow.id == number).values(state="released", reason="")
             )
-            _owe(session, owed)
+            settle_in(session, settles)
 
     def reject(self, number: int, *, reason: str, owed: Entry) -> bool:
         """Reject what is held under a number; return whether it was not released before."""

@@ -1,8 +1,8 @@
 """The outbox: the only door by which anything leaves a site.
 
 ``RULES`` of the module beside lists every field and every array that may leave; what it does not
-name is refused. A result is checked, sealed for the coordinator and signed, and
-written into the journal before it is handed over.
+name is refused. A result is checked, sealed for the coordinator and signed, and written into the
+journal before it is handed over.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class Outbox:
             raise StorageError(
                 "the journal is not the one that the coordinator was told of",
                 why=f"line {told.lines} is missing in it or another one, or the reply after it is",
-                fix="restore the newest backup of journal.jsonl and journal.head.json; nothing "
-                "leaves before",
+                fix="restore the newest backup; nothing leaves before. Where none is new enough: "
+                "ask the coordinator for an invitation, and join in a new home",
             )
 
     def demand_weights(self, task: Task, inputs: Mapping[str, Tensors], *, study: Study) -> None:

@@ -122,3 +122,9 @@ class Permits:
                 fix="start the steward again, and consent again where the versions differ",
             )
         return find_agreement(task, self._store, site=name, own=self._own, now=self._clock())
+
+    def is_taken_back(self, task: Task) -> bool:
+        """Return whether the operator has taken the task's consent back, or left."""
+        consent = self._store.find_consents(task.protocol).get(task.roster)
+        left = self._store.decisions.standing().left_utc
+        return bool(left or (consent is not None and consent.withdrawn_utc))

@@ -39,7 +39,6 @@ from vitrael.core.errors import (
     CohortError,
     ConsentError,
     EnvelopeError,
-    StorageError,
     TaskStopped,
     VitraelError,
     storage_error,
@@ -58,7 +57,7 @@ CLOCK_SLACK: Final = timedelta(hours=1)
 deadline: an hour is more than either takes, and less than a coordinator takes to ask again."""
 
 LOOK_EVERY: Final = timedelta(hours=1)
-"""How often the whole journal is looked at; each line looks at the last one alone."""
+"""A task is begun where the whole journal was looked at since; each line looks at the last one."""
 
 _IN_ROUNDS: Final[frozenset[StageName]] = frozenset({"codec", "teacher"})
 
@@ -139,8 +138,7 @@ class Steward:
         self._waiting = Waiting(self._permits, clock=clock, sleep=sleep, stopping=stopping)
         self._context: SiteContext | None = None
         self._worked = False
-        self._looked = clock()
-        self._fault: StorageError | None = None
+        self._found_whole = clock()
 
     def close(self) -> None:
         """Write down what refusals were only counted, and close the store."""
@@ -161,8 +159,7 @@ class Steward:
         can be written. Of ``parcel`` the envelope alone is read until its signature holds.
         """
         task = self._open(parcel)
-        if self._fault is not None:
-            raise self._fault
+        self._demand_whole()
         self._outbox.demand_not_replayed(task)
         self._outbox.demand_same_past(task)
         demand_confirmed(self._settings.home, task)
@@ -200,22 +197,10 @@ class Steward:
         return {one.protocol: datetime.fromisoformat(one.expires_utc) for one in given}
 
     def rest(self) -> None:
-        """Give the memory of a task back once it is answered; what is kept warm stays.
-
-        Once an hour, and as long as it is not whole, the whole journal is looked at.
-        """
+        """Give the memory of a task back once it is answered; what is kept warm stays."""
         if self._worked:
             give_back_memory()
             self._worked = False
-        now = self._clock()
-        if self._fault is None and timedelta(0) <= now - self._looked < LOOK_EVERY:
-            return
-        self._looked, self._fault = now, None
-        try:
-            self._journal.demand_whole()
-        except StorageError as error:
-            logger.error("no task is answered: %s", error)  # noqa: TRY400
-            self._fault = error
 
     def note_refusal(self, reason: str, size: int) -> None:
         """Write down why a parcel got no signed reply, and the bytes that its bearer gets instead.
@@ -224,6 +209,13 @@ class Steward:
         ``refusals``). Raises StorageError when the journal cannot be written.
         """
         self._refusals.note(reason, size)
+
+    def _demand_whole(self) -> None:
+        """Raise StorageError unless the whole journal was whole within the last hour."""
+        now = self._clock()
+        if not timedelta(0) <= now - self._found_whole < LOOK_EVERY:
+            self._journal.demand_whole()
+            self._found_whole = now
 
     def _open(self, parcel: Parcel) -> Task:
         task = open_task(parcel.get(ENVELOPE, b""), self._coordinator)
@@ -268,7 +260,8 @@ class Steward:
         try:
             result = self._tasks[task.stage](task, inputs, context)
         except ConsentError:
-            forget_checkpoints(context.records)  # nobody may go on from what was learned so far
+            if self._permits.is_taken_back(task):
+                forget_checkpoints(context.records)  # nobody may go on from what was learned
             raise
         finished = self._outbox.check(task, result, inputs, study=agreement.study)
         if task.stage != "consent":

@@ -65,8 +65,9 @@ class Store:
     def __init__(self, path: Path, *, updates: Path, read_only: bool = False) -> None:
         """Open the store and bring its tables up to date; StorageError when that cannot be.
 
-        One that is opened to be read alone makes no file, where there is none it is empty, and it
-        changes no table: a StorageError where they are of another version.
+        One that is opened to be read alone is empty where there is no file, and it changes no row
+        and no table: a StorageError where they are of another version. SQLite lays its own two
+        files beside the store, and must be able to.
         """
         self._updates = updates
         self._lock = path.with_suffix(".lock")
@@ -251,9 +252,11 @@ class Store:
             return None if row is None else Kept(row.lines, row.hash)
 
     def keep_head(self, head: Kept) -> None:
-        """Remember where the journal ends now."""
+        """Remember a head; one that another process has left behind changes nothing."""
         with self._transaction() as session:
-            session.merge(JournalHeadRow(id=1, lines=head.lines, hash=head.hash))
+            row = session.get(JournalHeadRow, 1)
+            if row is None or row.lines < head.lines:
+                session.merge(JournalHeadRow(id=1, lines=head.lines, hash=head.hash))
 
     def _read(self, digest: Digest) -> Tensors:
         path = self._tensor_path(digest)
@@ -291,10 +294,20 @@ def _part(study: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _amended(session: Session, task: Task) -> set[Digest]:
-    """Return the rosters that a task's one amends, as far as this site has consented to them."""
+    """Return the rosters that a task's one amends.
+
+    What one amends that this site never consented to is not known: then any of the protocol's may
+    be among them.
+    """
     earlier: set[Digest] = set()
     roster: Digest | None = task.roster
-    while roster is not None and (row := session.get(ConsentRow, (task.protocol, roster))):
+    while roster is not None:
+        row = session.get(ConsentRow, (task.protocol, roster))
+        if row is None and roster == task.roster:
+            break
+        if row is None:
+            every = select(ConsentRow.roster).where(ConsentRow.protocol == task.protocol)
+            return earlier | {*session.scalars(every)}
         roster = _part(row.study, "roster").get("predecessor")
         if roster is None or roster in earlier:
             break

@@ -24,8 +24,7 @@ def prepare_compute(
 
     ``vram_frac`` is the share of the GPU's memory that this process may take from now on, None all
     of it: what asks for more fails with torch's own error instead of taking it from who else uses
-    the GPU. Raises ConfigError
-    when ``cuda`` is asked for and absent.
+    the GPU. Raises ConfigError when ``cuda`` is asked for and absent.
     """
     torch.set_num_threads(threads)
     if device == "cuda":

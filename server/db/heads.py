@@ -31,13 +31,27 @@ class JournalHead:
             row = session.get(JournalHeadRow, 1)
             return None if row is None else Kept(row.lines, row.hash)
 
+    def read_acts(self) -> int | None:
+        """Return the number of the line up to which the acts are known, or None."""
+        with self._opened(read_only=True) as session:
+            row = session.get(JournalHeadRow, 1)
+            return None if row is None else row.acts
+
     def keep_head(self, head: Kept) -> None:
-        """Remember a head; one that another process has left behind changes nothing."""
+        """Remember a head; one that another process has left behind changes nothing.
+
+        Of the acts, what is kept within a transaction tells: it ends with the act's.
+        """
         with self._opened(read_only=False) as session:
             row = session.get(JournalHeadRow, 1)
-            if row is None or row.lines < head.lines:
-                session.merge(JournalHeadRow(id=1, lines=head.lines, hash=head.hash))
-                session.flush()
+            if row is None:
+                row = JournalHeadRow(id=1, lines=head.lines, hash=head.hash, acts=head.lines)
+                session.add(row)
+            elif row.lines < head.lines:
+                row.lines, row.hash = head.lines, head.hash
+            if self.session is not None:
+                row.acts = max(row.acts, head.lines)
+            session.flush()
 
     @contextmanager
     def _opened(self, *, read_only: bool) -> Iterator[Session]:

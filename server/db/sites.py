@@ -109,10 +109,12 @@ class WordRow(Base):
 
 
 class JournalHeadRow(Base):
-    """Number and digest of the journal's last line; one row."""
+    """Number and digest of the journal's last line, and the last act that came about; one row."""
 
     __tablename__ = "journal_head"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     lines: Mapped[int]
     hash: Mapped[Digest] = mapped_column(DigestText)
+    acts: Mapped[int]
+    """Number of the line up to which every act came about, or is known not to have."""

@@ -269,7 +269,7 @@ class FlowerExchange:
 def _begin(
     ask: Callable[[str, str], _Came | None], message_id: str, site: str
 ) -> Future[_Came | None]:
-    """Return the future of an asking; its thread holds nobody up, not even the process's end."""
+    """Return the future of an asking; the process's end waits no longer for it than Flower does."""
     future: Future[_Came | None] = Future()
 
     def run() -> None:

@@ -1,12 +1,12 @@
 """The journal's lines of the registry's acts: each stands there before its transaction ends.
 
-The database remembers in the same transaction where the journal ended. So a line behind that place
-is of an act that came to nothing, and the next act says so.
+The database remembers in the same transaction up to which line it knows the acts. So an act behind
+that place came to nothing, and the next act says so, whatever a study has written in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ from typing import Final
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from vitrael.privacy.journal import Entry, Event, Journal, Kept, Line, read_journal
+from vitrael.privacy.journal import Entry, Event, Journal, Line, read_journal
 from vitrael.server.db.heads import JournalHead
 
 _ACTS: Final[frozenset[Event]] = frozenset(
@@ -31,7 +31,7 @@ def write_act(
     """
     head = JournalHead(engine, session)
     journal = Journal(path, clock=clock, witness=head)
-    for line in list(_unfinished(journal, kept=head.read_head())):
+    for line in _unfinished(journal, known=head.read_acts()):
         journal.append(take_back(line))
     journal.append(entry)
     session.info["noted"] = entry
@@ -43,10 +43,14 @@ def take_back(act: Entry | Line) -> Entry:
     return Entry(event="repaired", to=act.to, origin=act.origin, reason=said)
 
 
-def _unfinished(journal: Journal, *, kept: Kept | None) -> Iterator[Line]:
-    """Yield the acts of which the database knows nothing: a process was killed in them."""
-    if kept is None or journal.head().lines == kept.lines:
-        return
+def _unfinished(journal: Journal, *, known: int | None) -> list[Line]:
+    """Return the acts of which neither the database nor the journal says what became of them."""
+    if known is None or journal.head().lines == known:
+        return []
+    found: dict[str, Line] = {}
     for line in read_journal(journal.path):
-        if line.line > kept.lines and line.event in _ACTS:
-            yield line
+        if line.line > known and line.event in _ACTS:
+            found[take_back(line).reason] = line
+        elif line.line > known and line.event == "repaired":
+            found.pop(line.reason, None)
+    return list(found.values())

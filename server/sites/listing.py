@@ -25,9 +25,15 @@ def list_sites(settings: ServerSettings, *, now: datetime) -> dict[str, Any]:
         known: dict[str, list[Enrollment]] = {site: [] for site in until}
         for one in enrollments:
             known.setdefault(one.site, []).append(one)
-        read = registry.fingerprint
+
+        def shorten(one: Enrollment) -> str | None:
+            try:
+                return registry.fingerprint(one)[:_SHORT]
+            except AuthError:  # who is enrolled is known without the coordinator's keys
+                return None
+
         sites = [
-            _describe(site, known[site], until.get(site), now=now, fingerprint=read)
+            _describe(site, known[site], until.get(site), now=now, fingerprint=shorten)
             for site in sorted(known)
         ]
     return {"sites": sites, **_describe_certificates(settings, now=now)}
@@ -53,7 +59,7 @@ def _describe(
     invited_until: datetime | None,
     *,
     now: datetime,
-    fingerprint: Callable[[Enrollment], str],
+    fingerprint: Callable[[Enrollment], str | None],
 ) -> dict[str, Any]:
     enrolled = next((one for one in known if one.status == "enrolled"), None)
     waiting = next((one for one in known if one.status == "pending"), None)
@@ -69,9 +75,9 @@ def _describe(
     return {
         "site": site,
         "status": status,
-        "fingerprint": fingerprint(shown)[:_SHORT] if shown else None,
+        "fingerprint": fingerprint(shown) if shown else None,
         "new_keys": new_keys,
-        "new_fingerprint": fingerprint(waiting)[:_SHORT] if waiting and enrolled else None,
+        "new_fingerprint": fingerprint(waiting) if waiting and enrolled else None,
         "joined_utc": _iso(shown.joined_utc if shown else None),
         "approved_utc": _iso(shown.approved_utc if shown else None),
         "expires_utc": _iso(shown.expires_utc if shown else None),

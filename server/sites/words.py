@@ -13,7 +13,7 @@ from vitrael.privacy.enrollment import SiteWord
 from vitrael.server.db.sites import WordRow
 from vitrael.server.sites.clocks import WINDOW
 
-MOST_A_DAY: Final = 20
+MOST_A_DAY: Final = 100
 """Words of one site and kind, but for questions: a row and a journal line stay for each."""
 
 

@@ -12,6 +12,7 @@ from vitrael.core.messages import StageName
 from vitrael.privacy.audit.tallies import TALLY_STAGES
 from vitrael.server.studies.ledger import StageRecord
 from vitrael.server.studies.run import StudyRun
+from vitrael.server.studies.standing import EXPIRED, REPLACED
 
 _CONTRIBUTIONS: Final[tuple[StageName, ...]] = ("codec", "latents", "teacher")
 """What a site answers to these goes into the model."""
@@ -95,16 +96,27 @@ def _demand_release(run: StudyRun, stage: StageName, barred: Mapping[str, str]) 
         raise StudyError(
             f"site {site} takes no part any more, and its patients are in the model",
             why=f"{gone[site]}, and who is in the model has to judge and to sign what comes of it",
-            fix="begin without it: leave it off the roster, and name no roster.predecessor; or, "
+            fix=find_renewal(run, site, gone[site])
+            or "begin without it: leave it off the roster, and name no roster.predecessor; or, "
             f"where it is enrolled again with new keys, write {run.roster} as roster.predecessor",
         )
     for site in sorted(barred) if judged else ():
         raise StudyError(
             f"site {site} is on the roster and takes no part any more",
             why=f"{barred[site]}, and every member has to judge what comes of the study",
-            fix=f"leave it off the roster, and write {run.roster} as roster.predecessor: what is "
+            fix=find_renewal(run, site, barred[site])
+            or f"leave it off the roster, and write {run.roster} as roster.predecessor: what is "
             "finished is kept",
         )
+
+
+def find_renewal(run: StudyRun, site: str, reason: str) -> str:
+    """Return what to do where a site only has or needs new keys, else nothing."""
+    if reason not in {EXPIRED, REPLACED}:
+        return ""
+    kept = f"offer and start it with {run.roster} as roster.predecessor: what is finished is kept"
+    renew = f"run `vitrael server sites rotate {site}`, approve its keys, and {kept}"
+    return renew if reason == EXPIRED else kept
 
 
 def find_deadlines(run: StudyRun, stage: StageName) -> dict[str, float]:

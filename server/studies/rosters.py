@@ -2,7 +2,8 @@
 
 ``roster.json`` holds who is enrolled now. A site that has left it since is still a member of a
 study that began with it: it is asked nothing more, and its name, key and digest stand in what was
-finished. So a study that is opened again is the one that it was, whoever left in between.
+finished. So a study that is opened again is the one that it was, whoever left or has new keys
+since; what the operator starts anew takes the keys of then.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def find_members(home: Path, study: Study) -> dict[str, PublicKeys]:
 
     Raises ConfigError for one that is not enrolled, unless it was when the study began.
     """
-    known = find_kept(home, study) | load_roster(home / "roster.json")
+    known = load_roster(home / "roster.json") | find_kept(home, study)
     if missing := [site for site in study.roster.sites if site not in known]:
         raise ConfigError(
             f"site {missing[0]} of the study's roster is not enrolled",

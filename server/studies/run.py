@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PATH_CHARS = r"[^\s\"',;:]+"
-_WORK: Final = frozenset({"codec", "latents", "teacher", "candidates", "student", "synthesis"})
+WORK: Final = frozenset({"codec", "latents", "teacher", "candidates", "student", "synthesis"})
 """Stages that are work done, and no site's judgment or word: kept when the roster is amended."""
 _LOST: Final = "what it left is damaged or gone: it is done again"
 _STORED: Final = ("codec", "denoiser", "images", "conditions", "samples")
@@ -165,7 +165,7 @@ class StudyRun:
     def _keep_earlier(self, key: StageKey, inputs: Mapping[str, Any]) -> StageRecord | None:
         """Return the predecessor's finished work as finished with this roster, or None."""
         earlier = self.study.roster.predecessor
-        if earlier is None or key.stage not in _WORK:
+        if earlier is None or key.stage not in WORK:
             return None
         found = self.ledger.finished(self._key(earlier, key.stage, inputs, key.round))
         if found is None or found.output is None:

@@ -15,10 +15,12 @@ from vitrael.privacy.keys import PublicKeys
 from vitrael.server.db.engine import explain_failures
 from vitrael.server.db.sites import EnrollmentRow, WordRow
 
+EXPIRED: Final = "its enrollment has expired"
+REPLACED: Final = "its keys were replaced"
 _ENDED: Final = {
     "revoked": "its enrollment was revoked",
     "left": "it left the federation",
-    "replaced": "its keys were replaced",
+    "replaced": REPLACED,
     "pending": "its enrollment is not approved",
 }
 
@@ -46,7 +48,7 @@ class Standings:
                 if row.status in _ENDED:
                     ended[row.site] = _ENDED[row.status]
                 elif row.expires_utc is not None and row.expires_utc <= now:
-                    ended[row.site] = "its enrollment has expired"
+                    ended[row.site] = EXPIRED
         return ended
 
     def find_withdrawn(self, protocol: Digest) -> dict[str, datetime]:

@@ -17,12 +17,15 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from vitrael.privacy.loopback_tls import TlsFiles
 
 _BLOCK = 1 << 16
 _JOIN_S = 20.0
@@ -346,3 +349,21 @@ def _general_name(name: str) -> x509.GeneralName:
         return x509.IPAddress(ip_address(name))
     except ValueError:
         return x509.DNSName(name)
+
+
+def shake_hands(server: TlsFiles, trusted: Path, name: str) -> None:
+    """Do a TLS handshake in memory; raises what the client thinks of the server."""
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours.load_cert_chain(server.certificate, server.key)
+    theirs = ssl.create_default_context(cafile=str(trusted))
+    theirs.verify_flags |= ssl.VERIFY_X509_STRICT
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = theirs.wrap_bio(down, up, server_hostname=name)
+    host = ours.wrap_bio(up, down, server_side=True)
+    for _ in range(4):
+        for side in (client, host):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    assert client.version() is not None

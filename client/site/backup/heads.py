@@ -61,10 +61,11 @@ def known_heads(home: Path) -> list[Kept]:
 def parse_expected(text: str) -> Kept:
     """Return what ``N:HASH`` says, of whose digits the first 16 are enough; ``0`` is no line.
 
-    It is the last line that the coordinator was told. Raises UsageError for anything else.
+    It is the last line that the coordinator was told. ``none`` says that it was told none although
+    this site has replied. Raises UsageError for anything else.
     """
-    if text == "0":
-        return Kept(0, BEGINNING)
+    if text in ("0", "none"):
+        return Kept(0, BEGINNING if text == "0" else Digest(""))
     found = _EXPECTED.fullmatch(text)
     if found is None:
         raise UsageError(
@@ -89,7 +90,8 @@ def demand_newest(journal: Path, told: Kept) -> None:
     """Raise StorageError unless a journal holds all that left, by the last line that was told.
 
     A reply tells the line before its own: behind the one that was told a reply must stand, before
-    any restore; and where none was told, no reply may stand at all.
+    any restore; and where none was told, no reply may stand at all, unless ``told`` has no hash:
+    then none arrived.
     """
     found = replied = False
     for line in read_journal(journal):
@@ -104,11 +106,12 @@ def demand_newest(journal: Path, told: Kept) -> None:
         raise older(f"its journal has no line {told.lines} with that hash")
     if told.lines and not replied:
         raise older(f"its journal has not the reply that told line {told.lines}")
-    if not told.lines and replied:
+    if not told.lines and replied and told.hash:
         raise StorageError(
             "the coordinator has been told of this site's journal",
             why="a reply stands in the journal, so that 0 is not what the coordinator knows",
-            fix="ask it for the last line that it knows of this site",
+            fix="ask it for the last line that it knows of this site; where no reply has reached "
+            "it, or it has lost its journal: --expect-journal none",
         )
 
 
@@ -117,5 +120,6 @@ def older(why: str) -> StorageError:
     return StorageError(
         "the backup is older than what is known of this home",
         why=why,
-        fix="restore the newest backup; an older one would forget what has left since",
+        fix="restore the newest backup; an older one would forget what has left since. Where there "
+        "is none that is new enough: ask the coordinator for an invitation, join in a new home",
     )

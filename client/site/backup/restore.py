@@ -16,6 +16,8 @@ from typing import IO, Final, cast
 from pydantic import ValidationError
 
 from vitrael.client.site.backup.contents import (
+    DATABASES,
+    JOURNAL,
     MANIFEST,
     Counter,
     Manifest,
@@ -31,6 +33,7 @@ from vitrael.client.site.backup.heads import (
     older,
     read_witness,
 )
+from vitrael.client.site.backup.own_store import Stays, choose_stays, demand_nothing_owed
 from vitrael.client.site.backup.restored import (
     Restored,
     forget_mark,
@@ -65,6 +68,7 @@ class Outcome:
 
     manifest: Manifest
     confirmed: bool
+    stays: Stays
 
 
 def restore_backup(
@@ -78,6 +82,8 @@ def restore_backup(
 ) -> Outcome:
     """Return what was restored into a home, which may be new, empty, or have lost some of this.
 
+    A home's store stays where it knows all that the backup does, and with it every decision; of a
+    home whose journal is damaged and has gone on, the damaged lines alone are restored.
     ``expected`` is the last line of the journal that the coordinator was told. With ``dry_run`` all
     is read and checked and nothing stays. Raises AuthError for another passphrase, StorageError for
     a file that is cut or changed and for a backup that is older than what the home or ``expected``
@@ -89,18 +95,22 @@ def restore_backup(
     try:
         with _held(home), _staging(home) as staging:
             manifest = _unpack(file, staging, passphrase=passphrase)
-            _check_journal(staging, manifest, expected=expected)
+            _check_journal(staging, manifest)
+            stays: Stays = "nothing"
             if _is_used(home):
                 _demand_same_home(home, staging)
-                _demand_not_older(home, staging, manifest)
+                stays = _choose_newest(home, staging, manifest)
+            if expected is not None:
+                demand_newest(staging / JOURNAL[0], expected)
+            outcome = Outcome(manifest, confirmed=expected is not None, stays=stays)
             if dry_run:
-                return Outcome(manifest, confirmed=expected is not None)
+                return outcome
             done = True
             mark = _mark(manifest, now=clock())
             _place(staging, home, manifest, mark=mark)
             _note(home, manifest, clock=clock)
-            _finish(home, mark, confirmed=expected is not None)
-            return Outcome(manifest, confirmed=expected is not None)
+            _finish(home, mark, confirmed=outcome.confirmed)
+            return outcome
     except OSError as error:
         raise storage_error("the site's home", error) from error
     finally:
@@ -191,7 +201,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, staging: Path) -> No
         os.fsync(target.fileno())
 
 
-def _check_journal(staging: Path, manifest: Manifest, *, expected: Kept | None) -> None:
+def _check_journal(staging: Path, manifest: Manifest) -> None:
     journal = staging / "journal.jsonl"
     if faults := verify_journal(journal, kept=read_witness(staging / "store.sqlite")):
         raise tell_faults(faults)
@@ -200,8 +210,6 @@ def _check_journal(staging: Path, manifest: Manifest, *, expected: Kept | None) 
             "the backup does not hold the journal that it says",
             fix="take another backup",
         )
-    if expected is not None:
-        demand_newest(journal, expected)
 
 
 def _is_used(home: Path) -> bool:
@@ -220,14 +228,24 @@ def _demand_same_home(home: Path, staging: Path) -> None:
             )
 
 
-def _demand_not_older(home: Path, staging: Path, manifest: Manifest) -> None:
-    """Raise StorageError when the home knows more than the backup."""
+def _choose_newest(home: Path, staging: Path, manifest: Manifest) -> Stays:
+    """Return what of the home stays; StorageError when it knows more than the backup."""
     mark = read_mark(home)
-    if mark is not None and not mark.complete and mark.names(manifest):
-        return  # this very restore was cut short: what the home knows is what was restored
+    again = mark is not None and not mark.complete and mark.names(manifest)
     counter = read_counter(home)
-    if counter is not None and counter.home == manifest.home and counter.made > manifest.number:
+    known = counter is not None and counter.home == manifest.home
+    if counter is not None and known and not again and counter.made > manifest.number:
         raise older(f"it is number {manifest.number}, and number {counter.made} was made since")
+    stays = choose_stays(home, staging, manifest.journal, again=again)
+    if stays == "nothing":
+        if not again:  # cut short: what the home knows is what was restored
+            _demand_not_older(home, staging, manifest)
+        demand_nothing_owed(home)
+    return stays
+
+
+def _demand_not_older(home: Path, staging: Path, manifest: Manifest) -> None:
+    """Raise StorageError when the home's journal has gone on since the backup."""
     for known in known_heads(home):
         if known.lines > manifest.journal.lines:
             raise older(
@@ -241,9 +259,11 @@ def _place(staging: Path, home: Path, manifest: Manifest, *, mark: Restored) -> 
     """Put the files in their places; until the end no steward answers."""
     _join_withdrawn(home, staging)
     save_mark(home, mark)
-    for ending in ("-wal", "-shm"):  # of databases whose other half is replaced
-        for path in home.glob(f"*.sqlite{ending}"):
-            path.unlink()
+    for name in DATABASES:
+        for ending in ("-wal", "-shm"):
+            (staging / f"{name}{ending}").unlink(missing_ok=True)  # of looking at it
+            if (staging / name).exists():  # the other half of what is replaced
+                (home / f"{name}{ending}").unlink(missing_ok=True)
     folders = {home}
     for path in sorted(staging.rglob("*")):
         if path.is_file():

@@ -75,7 +75,11 @@ def save_backup(
                 journal=head,
             )
             _write(file, manifest, home=home, copies=copies, passphrase=passphrase, cost=cost)
-            save_counter(home, counter.model_copy(update={"made": counter.number}))
+            try:
+                save_counter(home, counter.model_copy(update={"made": counter.number}))
+            except OSError:
+                file.unlink()  # a failure leaves no file, and an older one is the newest still
+                raise
     except OSError as error:
         raise storage_error("the backup", error) from error
     return manifest
@@ -85,7 +89,7 @@ def save_backup(
 def _snapshot(home: Path) -> Iterator[Path]:
     """Yield a folder with copies of databases and journal as they stood at one moment.
 
-    A line is appended, and remembered in the store, under the journal's lock, which is held.
+    A line is appended under the journal's lock, which is held. The store may not remember it yet.
     """
     folder = home / _SNAPSHOT
     shutil.rmtree(folder, ignore_errors=True)  # of a command that was killed

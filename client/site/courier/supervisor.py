@@ -119,7 +119,8 @@ class Courier:
     def is_up(self, role: Role) -> bool:
         """Say whether a process runs now."""
         watch = self.watches.get(role)
-        return watch is not None and watch.child is not None and watch.child.exit_code() is None
+        child = None if watch is None else watch.child  # another thread may bury it meanwhile
+        return child is not None and child.exit_code() is None
 
     def _tend(self, role: Role) -> None:
         watch, now = self.watches[role], self.clock()

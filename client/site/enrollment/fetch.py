@@ -36,7 +36,7 @@ class Fetched:
     standing: Standing
     changes: Changes
     fingerprint: str
-    """Of the keys that are in use, or that wait for approval."""
+    """Of the keys that are in use, or wait for approval; empty where the node key's is lost."""
     rotating: bool
     """New keys wait for approval; the standing is that of those in use."""
     rotated: bool
@@ -70,8 +70,10 @@ def fetch(
         else:
             keys = settings.load_keys(ask)
         rotating = is_rotating(settings.home)
-        fingerprint = _read_fingerprint(settings, keys, ask=ask)
         changes = keep_standing(settings, standing, own=keys.public)
+        fingerprint = ""
+        if rotating or standing.status == "pending" or (settings.keys / "node.pub").exists():
+            fingerprint = _read_fingerprint(settings, keys, ask=ask)
         if standing.status == "enrolled" and not rotated:
             forget_old_keys(settings.home)  # the coordinator has answered under the new ones
     _demand_welcome(standing)

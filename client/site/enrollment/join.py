@@ -247,7 +247,7 @@ def set_keys_aside(keys: Path) -> None:
         number += 1
     aside = keys.parent / f"keys.unused-{number}"
     try:
-        for name in there:
+        for name in reversed(there):  # the node key first: with new keys it would be refused
             aside.mkdir(mode=0o700, exist_ok=True)
             (keys / name).rename(aside / name)
     except OSError as error:

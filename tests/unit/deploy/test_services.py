@@ -255,7 +255,7 @@ def test_every_container_is_closed_and_bounded(root: Path, name: str) -> None:
 def test_the_logs_of_the_door_are_turned_over(folder: Path) -> None:
     rules = (folder / "vitrael-proxy.logrotate.conf").read_text()
     assert "maxsize 64M" in rules
-    assert "USR1 vitrael-proxy.service" in rules
+    assert "--kill-who=main --signal=USR1 vitrael-proxy.service" in rules  # systemd 249 knows it
     assert service(folder, "vitrael-proxy")["StateDirectory"] == "vitrael-proxy"
     assert "/var/lib/private/vitrael-proxy/*.log" in rules  # where systemd keeps a DynamicUser's
 

@@ -218,7 +218,7 @@ def test_whoever_finds_a_damaged_journal_says_the_same_and_the_remedy(
         lines = journal.read_bytes().splitlines(keepends=True)
         journal.write_bytes(b"".join(tamper(lines)))
     told = tell_faults(verify_journal(journal, kept=kept)).sentence()
-    assert "To do: restore journal.jsonl and journal.head.json" in told
+    assert "To do: restore it from a backup while nothing runs" in told
     for _ in range(2):  # the first look changes nothing
         with pytest.raises(StorageError) as caught:
             keeper.demand_whole()

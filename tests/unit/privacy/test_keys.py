@@ -6,6 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+)
 
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import AuthError, UsageError
@@ -42,6 +48,18 @@ def test_key_open_to_others_is_refused(tmp_path: Path) -> None:
     (tmp_path / "signing.pem").chmod(0o640)
     with pytest.raises(AuthError, match=r"640.*chmod 600"):
         KeyPair.load(tmp_path)
+
+
+def test_key_that_another_program_encrypted_is_told_as_such(tmp_path: Path) -> None:
+    KeyPair.create().save(tmp_path)
+    path = tmp_path / "signing.pem"
+    encrypted = Ed25519PrivateKey.generate().private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"a word")
+    )
+    for data, told in ((encrypted, "encrypted by another program"), (b"text", "no private key in")):
+        path.write_bytes(data)
+        with pytest.raises(AuthError, match=told):
+            KeyPair.load(tmp_path)
 
 
 def test_key_is_never_replaced(tmp_path: Path) -> None:

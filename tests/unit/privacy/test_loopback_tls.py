@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from tests.factories.tls import shake_hands
 from vitrael.privacy.loopback_tls import TlsFiles, create_secret, create_tls
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -69,24 +70,6 @@ def test_a_kill_between_a_secret_and_its_mode_locks_nobody_out(tmp_path: Path) -
     create_secret(tmp_path / "secret", mode=0o640)
     assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o640
     assert (tmp_path / "secret").read_bytes() == secret
-
-
-def shake_hands(server: TlsFiles, trusted: Path, name: str) -> None:
-    """Do a TLS handshake in memory; raises what the client thinks of the server."""
-    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ours.load_cert_chain(server.certificate, server.key)
-    theirs = ssl.create_default_context(cafile=str(trusted))
-    theirs.verify_flags |= ssl.VERIFY_X509_STRICT
-    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = theirs.wrap_bio(down, up, server_hostname=name)
-    host = ours.wrap_bio(up, down, server_side=True)
-    for _ in range(4):
-        for side in (client, host):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-    assert client.version() is not None
 
 
 def test_a_server_is_trusted_by_its_own_authority_only(tmp_path: Path) -> None:

@@ -179,3 +179,21 @@ def test_health_is_what_the_state_says(
         with pytest.raises(NetworkError, match=f"port {port} .* in use"):  # noqa: SIM117
             with serving_metrics(port, lambda: bench.board.state):
                 pass
+
+
+def test_line_that_cannot_be_read_is_passed_over(bench: Bench) -> None:
+    odd = (
+        {"event": "asked", "to": "north", "nonce": "x"},
+        {"event": "asked", "to": "north", "utc": "2031-05-01T12:00:00+00:00", "bytes": "many"},
+        {"event": "asked", "to": "north", "utc": "2031-05-01T12:00:00+00:00", "bytes": [1]},
+    )
+    (bench.home / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in odd))
+    (bench.home / "progress.jsonl").write_text('{"event": "begun", "stage": "codec"}\n')
+    state = bench.refresh(north=True)
+    assert (state.sites["north"].asked_bytes, state.stage) == (0, None)
+    bench.tell("codec", 0, "begun")
+    with (bench.home / "journal.jsonl").open("a") as file:  # the control: what can is counted
+        file.write(json.dumps(odd[1] | {"bytes": 7}) + "\n")
+    state = bench.refresh(north=True)
+    assert state.sites["north"].asked_bytes == 7
+    assert state.stage is not None

@@ -12,7 +12,7 @@ import pytest
 from tests.factories.enrollment import enroll, enroll_everywhere, found
 from tests.factories.federation import SITES, STUDY
 from vitrael.core import cli
-from vitrael.core.digest import digest_bytes
+from vitrael.core.digest import digest_bytes, write_atomically
 from vitrael.core.errors import AuthError, ProcessError, StudyError, UsageError
 from vitrael.core.study import Study, load_study
 from vitrael.privacy.keys import KeyPair
@@ -37,7 +37,7 @@ from vitrael.server.settings import utc_now
 from vitrael.server.sites.registry import Registry
 from vitrael.server.status import read_status, show_status
 from vitrael.server.studies.ledger import Ledger, StageKey
-from vitrael.server.studies.rosters import keep_members
+from vitrael.server.studies.rosters import find_members, keep_members
 
 NOW = datetime(2031, 5, 1, tzinfo=UTC)
 
@@ -116,6 +116,18 @@ def test_study_that_has_begun_is_started_again_without_a_site_that_left(
     with Registry(settings) as registry:
         registry.revoke("harbour", reason="stolen server")
     assert start_study(settings, "tiny", now=NOW).study == "tiny"
+
+
+def test_order_to_start_takes_the_keys_of_now(settings: ServerSettings) -> None:
+    pretend_to_run(settings)
+    study = load_offered(settings, "tiny")
+    began = demand_enrolled(settings, study)
+    kept = {**began, "north": KeyPair.create().public}  # replaced since it began
+    keep_members(settings.home, study, kept)
+    write_atomically(settings.home / "study.toml", STUDY.encode())
+    assert find_members(settings.home, study) == kept  # the control: a process that comes back
+    start_study(settings, "tiny", now=NOW)
+    assert find_members(settings.home, study) == began
 
 
 def test_study_is_started_with_document_and_trust_in_the_home(settings: ServerSettings) -> None:
@@ -209,6 +221,7 @@ def test_commands_offer_start_and_stop(
     assert cli.run(["study", "offer", str(file), *home, "--yes"]) == 0
     assert json.loads(capsys.readouterr().out)["sites"] == list(SITES)
     assert cli.run(["study", "start", "tiny", *home, "--dry-run"]) == 0
+    assert "the enrollment of site north ends on" in capsys.readouterr().err  # the first of all
     assert cli.run(["study", "start", "other", *home, "--yes"]) == 2
     assert cli.run(["study", "start", "tiny", *home, "--yes"]) == 1  # no coordinator runs
     assert cli.run(["study", "stop", "tiny", *home, "--yes"]) == 2
@@ -239,11 +252,16 @@ def test_status_tells_of_sites_and_study_whether_it_runs_or_not(
     engine, order = open_database(settings.database), read_order(settings.home)
     assert order is not None
     roster, key = digest_bytes(b"a roster"), StageKey(order.protocol, "codec", 0, digest_bytes(b""))
-    Ledger(engine).begin(key, details={"roster": roster})
-    engine.dispose()
+    ledger = Ledger(engine)
+    record = ledger.begin(key, details={"roster": roster})
     said = read_status(settings, now=utc_now())  # also of a run that was stopped or killed
     assert said["study"]["roster"] == roster
     assert f"with the roster {roster}" in show_status(said)
+    ledger.finish(record, digest_bytes(b"a codec"))
+    asked = StageKey(order.protocol, "consent", 0, digest_bytes(b"of others"))
+    ledger.begin(asked, details={"roster": digest_bytes(b"another roster")})
+    assert read_status(settings, now=utc_now())["study"]["roster"] == roster  # it has the rounds
+    engine.dispose()
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished", 6), ("failed", 1), ("partial", 7)])

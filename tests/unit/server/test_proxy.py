@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -114,10 +115,16 @@ def test_nginx_accepts_what_is_written_and_says_what_it_does_not(
 
 
 @contextmanager
-def running_nginx(settings: ServerSettings, folder: Path) -> Iterator[tuple[str, ProxyFiles]]:
-    """Run nginx; give its address and its files."""
+def running_nginx(
+    settings: ServerSettings, folder: Path, *, changed: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, ProxyFiles]]:
+    """Run nginx, with words of its file replaced; give its address and its files."""
     address, place, file = f"127.0.0.1:{free_ports(1)[0]}", proxy_files(settings), folder / "x.conf"
-    file.write_text(render_proxy(settings, place, listen=(address,)))
+    text = render_proxy(settings, place, listen=(address,))
+    for old, new in (changed or {}).items():
+        assert old in text
+        text = text.replace(old, new)
+    file.write_text(text)
     place.state.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         proxy_command(demand_nginx(), file, place), stdout=subprocess.DEVNULL
@@ -127,11 +134,15 @@ def running_nginx(settings: ServerSettings, folder: Path) -> Iterator[tuple[str,
         yield address, place
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(timeout=10)
 
 
 @needs_nginx
-def test_strangers_fill_no_log_and_no_memory_and_a_node_in_a_hurry_is_let_through(
+def test_strangers_fill_no_log_and_a_node_in_a_hurry_is_let_through(
     settings: ServerSettings, tmp_path: Path
 ) -> None:
     with (
@@ -146,6 +157,43 @@ def test_strangers_fill_no_log_and_no_memory_and_a_node_in_a_hurry_is_let_throug
     log = (place.state / "access.log").read_text()
     assert "nothing" not in log
     assert log.count('POST "/v1/fleet/pull-messages" 502') == 150  # the control: that is told
+
+
+@needs_nginx
+def test_bodies_that_trickle_in_are_bounded_for_each_caller_and_for_all(
+    settings: ServerSettings, tmp_path: Path
+) -> None:
+    few = {
+        "limit_conn callers 64;": "limit_conn callers 2;",
+        "limit_conn all 256;": "limit_conn all 3;",
+        "proxy_connect_timeout 10s;": "proxy_connect_timeout 60s;",  # nobody greets it behind
+    }
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    head = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\nx"
+    with (
+        socket.create_server(("127.0.0.1", settings.document.ports.superlink)) as behind,
+        running_nginx(settings, tmp_path, changed=few) as (address, _),
+        ExitStack() as held,
+    ):
+        behind.settimeout(20)
+        host, port = address.split(":")
+
+        def trickle(origin: str) -> ssl.SSLSocket:
+            caller = socket.create_connection((host, int(port)), 20, source_address=(origin, 0))
+            wrapped = held.enter_context(context.wrap_socket(held.enter_context(caller)))
+            wrapped.sendall(head)
+            return wrapped
+
+        def is_handed_on(origin: str) -> None:
+            trickle(origin)
+            held.enter_context(behind.accept()[0])
+
+        is_handed_on("127.0.0.2")
+        is_handed_on("127.0.0.2")
+        assert trickle("127.0.0.2").recv(12) == b"HTTP/1.1 429"
+        is_handed_on("127.0.0.3")  # the control: another caller is let through, while one may
+        assert trickle("127.0.0.3").recv(12) == b"HTTP/1.1 429"
 
 
 @contextmanager
@@ -172,9 +220,11 @@ def superlink(settings: ServerSettings) -> Iterator[None]:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield
-        server.shutdown()
-        thread.join()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join(timeout=10)
 
 
 @needs_nginx

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.factories.cohort import recipe_settings, write_cohort
+from tests.factories.site_study import STUDY
 from tests.fakes.clock import FakeClock
 from vitrael.client.site.consent import describe_cohort, draft_consent, keep_consent
 from vitrael.client.site.control import Control
@@ -28,52 +29,6 @@ from vitrael.core.weights import Tensors
 from vitrael.privacy.envelope import attachment_digests, make_task_parcel, open_reply_parcel
 from vitrael.privacy.journal import Journal, Line, read_journal
 from vitrael.privacy.keys import KeyPair, roster_digest, save_public_keys, save_roster
-
-STUDY = """
-[protocol]
-name = "site-test"
-purpose = "Test a site."
-path = "empirical"
-policy = "rehearsal"
-license = "CC-BY-4.0"
-seed = 1
-
-[protocol.data]
-recipe = "brain-t1"
-grid_vox = [32, 32, 32]
-spacing_mm = 8.0
-covariates.age_years = { low = 20.0, high = 90.0 }
-covariates.sex = { low = 0.0, high = 1.0 }
-covariates.ventricle_ml = { low = 5.0, high = 120.0 }
-covariates.brain_ml = { low = 800.0, high = 1800.0 }
-
-[protocol.data.splits]
-training_frac = 0.50
-filter_frac = 0.15
-calibration_frac = 0.10
-audit_frac = 0.20
-utility_frac = 0.05
-
-[[protocol.systems]]
-kind = "brain_ldm"
-codec = { training = { rounds = 2, length_images = 8 } }
-teacher = { training = { rounds = 2, length_images = 8 } }
-student = { training = { length_images = 8 } }
-
-[[protocol.systems]]
-kind = "reid_encoder"
-training = { length_images = 8 }
-
-[protocol.federation]
-quorum = 3
-
-[protocol.distillation]
-candidates = 8
-released = 1
-
-[roster]
-sites = ["north", "harbour", "valley"]
-"""
 
 
 @dataclass(slots=True)

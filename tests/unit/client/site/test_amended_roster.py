@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from tests.unit.client.site.conftest import weights
 from vitrael.client.site.cli import site
+from vitrael.core.digest import digest_bytes
 from vitrael.core.study import Study
 from vitrael.privacy.keys import KeyPair
 
@@ -70,6 +71,16 @@ def test_second_amendment_keeps_what_the_first_one_kept(
 ) -> None:
     amend(home, "fjord", amend(home, "island", first))
     assert ask(home, counting, OTHER, 0).status == "refused"
+
+
+def test_roster_in_between_that_was_not_consented_to_opens_no_round_again(
+    home: Home, counting: CountingTask, first: Digest
+) -> None:
+    amend(home, "island", first)
+    missed = digest_bytes(b"a roster of the time when this site was away")
+    amend(home, "fjord", missed)
+    assert ask(home, counting, OTHER, 0).status == "refused"
+    assert ask(home, counting, OTHER, 1).status == "done", "which was never answered"
 
 
 def test_roster_that_amends_none_begins_anew(

@@ -120,7 +120,7 @@ def test_removed_journal_is_reported_with_the_remedy(
     assert run(["site", "journal", "--home", str(home.path), *options]) == 1
     told = "".join(capsys.readouterr())
     assert "the journal was removed" in told
-    assert "restore journal.jsonl and journal.head.json from a backup" in told
+    assert "restore it from a backup while nothing runs" in told
 
 
 @pytest.mark.parametrize("days", ["1e12", "4000000", "inf", "nan", "0", "-1"])

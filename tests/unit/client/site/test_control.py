@@ -188,9 +188,41 @@ def test_journal_that_refuses_stops_no_act_that_takes_away(
     assert told.startswith(event)
 
 
-def test_journal_that_refuses_lets_nothing_be_given(home: Home) -> None:
-    home.consent()
-    home.control().pause()
-    home.settings.journal.unlink()
-    with pytest.raises(StorageError, match="not whole"):
-        home.control().resume()
+def test_journal_that_refuses_lets_nothing_be_given(home: Home, counting: CountingTask) -> None:
+    control, held = hold(home, counting)
+    control.pause()
+    lines = home.settings.journal
+    away = lines.rename(lines.with_suffix(".away"))
+    for give in (control.resume, lambda: control.release(held)):
+        with pytest.raises(StorageError, match="not whole"):
+            give()
+    assert given(home) == (False, "held")
+    away.rename(lines)
+    assert any("not finished, and does not hold" in told for told in home.control().settle())
+    control.resume()
+    control.release(held)
+    assert given(home) == (True, "released")
+    assert [line.event for line in home.lines()][-2:] == ["resumed", "released"]
+
+
+def given(home: Home) -> tuple[bool, str]:
+    """Return whether the site takes tasks, and what became of its one held result."""
+    with closing(Store(home.settings.store, updates=home.settings.updates)) as store:
+        (held,) = store.decisions.list_held()
+        return not store.decisions.standing().paused_utc, held.state
+
+
+@pytest.mark.parametrize("give", ["resume", "release"])
+def test_half_written_act_that_gives_does_not_hold(
+    home: Home, counting: CountingTask, give: str
+) -> None:
+    control, held = hold(home, counting)
+    control.pause()
+    acts = {"resume": control.resume, "release": lambda: control.release(held)}
+    killed_at("journal", acts[give])
+    assert given(home) == (False, "held")
+    assert [told.split(":")[1].strip() for told in home.control().settle()] == [
+        "not finished, and does not hold"
+    ]
+    acts[give]()
+    assert given(home) != (False, "held")

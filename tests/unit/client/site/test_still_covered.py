@@ -67,6 +67,31 @@ def test_act_while_a_result_is_sealed_comes_before_it(
     assert (reply.status, left) == (("done", ["sent"]) if act == "pause" else ("refused", []))
 
 
+@pytest.mark.parametrize("act", ["stop", "leave", "expire"])
+def test_what_is_half_learned_is_removed_where_the_consent_is_taken_back_alone(
+    home: Home, counting: CountingTask, act: str
+) -> None:
+    home.consent(days=1)
+    learned: list[Path] = []
+    acts = {
+        "stop": lambda: home.control().stop(home.study.protocol.digest),
+        "leave": lambda: home.control().leave(),
+        "expire": lambda: home.clock.advance(hours=25),
+    }
+
+    def train(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+        learned.append(context.records / "training" / "codec" / "state")
+        learned[0].parent.mkdir(parents=True)
+        learned[0].write_bytes(b"weights")
+        acts[act]()
+        return counting(task, inputs, context)
+
+    steward = home.steward({"codec": train})
+    assert ask(home, steward).status == "refused"
+    steward.close()
+    assert learned[0].exists() is (act == "expire")
+
+
 def install(folder: Path, name: str) -> None:
     metadata = folder / f"{name}-99.0.dist-info" / "METADATA"
     metadata.parent.mkdir()

@@ -11,7 +11,7 @@ from vitrael.client.site.ingest.places import Home as Place
 from vitrael.client.site.ingest.withdraw import Found, remove_patient
 from vitrael.client.site.steward import Steward
 from vitrael.client.site.store import Store
-from vitrael.core.errors import ConsentError, DataError, TaskStopped
+from vitrael.core.errors import DataError, TaskStopped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,19 +117,6 @@ def test_checkpoints_go_when_the_result_is_finished_and_not_before(
     counting.error = error
     answer(home, steward, 1)
     assert path.exists() == (error is not None)
-    steward.close()
-
-
-def test_checkpoints_go_when_the_consent_ends_in_the_task(
-    home: Home, counting: CountingTask
-) -> None:
-    home.consent()
-    steward = home.steward({"codec": counting})
-    answer(home, steward, 0)
-    path = checkpoint(home)
-    counting.error = ConsentError("the consent was taken back")
-    assert answer(home, steward, 1).status == "refused"
-    assert not path.exists()
     steward.close()
 
 

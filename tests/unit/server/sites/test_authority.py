@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from tests.factories.tls import shake_hands
 from tests.fakes.clock import START
 from vitrael.core.errors import AuthError, ConfigError
 from vitrael.privacy.certificates import issue_authority, issue_server
@@ -55,24 +56,6 @@ def names(files: TlsFiles) -> list[object]:
 
 def at(settings: ServerSettings, address: str) -> ServerSettings:
     return replace(settings, document=ServerDocument(address=address))
-
-
-def shake_hands(server: TlsFiles, trusted: Path, name: str) -> None:
-    """Do a TLS handshake in memory; raises what the client thinks of the server."""
-    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ours.load_cert_chain(server.certificate, server.key)
-    theirs = ssl.create_default_context(cafile=str(trusted))
-    theirs.verify_flags |= ssl.VERIFY_X509_STRICT
-    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = theirs.wrap_bio(down, up, server_hostname=name)
-    host = ours.wrap_bio(up, down, server_side=True)
-    for _ in range(4):
-        for side in (client, host):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-    assert client.version() is not None
 
 
 def test_a_site_believes_the_certificate_for_its_host_alone(tmp_path: Path) -> None:

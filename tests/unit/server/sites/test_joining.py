@@ -15,9 +15,11 @@ from tests.fakes.clock import FakeClock
 from vitrael.core.errors import AuthError, EnvelopeError, StorageError, UsageError
 from vitrael.privacy.enrollment import SiteWord, join_fingerprint
 from vitrael.privacy.envelope import sign_enrollment
-from vitrael.privacy.journal import read_journal, verify_journal
+from vitrael.privacy.journal import Entry, Journal, read_journal, verify_journal
 from vitrael.privacy.keys import KeyPair, load_roster
 from vitrael.server.config import ServerSettings
+from vitrael.server.db.engine import open_database
+from vitrael.server.db.heads import JournalHead
 from vitrael.server.sites.desk import Desk
 from vitrael.server.sites.registry import Registry
 
@@ -250,12 +252,18 @@ def test_act_of_a_process_that_was_killed_is_told_by_the_next(
     registry: Registry,
     desk: Desk,
     north: JoiningSite,
+    clock: FakeClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     enroll(north, registry, desk)
     with monkeypatch.context() as patch:
         patch.setattr(Session, "commit", Session.rollback)  # it ends before the transaction does
         registry.revoke("north", reason="stolen")
+    engine = open_database(settings.database)
+    Journal(settings.journal, clock=clock, witness=JournalHead(engine)).append(
+        Entry(event="asked", to="north", nonce="a" * 32)  # by a study, meanwhile
+    )
+    engine.dispose()
     registry.invite("south")
     assert told(settings) == [("repaired", "revoke of north was not finished"), ("invite", "")]
     registry.revoke("north", reason="stolen")

@@ -49,6 +49,19 @@ def test_no_list_shows_enough_to_approve_by(
         assert north.fingerprint[:14] not in text
 
 
+def test_who_is_enrolled_is_shown_also_when_the_coordinator_s_keys_are_lost(
+    settings: ServerSettings, registry: Registry, desk: Desk, north: JoiningSite, clock: FakeClock
+) -> None:
+    enroll(north, registry, desk)
+    assert row(settings, clock)["fingerprint"] == north.fingerprint[:9]  # the control
+    settings.keys.rename(settings.home / "lost")
+    assert (row(settings, clock)["status"], row(settings, clock)["fingerprint"]) == (
+        "enrolled",
+        None,
+    )
+    assert "north  enrolled  -" in show_sites(list_sites(settings, now=clock()))
+
+
 def test_new_keys_are_shown_beside_the_old(
     settings: ServerSettings, registry: Registry, desk: Desk, north: JoiningSite, clock: FakeClock
 ) -> None:

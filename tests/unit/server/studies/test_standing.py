@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
 
+from tests.factories.enrolling import JoiningSite
 from tests.factories.federation import SITES, Interruption, copy_homes, federation, utc_now
 from tests.factories.updates import adding, agree
+from tests.fakes.clock import FakeClock
 from vitrael.core.digest import Digest, digest_bytes
 from vitrael.core.errors import ConfigError, QuorumError, StudyError
 from vitrael.core.study import load_study
@@ -17,11 +21,13 @@ from vitrael.privacy.keys import KeyPair, PublicKeys, load_roster
 from vitrael.server.config import load_server
 from vitrael.server.db.engine import open_database
 from vitrael.server.db.sites import EnrollmentRow, InvitationRow, WordRow
+from vitrael.server.sites.desk import Desk
 from vitrael.server.sites.registry import Registry
+from vitrael.server.studies.absences import find_renewal
 from vitrael.server.studies.canary import try_sites
 from vitrael.server.studies.federated import calibrate_filters, collect_consents, train_codec
 from vitrael.server.studies.participation import record_participation, tell_outcome
-from vitrael.server.studies.standing import Standings
+from vitrael.server.studies.standing import EXPIRED, REPLACED, Standings
 
 pytestmark = pytest.mark.xdist_group("tiny study")
 
@@ -149,6 +155,38 @@ def test_study_that_is_opened_again_without_a_member_goes_on_to_the_same(tried: 
     assert ends[0][2].sentence == "partial: 2 of 3 (valley: its enrollment was revoked)"
 
 
+def rotate(home: Path, name: str) -> None:
+    """Have new keys of a site approved, as `server sites rotate` and `approve` do."""
+    settings = load_server(home)
+    site = JoiningSite(name, FakeClock(utc_now()), settings)
+    with Registry(settings) as registry, Desk(settings) as desk:
+        desk.join(site.join(registry.rotate(name).token))
+        registry.approve(name, fingerprint=site.fingerprint)
+    assert load_roster(home / "roster.json")[name] == site.keys.public
+
+
+def test_study_that_is_opened_again_after_new_keys_ends_as_one_that_went_on(tried: Path) -> None:
+    with federation(tried, tasks=adding(AMOUNTS)) as told:
+        told.interrupt = ("codec", 1, "north")
+        with pytest.raises(Interruption):
+            train_codec(told.run())
+    again = copy_homes(tried, tried.parent / "again")
+    ends = []
+    for home, reopened in ((tried, False), (again, True)):
+        with federation(home, tasks=adding(AMOUNTS)) as told:
+            run = told.run()
+            began = run.roster
+            rotate(home, "valley")
+            run = told.run() if reopened else run
+            with pytest.raises(StudyError, match="site valley takes no part any more") as caught:
+                train_codec(run)
+            ends.append((run.roster, str(caught.value)))
+            assert run.roster == began
+            assert "its keys were replaced" in caught.value.why
+            assert caught.value.fix.startswith(f"offer and start it with {began} as roster.pred")
+    assert ends[0] == ends[1]
+
+
 def test_study_that_never_began_with_a_site_does_not_begin_without_it(home: Path) -> None:
     agree(home, SITES)
     revoke(home, "valley")
@@ -184,6 +222,16 @@ def test_member_outside_the_model_that_cannot_judge_is_told_before_the_judging(
         with pytest.raises(StudyError, match="valley is on the roster and takes no part") as caught:
             calibrate_filters(run, codec)
     assert f"write {run.roster} as roster.predecessor" in caught.value.fix
+
+
+def test_site_that_only_needs_new_keys_is_told_how_the_rounds_are_kept() -> None:
+    run: Any = SimpleNamespace(roster=digest_bytes(b"a roster"))
+    kept = f"offer and start it with {run.roster} as roster.predecessor: what is finished is kept"
+    assert find_renewal(run, "valley", REPLACED) == kept
+    expired = find_renewal(run, "valley", EXPIRED)
+    assert expired.startswith("run `vitrael server sites rotate valley`")
+    assert expired.endswith(kept)
+    assert find_renewal(run, "valley", "it left the federation") == ""  # the control
 
 
 def test_consent_from_before_the_withdrawal_is_refused_and_a_new_one_counts(home: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.unit.client.site.conftest import Home
 from vitrael.client.site.backup import save
-from vitrael.client.site.backup.contents import Manifest, is_kept, read_counter
+from vitrael.client.site.backup.contents import Counter, Manifest, is_kept, read_counter
 from vitrael.client.site.backup.heads import read_witness
 from vitrael.client.site.backup.save import save_backup
 from vitrael.client.site.enrollment.home_lock import only_one_enrollment
@@ -90,6 +90,25 @@ def test_backups_are_counted(used: Home, tmp_path: Path) -> None:
     assert first.home == second.home
     assert first.journal.lines == 1
     assert first.journal.hash == used.lines()[-1].hash
+
+
+def test_backup_that_could_not_be_counted_leaves_no_file(
+    used: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, counted = save.save_counter, []
+
+    def full(home: Path, counter: Counter) -> None:
+        counted.append(counter)
+        if len(counted) > 1:
+            raise OSError(28, "No space left on device")
+        count(home, counter)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(save, "save_counter", full)
+        with pytest.raises(StorageError, match="no disk space"):
+            back_up(used, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    assert back_up(used, tmp_path / "b").number == 2
 
 
 def test_backup_never_replaces_another(used: Home, tmp_path: Path) -> None:

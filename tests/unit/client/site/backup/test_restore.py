@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -134,7 +135,7 @@ def test_older_backup_than_the_home_knows_is_refused(
     restore(home, tmp_path / "newer", home.path)
 
 
-@pytest.mark.parametrize("lost", ["journal.jsonl", "journal.head.json", "store.sqlite"])
+@pytest.mark.parametrize("lost", ["journal.jsonl", "store.sqlite"])
 def test_home_that_has_lost_some_still_knows(home: Home, backup: Path, lost: str) -> None:
     home.consent(days=30)
     for path in home.path.glob(f"{lost}*"):
@@ -229,6 +230,19 @@ def test_no_line_is_what_the_coordinator_knows_before_the_first_reply(
     with pytest.raises(StorageError, match=r"not the reply that told line 1"):
         restore(home, tmp_path / "b", tmp_path / "new", expected=expected(home.lines()[0]))
     assert restore(home, tmp_path / "b", tmp_path / "new", expected=parse_expected("0")).confirmed
+
+
+def test_coordinator_that_got_no_reply_confirms_by_name(
+    home: Home, told: Head, backup: Path, tmp_path: Path
+) -> None:
+    assert told.lines
+    restore(home, backup, tmp_path / "new")
+    with pytest.raises(StorageError, match="0 is not what the coordinator knows") as caught:
+        confirm_restore(tmp_path / "new", parse_expected("0"))
+    assert "--expect-journal none" in caught.value.fix
+    confirm_restore(tmp_path / "new", parse_expected("none"))
+    with contextlib.closing(Steward(load_settings(tmp_path / "new"), clock=home.clock)) as steward:
+        answer(home, steward, home.task({}, stage="consent"))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from tests.factories.site_study import STUDY
 from tests.factories.tls import Identity, Request, Response, serve_tls
-from tests.unit.client.site.conftest import STUDY
 from vitrael.core.cli import run
 from vitrael.core.errors import VitraelError
 from vitrael.privacy.keys import load_roster

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.client.site.conftest import STUDY
+from tests.factories.site_study import STUDY
 from tests.unit.client.site.enrollment.conftest import FakeCoordinator, Site
 from vitrael.client.site.enrollment.home_lock import only_one_enrollment
 from vitrael.core.cli import run

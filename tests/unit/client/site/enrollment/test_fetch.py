@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.factories.site_study import STUDY
 from tests.factories.tls import Response
-from tests.unit.client.site.conftest import STUDY
 from tests.unit.client.site.enrollment.conftest import FakeCoordinator, Site, hide, no_passphrase
 from vitrael.client.site.enrollment.fetch import Fetched, fetch
 from vitrael.client.site.enrollment.standing import read_last_standing
@@ -211,10 +211,25 @@ def test_lost_node_key_is_not_made_anew(enrolled: Site) -> None:
     key.unlink()
     ask(enrolled)
     assert not key.exists()
-    key.with_name("node.pub").unlink()
-    with pytest.raises(AuthError, match=r"keys/node\.pub cannot be read"):
-        ask(enrolled)
+
+
+def test_site_that_has_lost_its_node_key_gets_roster_and_studies(
+    enrolled: Site, coordinator: FakeCoordinator
+) -> None:
+    coordinator.offer(STUDY)
+    key = enrolled.home / "keys" / "node.pub"
+    key.unlink()
+    found = ask(enrolled)
+    assert (found.fingerprint, found.changes.studies_new) == ("", ("site-test",))
+    assert load_roster(enrolled.settings.roster) == coordinator.approved
     assert not key.exists()
+
+
+def test_site_that_waits_needs_its_node_key(site: Site) -> None:
+    site.join()
+    (site.home / "keys" / "node.pub").unlink()
+    with pytest.raises(AuthError, match=r"keys/node\.pub cannot be read"):
+        ask(site)
 
 
 def test_home_that_has_not_joined_is_told_so(site: Site, coordinator: FakeCoordinator) -> None:
