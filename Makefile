@@ -86,5 +86,6 @@ $(INSTALLED): pyproject.toml deploy/constraints.txt
 	@PYTHONWARNINGS=ignore $(PIP) install -c deploy/constraints.txt --no-build-isolation -e '.[site,server,dev]'
 	@rm -rf build vitrael.egg-info
 	@touch $@
+	@echo 'Installed.'
 
 .PHONY: help demo rehearse test test-federation test-faults test-slow test-gpu bench lint format types layers docs constraints clean

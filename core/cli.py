@@ -164,7 +164,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.Abort as abort:
         # At a prompt click raises Abort "from None": then the context alone tells Ctrl-C from "no".
         interrupted = isinstance(abort.__cause__ or abort.__context__, KeyboardInterrupt)
-        told = VitraelError("Interrupted" if interrupted else "Nothing was done")
+        told = _explain_abort(abort, interrupted=interrupted)
         click.echo(told.sentence(), err=True)
         code = EXIT_INTERRUPTED if interrupted else VitraelError.exit_code
         return _as_json(told, arguments, exit_code=code)
@@ -181,6 +181,19 @@ def run(arguments: Sequence[str]) -> int:
         click.echo(f"Error: {told.sentence()}", err=True)
         return _as_json(told, arguments, exit_code=told.exit_code)
     return outcome if isinstance(outcome, int) else EXIT_OK
+
+
+def _explain_abort(abort: click.Abort, *, interrupted: bool) -> VitraelError:
+    """Return what to say of a question that was not answered with yes."""
+    if interrupted:
+        return VitraelError("Interrupted")
+    if isinstance(abort.__cause__ or abort.__context__, EOFError):
+        return VitraelError(
+            "Nothing was done",
+            why="it asked a question, and there is no terminal to answer it",
+            fix="run it in a terminal, or give --yes",
+        )
+    return VitraelError("Nothing was done")
 
 
 def explain(error: Exception) -> VitraelError:

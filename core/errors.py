@@ -26,6 +26,7 @@ A gate that refuses is no error: it is a Verdict, and the command ends with exit
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 
 EXIT_OK = 0
 EXIT_REFUSED = 6
@@ -152,3 +153,15 @@ class TaskStopped(VitraelError):  # noqa: N818 - not an error: what was done so 
 
 class QuorumError(VitraelError):
     """Fewer sites answered than the study demands."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        why: str = "",
+        fix: str = "",
+        absences: Mapping[str, object] | None = None,
+    ) -> None:
+        """Keep beside the sentence who was absent and why, for the participation record."""
+        super().__init__(what, why=why, fix=fix)
+        self.absences = dict(absences or {})

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from datetime import date
 
     from vitrael.privacy.journal_cross import Account, Comparison
+    from vitrael.privacy.journal_line import Line
 
 JOURNAL = "journal.jsonl"
 """What the journal is called in every home folder."""
@@ -110,12 +111,25 @@ def show(
             if covers(line, protocol=protocol or "", since=day)
             and (site is None or site in {line.to, line.origin})
         ]
+        told = "" if site is None else _last_told(read_journal(path), site)
     if as_json:
-        click.echo(json.dumps({"lines": [line.model_dump(mode="json") for line in lines]}))
+        document = {"lines": [line.model_dump(mode="json") for line in lines]}
+        click.echo(json.dumps({**document, **({"told": told} if told else {})}))
         return
     for line in lines:
         click.echo(describe_line(line))
     click.echo(f"{len(lines)} lines", err=True)
+    if told:
+        click.echo(f"the last line of its journal that {site} told: {told}", err=True)
+
+
+def _last_told(lines: Iterable[Line], site: str) -> str:
+    """Return ``N:HASH`` of what a site's last reply told of its journal; empty if none did."""
+    told = ""
+    for line in lines:
+        if line.event == "received" and line.origin == site and line.other:
+            told = f"{line.other_lines}:{line.other}"
+    return told
 
 
 @contextmanager

@@ -53,6 +53,8 @@ class Stage(Section):
     began_utc: str
     answered: int = 0
     asked: int = 0
+    absent: dict[str, str] = Field(default_factory=dict)
+    """Each site whose answer will not come or does not count -> why."""
 
 
 class ServerState(Section):
@@ -85,6 +87,8 @@ class Board:
     """Site and nonce of each task that is not answered yet -> when it was asked."""
     _sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     _stage: Stage | None = None
+    _stage_asked: set[str] = field(default_factory=set)
+    """The sites that were asked for it."""
 
     def __post_init__(self) -> None:
         """Begin at the beginning of the journal, and with what is new of the progress."""
@@ -162,14 +166,23 @@ class Board:
                 facts["answer_s"] = (when - asked).total_seconds()
 
     def _follow(self, line: Mapping[str, Any]) -> None:
-        """Follow the coordinator's progress: which stage, which round, how many answers."""
+        """Follow the coordinator's progress: which stage and round, how many answers, who not."""
         stage, round_index = str(line.get("stage", "")), int(line.get("round") or 0)
-        if line.get("event") == "begun":
+        event, now = line.get("event"), self._stage
+        if event == "begun":
             self._stage = Stage(stage=stage, round=round_index, began_utc=str(line["utc"]))
-        elif self._stage is not None and line.get("event") == "answer":
+            self._stage_asked = set()
+        elif now is None or (now.stage, now.round) != (stage, round_index):
+            return
+        elif event == "asked":
+            self._stage_asked.add(str(line["site"]))
+            self._stage = now.model_copy(update={"asked": len(self._stage_asked)})
+        elif event == "answer":
             counts = {"answered": int(line["done"]), "asked": int(line["total"])}
-            if (self._stage.stage, self._stage.round) == (stage, round_index):
-                self._stage = self._stage.model_copy(update=counts)
+            self._stage = now.model_copy(update=counts)
+        elif event == "absent":
+            absent = {**now.absent, str(line["site"]): str(line["reason"])}
+            self._stage = now.model_copy(update={"absent": absent})
 
 
 def read_server_state(home: Path) -> ServerState | None:

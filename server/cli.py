@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from vitrael.core.errors import VitraelError
 from vitrael.server.lineage_cli import affected, recall
 from vitrael.server.study_cli import offer, start, stop
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 _STUDY = click.Path(path_type=Path, dir_okay=False)
+_HOW_LONG = "This takes about ten minutes on two processors that do nothing else."
 
 
 @click.command(
@@ -81,17 +83,41 @@ def demo(
     if resume:
         demand_prepared(place)
     click.echo(f"home: {place}", err=True)
+    if not resume and study_file is None and scans is None:
+        click.echo(_HOW_LONG, err=True)
     plan = DemoPlan(place, study_file, scans, policy, patients, port=port, nginx=nginx)
-    study = prepare_demo(plan, tell=lambda text: click.echo(text, err=True))
+    study = prepare_demo(plan, tell=lambda text: _tell_since(began, text))
+    again = shlex.join([program(), "demo", "--resume", "--home", str(place)])
     try:
         layout = demo_layout(place, study, port=port, nginx=nginx)
         outcome, code = run_demo(layout, study, began=began)
     except KeyboardInterrupt:
-        again = [program(), "demo", "--resume", "--home", str(place)]
-        click.echo(f"\nTo go on where it stopped: {shlex.join(again)}", err=True)
+        click.echo(f"\nTo go on where it stopped: {again}", err=True)
+        raise
+    except VitraelError as error:
+        if error.exit_code == VitraelError.exit_code:  # the others ask for another document or call
+            _name_resume(error, again, study=study.protocol.name)
         raise
     click.echo(json.dumps(outcome.document) if as_json else outcome.text)
     return code
+
+
+def _tell_since(began: float, text: str) -> None:
+    """Say on standard error what is done now, with minutes and seconds since ``began``."""
+    minutes, seconds = divmod(int(time.monotonic() - began), 60)
+    click.echo(f"{minutes:2}:{seconds:02} {text}", err=True)
+
+
+def _name_resume(error: VitraelError, again: str, *, study: str) -> None:
+    """Let the error end with the command that goes on with a demo, in place of a coordinator's."""
+    what, _, fix = error.sentence().partition(" To do: ")
+    start = f"run `vitrael study start {study}`"
+    go_on = f"run `{again}`: what was finished is kept"
+    error.what, error.why = what, ""
+    if start in fix:
+        error.fix = f"{go_on}. A site that did not answer in time was slow: do less else meanwhile"
+    else:
+        error.fix = f"{fix.rstrip('.')}; then {go_on}" if fix else go_on
 
 
 @click.group()

@@ -104,6 +104,7 @@ def _commands(home: Path, document: dict[str, Any]) -> dict[str, str]:
         pull = [program(), "pull", document["release"], *source, *trust, "--to", target]
         commands["pull"] = shlex.join(pull)
         commands["verify"] = shlex.join([program(), "verify", target, *trust])
+        commands["load"] = f"from vitrael.client.researcher import load; load({target!r})"
     return commands
 
 
@@ -135,4 +136,5 @@ def _tell(outcome: dict[str, Any], study: Study) -> str:
     lines.append(f"          and then {outcome['mlflow_page']}")
     if "pull" in outcome:
         lines += [f"Download: {outcome['pull']}", f"Verify:   {outcome['verify']}"]
+        lines.append(f"Load:     {outcome['load']}")
     return "\n".join(lines)

@@ -180,10 +180,10 @@ def load_offered(settings: ServerSettings, name: str) -> Study:
 def _read_offered(settings: ServerSettings, name: str) -> tuple[Study, bytes]:
     path = offered(settings).get(name)
     if path is None:
-        names = ", ".join(offered(settings)) or "none"
+        names = ", ".join(offered(settings))
         raise UsageError(
             f"the study {name} is not offered",
-            why=f"offered are: {names}",
+            why=f"offered are {names}" if names else "no study is",
             fix="run vitrael study offer FILE",
         )
     study, document = _read_study(path)

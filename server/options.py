@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
+DEFAULT_HOME = Path("vitrael-server")
 HOME = click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("vitrael-server"),
+    default=DEFAULT_HOME,
     show_default=True,
     help="The coordinator's home folder.",
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from vitrael.server.operation_cli import proxy_config, status, up
-from vitrael.server.options import AS_JSON, DRY_RUN, HOME, YES
+from vitrael.server.options import AS_JSON, DEFAULT_HOME, DRY_RUN, HOME, YES
 
 if TYPE_CHECKING:
     from vitrael.server.config import ServerSettings
@@ -72,11 +73,12 @@ def init(address: str, home: Path, days: int | None, *, dry_run: bool, as_json: 
     settings = found_coordinator(home, document, now=utc_now())
     facts["fingerprint"] = fingerprint(KeyPair.load(settings.keys).public.signing)
     facts |= _certificate_days(settings)
+    elsewhere = "" if home == DEFAULT_HOME else f" --home {shlex.quote(str(home))}"
     text = (
         f"{home} is the home of a coordinator at {address}.\n"
         f"It signs with the key {facts['fingerprint']}.\n"
         "Keep a copy of keys/ and authority/ where nobody else reads it. Next: "
-        "vitrael server invite SITE"
+        f"vitrael server up{elsewhere}, and vitrael server invite SITE{elsewhere}"
     )
     _tell(facts, text, as_json=as_json)
 

@@ -14,6 +14,7 @@ from vitrael.core.study import load_study
 from vitrael.server.board import ServerState, SiteState, read_server_state
 from vitrael.server.config import ServerSettings
 from vitrael.server.db.engine import open_database
+from vitrael.server.objects import ObjectStore
 from vitrael.server.offers import STUDY, is_stale, offered
 from vitrael.server.runs import AT_WORK, StudyState, read_state
 from vitrael.server.sites.authority import read_validity
@@ -64,7 +65,7 @@ def show_status(status: Mapping[str, Any]) -> str:
     lines += ["", *_table(_SITE_COLUMNS, [_site_row(site) for site in status["sites"]])]
     if not status["sites"]:
         lines.append("no site has joined; invite one with vitrael server invite SITE")
-    lines += ["", *_show_study(status["study"])]
+    lines += ["", *_show_study(status["study"], offered=status["offered"])]
     falls = [child for child in status["children"] if child["falls"]]
     for child in falls:
         lines.append(f"process {child['name']}: {child['status']}, ended {child['falls']} times")
@@ -164,14 +165,30 @@ def _participation(record: StageRecord) -> dict[str, Any]:
 def _expected(
     settings: ServerSettings, stage: str, finished: list[StageRecord], *, seconds: float
 ) -> dict[str, Any]:
-    """Return how many rounds the stage has, and how long it may still take by its own rounds."""
+    """Return how many rounds the stage has, and how long it may still take.
+
+    Its own rounds tell that; before there is one, what the canary predicted. 0: it is over the
+    time.
+    """
     rounds = _rounds(settings).get(stage, 1)
     own = [record for record in finished if record.key.stage == stage]
     took = [record.seconds for record in own if record.seconds is not None]
-    if not took:
+    predicted = None if took else _predicted(settings, stage, finished)
+    if not took and predicted is None:
         return {"rounds": rounds, "left_s": None}
-    left = sum(took) / len(took) * max(rounds - len(own), 0) - seconds
+    one = sum(took) / len(took) if took else predicted or 0.0
+    left = one * max(rounds - len(own), 0) - seconds
     return {"rounds": rounds, "left_s": round(max(left, 0.0))}
+
+
+def _predicted(settings: ServerSettings, stage: str, finished: list[StageRecord]) -> float | None:
+    """Return the seconds that the canary predicted for a round of the stage; None if it did not."""
+    outputs = [one.output for one in finished if one.key.stage == "canary" and one.output]
+    try:
+        document = ObjectStore(settings.home / "objects").get_json(outputs[-1])
+        return float(document["predicted"][stage])
+    except (VitraelError, IndexError, KeyError):
+        return None
 
 
 def _rounds(settings: ServerSettings) -> dict[str, int]:
@@ -214,7 +231,10 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def _show_study(study: Mapping[str, Any] | None) -> list[str]:
+def _show_study(study: Mapping[str, Any] | None, *, offered: Sequence[str]) -> list[str]:
+    if study is None and offered:
+        names = ", ".join(offered)
+        return [f"no study was started; offered: {names}; begin with vitrael study start STUDY"]
     if study is None:
         return ["no study was started; offer one with vitrael study offer FILE"]
     lines = [f"study {study['study']}: {study['status']}, Flower runs so far: {study['runs']}"]
@@ -229,8 +249,10 @@ def _show_study(study: Mapping[str, Any] | None) -> list[str]:
             text += f", {stage['answered']} of {stage['asked']} sites answered"
         text += f", for {stage['seconds']:.0f} s"
         if stage["left_s"] is not None:
-            text += f", about {stage['left_s']} s left"
+            left = stage["left_s"]
+            text += f", about {left} s left" if left else ", longer than expected"
         lines.append(text)
+        lines += [f"    {site}: {why}" for site, why in sorted(stage["absent"].items())]
     for part in study["participation"]:
         if part["absent"]:
             there = len(part["sites"])

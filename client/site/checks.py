@@ -45,6 +45,7 @@ def checks_of(home: Path, now: datetime) -> Sequence[Check]:
         Check("keys", lambda: check_keys(settings)),
         Check("steward", lambda: check_steward(settings)),
         Check("journal", lambda: check_journal(settings)),
+        Check("tasks", lambda: check_tasks(settings)),
         Check("consents", lambda: check_consents(settings, now=now)),
         Check("enrollment", lambda: check_enrollment(settings, now=now)),
         *device_checks(settings),
@@ -139,6 +140,36 @@ def check_journal(settings: SiteSettings) -> Finding:
     if not settings.journal.exists():
         return Finding("ok", "no journal has begun")
     return Finding("ok", "the journal is whole" + (f": {kept.lines} lines" if kept else ""))
+
+
+def check_tasks(settings: SiteSettings) -> Finding:
+    """Say whether tasks are answered, or what its operator, or a restore, has to do with it."""
+    from vitrael.client.site.backup.restored import read_mark  # noqa: PLC0415 - heavy
+    from vitrael.client.site.control import COME_BACK  # noqa: PLC0415
+    from vitrael.client.site.store import Store  # noqa: PLC0415
+
+    with closing(Store(settings.store, updates=settings.updates, read_only=True)) as store:
+        standing = store.decisions.standing()
+        held = sum(one.state == "held" for one in store.decisions.list_held())
+    if standing.left_utc:
+        return Finding("warn", f"the site has left, at {standing.left_utc}", COME_BACK)
+    mark = read_mark(settings.home)
+    if mark is not None and not mark.complete:
+        remedy = "run the same `vitrael site restore FILE` again"
+        return Finding("fail", "the home is half restored", remedy)
+    if mark is not None:
+        remedy = "wait for a new task of the coordinator, or ask it for the last line that it "
+        remedy += "knows and run `vitrael site restore --expect-journal N:HASH`"
+        told = f"the home was restored from backup {mark.number}, and nobody has said yet that it "
+        return Finding("warn", f"{told}is the newest: no task is answered", remedy)
+    if standing.paused_utc:
+        told = f"the site is paused since {standing.paused_utc}: every new task is refused"
+        return Finding("warn", told, "run `vitrael site resume` when it may go on")
+    if held:
+        told = f"{held} results are held for release, and nothing else is answered meanwhile"
+        return Finding("warn", told, "look at `vitrael site held`; then release or reject")
+    schedule = settings.document.schedule
+    return Finding("ok", f"tasks are taken{f', {schedule.hours} alone' if schedule else ''}")
 
 
 def check_consents(settings: SiteSettings, *, now: datetime) -> Finding:

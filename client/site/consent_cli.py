@@ -107,11 +107,22 @@ def consent(
 def find_study(home: Path, study: str) -> Path:
     """Return the file of a study: the one that is named, or the fetched one of that name.
 
-    Where there is neither the name is returned as a path, which then cannot be read.
+    Raises UsageError for the name of a study that was not fetched. A path is returned as it is.
     """
+    from vitrael.core.errors import UsageError  # noqa: PLC0415
+
     fetched = home / STUDIES / f"{study}.toml"
     named = re.fullmatch(r"[a-z][a-z0-9-]{0,47}", study) is not None
-    return fetched if named and not Path(study).is_file() and fetched.is_file() else Path(study)
+    if not named or Path(study).is_file():
+        return Path(study)
+    if not fetched.is_file():
+        there = ", ".join(sorted(path.stem for path in fetched.parent.glob("*.toml")))
+        raise UsageError(
+            f"study {study} was not fetched",
+            why=f"fetched are: {there or 'none'}",
+            fix="run `vitrael site fetch` once the coordinator offers it, or name its file",
+        )
+    return fetched
 
 
 def _keep(
@@ -212,12 +223,19 @@ def describe(
         "privacy": f"{privacy.path} path, {epsilon}",
         "license": f"{protocol.license}, if anything is released",
         "votes": votes if privacy.screening else "none: SCREENING IS OFF",
-        "also leaves": "weights of codec and teacher in the clear to the coordinator, sums over "
-        "patients, counts of the audit, the counts below",
-        "others see": "every site sees the common teacher and its unscreened candidates",
+        "also leaves": "weights and loss curves of codec and teacher in the clear to the "
+        "coordinator, how fast you train, sums over patients, counts and measurements of "
+        "calibration, screening and audit, the counts below",
+        "others see": "every site sees the common teacher and its unscreened candidates, and, to "
+        "sign a release, the counts and measurements that you sent for calibration, screening and "
+        "audit, with your signature; no votes",
         "summary": "counts of the cohort, none from 1 to 10, as its report.html shows them",
-        "made public": "if released: your name and signature, the time of this consent, loss "
-        "curves, how many candidates you kept",
+        "made public": "if released: your name and signature, the time of this consent, in which "
+        "rounds you took part, how long your answers took and their bytes, your weight in tenths, "
+        "why you were absent (in words of ours), the range of your number of training patients, "
+        "loss curves, how many candidates you kept, measurements over all sites (the Evidence); "
+        "whoever has many samples knows the means and covariances of age, sex and volumes over "
+        "all sites",
         "cohort": f"{cohort.name}, version {cohort.version}, and no other: {counts}",
         "rounds": rounds,
         "answered": ", ".join(f"{stage} {n}" for stage, n in answered.items()) or "nothing so far",

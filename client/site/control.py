@@ -19,8 +19,9 @@ from vitrael.privacy.journal import Clock, Entry, Journal
 
 COME_BACK: Final = (
     "to come back, ask the coordinator for an invitation and join in a new home; copy "
-    "keys/split.key, withdrawn.json and cohorts/*/versions.json into it first, or patients change "
-    "their names, those who were withdrawn come back, and a withdrawal names too few versions"
+    "keys/split.key, withdrawn.json, cohorts/told.json and cohorts/*/versions.json into it first, "
+    "or patients change their names, those who were withdrawn come back, counts may be told that "
+    "differ by few, and a withdrawal names too few versions"
 )
 """What a site does that has left."""
 

@@ -36,7 +36,12 @@ REASON = click.option(
 
 @click.command()
 @HOME
-@REASON
+@click.option(
+    "--reason",
+    default="",
+    metavar="TEXT",
+    help="One sentence for this site's journal; the coordinator does not hear it.",
+)
 @AS_JSON
 @private_files()
 def pause(home: Path, reason: str, *, as_json: bool) -> None:
@@ -110,9 +115,14 @@ def leave(home: Path, reason: str, *, dry_run: bool, yes: bool, as_json: bool) -
     Example: vitrael site leave --reason "the project has ended"
     """
     from vitrael.client.site.checkpoints import forget_all_checkpoints  # noqa: PLC0415
+    from vitrael.client.site.control import COME_BACK  # noqa: PLC0415 - heavy
 
     with _open(home, reason=reason, takes_away=True) as site:
         name = site.settings.name
+        given = sum(not one.withdrawn_utc for one in site.store.list_consents())
+        said = f"{given} consents are taken back, for good; scans, keys and journal stay"
+        if dry_run or not yes:
+            click.echo(f"{said}; {COME_BACK}", err=True)
         _sure(f"Let site {name} leave the federation for good?", dry_run=dry_run, yes=yes)
         if not dry_run:
             site.control.leave(reason=reason)

@@ -89,7 +89,8 @@ def join(
 def fetch(home: Path, *, as_json: bool) -> int:
     """Ask the coordinator how things stand; write roster and studies into the home.
 
-    Exits with 4 when the enrollment was revoked, and with 7 when a study could not be taken.
+    Exits with 4 when the enrollment was revoked, and with 7 while keys of this site wait for the
+    coordinator's approval, or when a study could not be taken.
 
     Example: vitrael site fetch --home /srv/vitrael/north
     """
@@ -103,7 +104,8 @@ def fetch(home: Path, *, as_json: bool) -> int:
         click.echo(json.dumps(_document(found)))
     else:
         click.echo("\n".join(_tell_standing(found)))
-    return EXIT_PARTIAL if found.changes.refused else EXIT_OK
+    waits = found.rotating or found.standing.status == "pending"
+    return EXIT_PARTIAL if waits or found.changes.refused else EXIT_OK
 
 
 @click.command()
@@ -299,7 +301,8 @@ def _tell_standing(found: Fetched) -> Iterator[str]:
     for what, names in told:
         if names:
             yield f"{what}: {', '.join(names)}"
-    if changes.roster and not found.rotated:
+    first = standing.site in changes.members_new  # no consent was given before
+    if changes.roster and not first and not found.rotated:
         yield "consents to a roster of other members or keys cover it no more: consent again"
     for reason in changes.refused.values():
         yield f"not taken: {reason}"

@@ -129,6 +129,13 @@ def new_row(request: JoinRequest, invitation: InvitationRow, *, now: datetime) -
 
 def compare_fingerprints(site: str, *, wanted: str, heard: str) -> None:
     """Raise AuthError unless a fingerprint was heard; white space and case do not count."""
+    whole, given = len(_digits(wanted)), len(_digits(heard))
+    if given != whole:
+        raise AuthError(
+            f"the fingerprint of site {site} has {whole} digits, and {given} were given",
+            why="the eight digits of a list find a request again, and prove nothing",
+            fix=f"have all {whole} digits read out over a channel that you trust, and name them",
+        )
     if not compare_digest(_digits(wanted), _digits(heard)):
         raise AuthError(
             f"the fingerprint is not that of the keys which came from site {site}",

@@ -26,7 +26,8 @@ FLOOR_S: Final = 300.0
 def try_sites(run: StudyRun) -> dict[str, Any]:
     """Stage ``canary``: every named site does a bounded piece of the real work.
 
-    The document holds each site's ``deadlines`` for the rounds. Raises QuorumError with each
+    The document holds each site's ``deadlines`` for the rounds, and the seconds that one round is
+    ``predicted`` to take at the slowest site. Raises QuorumError with each
     site's reason unless all of them answer: the coordinator mends what is named, or takes a site
     off the roster.
     """
@@ -46,7 +47,14 @@ def try_sites(run: StudyRun) -> dict[str, Any]:
                 )
                 for site, answer in answers.by_site.items()
             }
-        document = {"sites": answers.bodies, "deadlines": deadlines}
+        predicted = {
+            stage: max(
+                predict_round(config, _speeds(answer)[stage], answered_s=answer.seconds)
+                for answer in answers.by_site.values()
+            )
+            for stage, config in _rounds(protocol).items()
+        }
+        document = {"sites": answers.bodies, "deadlines": deadlines, "predicted": predicted}
         return StageResult(document, answers.details, tuple(answers.by_site))
 
     return run.stage("canary", {}, work)
@@ -61,9 +69,14 @@ def derive_deadline(
     round's images at the canary's speed; several times that and a margin are given, never less
     than a floor and never more than the study's longest.
     """
-    images = math.ceil(config.length_images / config.rounds)
-    predicted_s = answered_s + images * seconds_an_image
+    predicted_s = predict_round(config, seconds_an_image, answered_s=answered_s)
     return round(min(longest_s, max(FLOOR_S, FACTOR * predicted_s + MARGIN_S)), 1)
+
+
+def predict_round(config: TrainingConfig, seconds_an_image: float, *, answered_s: float) -> float:
+    """Return how many seconds one round may take: the canary's way, and the round's images."""
+    images = math.ceil(config.length_images / config.rounds)
+    return answered_s + images * seconds_an_image
 
 
 def _rounds(protocol: Protocol) -> dict[str, TrainingConfig]:

@@ -183,12 +183,14 @@ def ask_sites(
     if again is not None:
         quorum = max(quorum, len(again.participants))
     if len(arrived) < quorum:
-        reasons = "; ".join(f"{site}: {reason}" for site, reason in answers.absent.items())
+        reasons = "; ".join(f"{site}: {why}" for site, why in answers.absent.items())
+        reasons = reasons.replace(". To do: ", "; ")  # a site's remedy stays; one To do is said
         raise QuorumError(
             f"stage {stage}: {len(arrived)} of {len(run.members)} sites answered, "
             f"{quorum} are needed",
             why=reasons,
-            fix="mend what is named, then resume the study",
+            fix=f"mend what is named, then run `vitrael study start {run.study.protocol.name}`",
+            absences={k: v for k, v in answers.details.items() if k in {"absent", "kinds"}},
         )
     return answers
 

@@ -65,9 +65,20 @@ def record_participation(run: StudyRun) -> dict[str, Any]:
             for r in records
             if r.details.get("absent")
         },
+        "absent_before": _earlier_absences(run),
         "outliers": {_title(r): outlier_words(r) for r in records if r.details.get("outliers")},
         "rounds": {_title(r): _round(run, r) for r in records if r.details.get("answers")},
     }
+
+
+def _earlier_absences(run: StudyRun) -> dict[str, list[dict[str, str]]]:
+    """Return who was absent from attempts that did not count, such as one without a quorum."""
+    told: dict[str, list[dict[str, str]]] = {}
+    for record in run.history():
+        if record.status == "failed" and (absent := record.details.get("absent")):
+            words = {site: absence_words(record, site) for site in absent}
+            told.setdefault(_title(record), []).append(words)
+    return told
 
 
 def _title(record: StageRecord) -> str:

@@ -288,6 +288,8 @@ def _stage(record: StageRecord, *, reasons: bool) -> StageSummary:
 def _absence(record: StageRecord, site: str, *, reasons: bool) -> str:
     """Return that a site was absent, and why: in its own words, or in ours alone."""
     where = f"absent from {record.key.stage}, round {record.key.round + 1}"
+    if record.status == "failed":
+        where += ", in an attempt that does not count"
     if reasons:
         return f"{where}: {record.details['absent'][site]}"
     return f"{where}: {absence_words(record, site)}"

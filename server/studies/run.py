@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vitrael.core.digest import Digest, digest_json
-from vitrael.core.errors import ConfigError, StorageError, StudyError, VitraelError
+from vitrael.core.errors import ConfigError, QuorumError, StorageError, StudyError, VitraelError
 from vitrael.core.study import Study, load_study
 from vitrael.core.version import package_version
 from vitrael.privacy.keys import KeyPair, PublicKeys, roster_digest
@@ -95,7 +95,8 @@ class StudyRun:
         except BaseException as error:
             # The ledger outlives this machine. What a foreign exception says is not kept.
             told = error.sentence() if isinstance(error, VitraelError) else type(error).__name__
-            self.ledger.fail(record, without_paths(told, home=self.home))
+            details = error.absences if isinstance(error, QuorumError) else {}
+            self.ledger.fail(record, without_paths(told, home=self.home), details=details)
             raise
         output = self.objects.put_json(dict(result.document))
         self.ledger.finish(

@@ -134,8 +134,9 @@ def test_steward_enrolls_and_renews_keys_that_the_node_reads(parted: Parted) -> 
     apply_tmpfiles(parted.home)
     readable = parted.readable()
     assert readable == {"vitrael-steward": True, "vitrael-node": True, "vitrael-courier": False}
-    waiting = parted.demand("fetch")
-    assert (waiting["status"], waiting["fingerprint"]) == ("pending", shown)
+    code, out, _ = parted.steward("fetch")
+    assert (code, json.loads(out)["status"]) == (7, "pending")
+    assert json.loads(out)["fingerprint"] == shown
     parted.approve(shown)
     assert parted.demand("fetch")["status"] == "enrolled"
     assert parted.readable() == readable  # nobody has made another one

@@ -14,6 +14,14 @@ from vitrael.core.errors import StorageError, UsageError
 from vitrael.core.messages import Head
 from vitrael.privacy.journal import BEGINNING, Kept, read_journal
 
+ANEW: Final = (
+    "Where none is new enough: ask the coordinator for an invitation (`vitrael server sites "
+    "rotate`) and join in a new home, into which you have copied keys/split.key, withdrawn.json, "
+    "cohorts/told.json and cohorts/*/versions.json. A folder of its own, into which the backup was "
+    "restored without --expect-journal, has them; it answers nothing"
+)
+"""What is left to a site whose journal has lost what it once told."""
+
 _EXPECTED: Final = re.compile(r"(\d{1,12}):(?:sha256:)?([0-9a-f]{16,64})")
 
 
@@ -120,6 +128,5 @@ def older(why: str) -> StorageError:
     return StorageError(
         "the backup is older than what is known of this home",
         why=why,
-        fix="restore the newest backup; an older one would forget what has left since. Where there "
-        "is none that is new enough: ask the coordinator for an invitation, join in a new home",
+        fix=f"restore the newest backup; an older one would forget what has left since. {ANEW}",
     )

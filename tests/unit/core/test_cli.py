@@ -164,7 +164,10 @@ def test_interruption_ends_with_130(
 
 @pytest.mark.parametrize(
     ("answer", "code", "said"),
-    [(KeyboardInterrupt, 130, "Interrupted."), (EOFError, 1, "Nothing was done.")],
+    [
+        (KeyboardInterrupt, 130, "Interrupted."),
+        (EOFError, 1, "no terminal to answer it. To do: run it in a terminal, or give --yes"),
+    ],
 )
 def test_ctrl_c_at_a_question_ends_with_130_and_no_answer_with_1(
     answer: type[BaseException],

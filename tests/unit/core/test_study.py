@@ -81,8 +81,8 @@ WRONG = {
     "spacing-inf": ("spacing_mm = 8.0", "spacing_mm = inf", "data.spacing_mm"),
     "no-licence": ('license = "CC-BY-4.0"', "", "protocol.license"),
     "licence": ('license = "CC-BY-4.0"', 'license = "ask us"', "protocol.license"),
-    "deadline-year": ("deadline_s = 300.0", "deadline_s = 3e7", "federation.deadline_s"),
-    "deadline-inf": ("deadline_s = 300.0", "deadline_s = inf", "federation.deadline_s"),
+    "deadline-year": ("deadline_s = 900.0", "deadline_s = 3e7", "federation.deadline_s"),
+    "deadline-inf": ("deadline_s = 900.0", "deadline_s = inf", "federation.deadline_s"),
     "rate-inf": ("learning_rate = 2e-3", "learning_rate = inf", "codec.training.learning_rate"),
     "range-inf": ("low = 18.0, high = 95.0", "low = 18.0, high = inf", "age_years.high"),
     "range-nan": ("low = 18.0, high = 95.0", "low = nan, high = 95.0", "age_years.low"),
@@ -114,7 +114,7 @@ def test_fault_is_told_with_file_key_and_remedy(fault: str, text: str, tmp_path:
 TOLD = {
     "pattern": ('"valley"', '"Valley"', "lower-case letters, digits and hyphens"),
     "most": (
-        "deadline_s = 300.0",
+        "deadline_s = 900.0",
         "deadline_s = 3e7",
         "too large. To do: set .* to 604800 or less",
     ),

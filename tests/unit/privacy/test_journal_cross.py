@@ -249,6 +249,10 @@ def test_command_shows_the_lines_about_one_site(
     lines = json.loads(capsys.readouterr().out)["lines"]
     assert len(lines) == 1 + ROUNDS + ROUNDS - 1
     assert all("harbour" in {line["to"], line["origin"]} for line in lines)
+    last = [line for line in lines if line["event"] == "received"][-1]
+    assert run(["audit", "show", *home, "--site", "harbour", "--since", "2031-05-02"]) == 0
+    told = f"harbour told: {last['other_lines']}:{last['other']}\n"  # whatever is shown
+    assert capsys.readouterr().err.endswith(told)
     assert run(["audit", "show", *home, "--since", "2031-05-02"]) == 0
     out, err = capsys.readouterr()
     assert (out, err) == ("", "0 lines\n")

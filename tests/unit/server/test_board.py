@@ -44,7 +44,9 @@ class Bench:
     def hear(self, site: str, nonce: str, *, number: int, event: Any = "received") -> None:
         self.journal.append(Entry(event=event, origin=site, nonce=nonce, bytes=number))
 
-    def tell(self, stage: str, round_index: int, event: str, *, done: int = 0) -> None:
+    def tell(
+        self, stage: str, round_index: int, event: str, *, done: int = 0, **about: str
+    ) -> None:
         line = {
             "utc": self.clock().isoformat(),
             "stage": stage,
@@ -52,6 +54,7 @@ class Bench:
             "event": event,
             "done": done,
             "total": 2,
+            **about,
         }
         with (self.home / "progress.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -114,6 +117,23 @@ def test_stage_and_answers_follow_the_progress(bench: Bench) -> None:
     assert (stage.round, stage.answered) == (1, 0)
     ended = RUNNING.model_copy(update={"status": "finished"})
     assert bench.refresh(ended).stage is None
+
+
+def test_round_in_work_tells_who_was_asked_and_who_will_not_answer(bench: Bench) -> None:
+    bench.tell("codec", 1, "begun")
+    bench.tell("codec", 1, "absent", site="valley", reason="it withdrew its consent")
+    for site in ("north", "harbour", "north"):  # one is sent again
+        bench.tell("codec", 1, "asked", site=site)
+    bench.tell("codec", 0, "absent", site="north", reason="of another round")
+    bench.tell("codec", 1, "absent", site="harbour", reason="refused: it is paused")
+    stage = bench.refresh().stage
+    assert stage is not None
+    assert (stage.answered, stage.asked) == (0, 2)
+    assert stage.absent == {"valley": "it withdrew its consent", "harbour": "refused: it is paused"}
+    bench.tell("codec", 2, "begun")
+    stage = bench.refresh().stage
+    assert stage is not None
+    assert (stage.asked, stage.absent) == (0, {})
 
 
 def test_state_is_read_as_it_was_written_and_damage_is_no_state(bench: Bench) -> None:

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vitrael.core import cli
+from vitrael.core.errors import ProcessError, QuorumError, StorageError, StudyError, VitraelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.unit.conftest import ReleaseFactory
 
 SAMPLE = Path("catalogue") / "brain-demo" / "1"
@@ -245,6 +248,74 @@ def test_interrupted_demo_says_its_home_and_how_to_go_on(
         assert told.endswith(f"To go on where it stopped: {again}\n\nInterrupted.\n")
     assert cli.run(["demo", "--resume", "--json"]) == 130
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 130
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_demo_says_how_long_its_own_study_takes_and_the_time_of_each_step(
+    demo_study: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    own: bool,
+) -> None:
+    from vitrael.server import demo
+
+    def prepare(_: object, *, tell: Callable[[str], None]) -> None:
+        tell("drawing phantoms")
+        raise StorageError("it is full")
+
+    monkeypatch.setattr(demo, "prepare_demo", prepare)
+    study = [] if own else ["--study", str(demo_study)]
+    assert cli.run(["demo", "--home", str(tmp_path / "home"), *study]) == 1
+    told = capsys.readouterr().err
+    assert re.search(r"^ *\d+:\d\d drawing phantoms$", told, re.MULTILINE)
+    assert ("about ten minutes" in told) is own
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            QuorumError(
+                "stage teacher: 0 of 3 sites answered",
+                why="site north did not answer within 900 s",
+                fix="mend what is named, then run `vitrael study start brain-demo`",
+            ),
+            (
+                "900 s. To do: run `{again}`: what was finished is kept. A site that did not "
+                "answer in time was slow: do less else meanwhile."
+            ),
+        ),
+        (ProcessError("it ended"), "it ended. To do: run `{again}`: what was finished is kept."),
+        (
+            StorageError("it is full", fix="make room"),
+            "full. To do: make room; then run `{again}`: what was finished is kept.",
+        ),
+        (StudyError("it is wrong", fix="mend it"), "it is wrong. To do: mend it."),  # the control
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_demo_that_failed_says_how_to_go_on(
+    error: VitraelError,
+    told: str,
+    demo_study: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vitrael.server import demo_run
+    from vitrael.server.demo_run import program
+
+    def fail(*_: object, **__: object) -> None:
+        raise VitraelError(error.sentence()) if isinstance(error, QuorumError) else error
+
+    monkeypatch.setattr(demo_run, "run_demo", fail)
+    shutil.copy(demo_study, tmp_path / "study.toml")
+    (tmp_path / "prepared.json").write_text('{"scans": {}, "asked": {"--patients": 160}}')
+    again = shlex.join([program(), "demo", "--resume", "--home", str(tmp_path)])
+    assert cli.run(["demo", "--resume", "--home", str(tmp_path)]) == error.exit_code
+    assert capsys.readouterr().err.endswith(told.format(again=again) + "\n")
 
 
 @pytest.mark.parametrize(

@@ -133,3 +133,6 @@ def test_demo_that_is_finished_tells_of_a_recall(
     assert outcome.document["recalled"] is recalled
     assert ("It was recalled since" in outcome.text) is recalled
     assert Path(outcome.document["pull"].split()[0]).is_absolute()
+    pulled = home / "pulled-brain-demo-1"  # what the line before fetches, the one after loads
+    assert f"--to {pulled}\n" in outcome.text
+    assert f"load('{pulled}')" in outcome.text

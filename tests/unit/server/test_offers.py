@@ -141,7 +141,7 @@ def test_study_is_started_with_document_and_trust_in_the_home(settings: ServerSe
     trust = load_trust(settings.home / "trust.json")
     assert set(trust.keys) == set(SITES)
     assert trust.recall == KeyPair.load(settings.keys).public.signing
-    with pytest.raises(UsageError, match="other is not offered: offered are: tiny"):
+    with pytest.raises(UsageError, match="other is not offered: offered are tiny"):
         start_study(settings, "other", now=NOW)
 
 

@@ -69,6 +69,14 @@ def test_init_refuses_what_is_no_address(tmp_path: Path, address: str) -> None:
     assert not (tmp_path / "c").exists()
 
 
+def test_init_names_the_next_commands_for_its_home(tmp_path: Path, capsys: Capture) -> None:
+    place = tmp_path / "a home"
+    init = ["server", "init", "--address", "localhost:8443"]
+    assert cli.run([*init, "--home", str(place)]) == 0
+    said = capsys.readouterr().out
+    assert f"vitrael server up --home '{place}', and vitrael server invite SITE --home '" in said
+
+
 def test_a_folder_that_is_no_home_is_told(tmp_path: Path, capsys: Capture) -> None:
     capsys.readouterr()
     assert cli.run(["server", "sites", "list", "--home", str(tmp_path)]) == 2

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -16,10 +17,13 @@ from click.testing import CliRunner
 
 from tests.factories.tls import Identity, Response, Server, issue, make_authority, serve_tls
 from vitrael.client.site import checks
+from vitrael.client.site.backup.restored import Restored, forget_mark, save_mark
 from vitrael.client.site.checks import check_clock, check_gpu, check_tls, checks_of
 from vitrael.client.site.life import note_of_life
+from vitrael.client.site.store import Store
 from vitrael.core.doctor import doctor, exit_code, run_checks
 from vitrael.core.reach import Answer
+from vitrael.privacy.journal import Entry
 from vitrael.privacy.keys import KeyPair, save_roster
 from vitrael.privacy.node_keys import create_node_key
 
@@ -121,6 +125,39 @@ def test_what_is_wrong_is_found_with_its_remedy(
     found = examine(path)[name]
     assert found[0] == level
     assert said in found[1]
+
+
+def test_a_site_that_answers_nothing_is_told(home: Any, path: Path) -> None:
+    assert examine(path)["tasks"] == ("ok", "tasks are taken | ")
+    text = (path / "site.toml").read_text()
+    (path / "site.toml").write_text(f'{text}[schedule]\nhours = "20:00-06:00"\n')
+    assert examine(path)["tasks"][1] == "tasks are taken, 20:00-06:00 alone | "
+    with closing(Store(home.settings.store, updates=home.settings.updates)) as store:
+        entry, now = Entry(event="held"), home.clock.now
+        store.decisions.hold(home.task(), fields="", size=1, now=now, until=now, owed=entry)
+        level, told = examine(path)["tasks"]
+        assert (level, "1 results are held" in told, "site held" in told) == ("warn", True, True)
+        home.control().reject(store.decisions.list_held()[0], reason="too few")
+    assert examine(path)["tasks"][0] == "ok"
+    home.control().pause()
+    level, told = examine(path)["tasks"]
+    assert (level, "paused since" in told, "site resume" in told) == ("warn", True, True)
+    home.control().resume()
+    utc = NOW.isoformat()
+    mark = Restored(home="0" * 32, number=3, created_utc=utc, restored_utc=utc, complete=True)
+    save_mark(path, mark)
+    level, told = examine(path)["tasks"]
+    assert (level, "backup 3" in told, "--expect-journal" in told) == ("warn", True, True)
+    save_mark(path, mark.model_copy(update={"complete": False}))
+    assert examine(path)["tasks"] == (
+        "fail",
+        "the home is half restored | run the same `vitrael site restore FILE` again",
+    )
+    forget_mark(path)
+    assert examine(path)["tasks"][0] == "ok"
+    home.control().leave()
+    level, told = examine(path)["tasks"]
+    assert (level, "has left" in told, "split.key" in told) == ("warn", True, True)
 
 
 def test_what_expires_is_told(path: Path) -> None:

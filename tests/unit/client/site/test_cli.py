@@ -48,6 +48,43 @@ def test_consent_is_asked_for_and_kept(home: Home, study: str) -> None:
     assert [line.event for line in home.lines()] == ["consent"]
 
 
+SAID = {
+    "others see": {
+        "common teacher": "current weights of codec and teacher",
+        "unscreened candidates": "**unscreened candidates**",
+        "counts and measurements that you sent for calibration": "**all** sites replied to",
+        "no votes": "without attachments",
+    },
+    "made public": {
+        "your name and signature": "each site's name",
+        "in which rounds you took part": "in which stages and rounds it took part",
+        "how long your answers took and their bytes": "how long its answers took and how many",
+        "weight in tenths": "weight in tenths",
+        "why you were absent (in words of ours)": "why a site was absent",
+        "range of your number of training patients": "range into which its number of training",
+        "loss curves": "**loss curves**",
+        "how many candidates you kept": "**how many candidates each site kept**",
+        "the Evidence": "the Evidence (`evidence.json`)",
+        "means and covariances of age, sex and volumes": "the pooled means and covariances of",
+    },
+}
+"""Row of the consent -> words of it -> what the page of what leaves says of the same."""
+
+
+def test_consent_says_who_sees_what_as_the_page_of_what_leaves_does(
+    home: Home, study: str, root: Path
+) -> None:
+    page = (root / "docs/privacy/what-leaves-a-site.md").read_text(encoding="utf-8")
+    page = " ".join(page.split())
+    text = call("consent", study, "--home", str(home.path), "--dry-run").stdout
+    rows = {line[:12].strip(): line[13:] for line in text.splitlines()}
+    for row, words in SAID.items():
+        missing = [word for word, same in words.items() if word not in rows[row]]
+        missing += [same for same in words.values() if same not in page]
+        assert missing == []
+    assert "weight in tenths" not in rows["others see"]  # the control: rows are told apart
+
+
 def test_dry_run_signs_nothing(home: Home, study: str) -> None:
     done = call("consent", study, "--home", str(home.path), "--yes", "--dry-run", "--json")
     assert json.loads(done.stdout)["protocol"] == home.study.protocol.digest

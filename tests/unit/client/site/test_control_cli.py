@@ -60,6 +60,18 @@ def status(home: Home, **changes: object) -> str:
     return reply.status
 
 
+ACTS = ("pause", "stop", "leave", "reject")
+
+
+def refusal(home: Home) -> str:
+    """Return why a round that is finished is not answered."""
+    steward = home.steward()
+    reply, _ = home.open(steward.answer(home.parcel(home.task())))
+    steward.close()
+    assert reply.status == "refused"
+    return reply.reason
+
+
 def test_pause_and_resume(given: Home) -> None:
     assert status(given) == "done"
     assert told(given, "pause", "--reason", "maintenance") == {"paused": True, "changed": True}
@@ -68,6 +80,23 @@ def test_pause_and_resume(given: Home) -> None:
     assert given.lines()[-2].reason == "maintenance"
     assert told(given, "resume") == {"paused": False, "changed": True}
     assert status(given) == "done"
+
+
+def test_reason_of_a_pause_stays_in_the_journal_and_that_of_a_rejection_is_told(
+    given: Home, counting: CountingTask
+) -> None:
+    hold(given, counting, 0, 1)
+    first, _ = told(given, "held")
+    told(given, "reject", str(first["id"]), "--yes", "--reason", "too few")
+    told(given, "pause", "--reason", "maintenance")
+    assert given.lines()[-1].reason == "maintenance"
+    assert "is paused" in refusal(given)
+    assert "maintenance" not in refusal(given)
+    told(given, "resume")
+    assert "too few" in refusal(given)  # the control
+    shown = {word: " ".join(call(given, word, "--help").stdout.split()) for word in ACTS}
+    assert "the coordinator does not hear it" in shown.pop("pause")
+    assert all("for journal and coordinator" in text for text in shown.values())
 
 
 @pytest.mark.parametrize("name", ["site-test", "site-test@1", "digest", "file"])
@@ -115,7 +144,10 @@ def test_unknown_study_is_a_wrong_call(given: Home) -> None:
 
 
 def test_leave_is_for_good(given: Home, said: list[tuple[str, dict[str, Any]]]) -> None:
-    assert told(given, "leave", "--dry-run")["left"] is False
+    dry = call(given, "leave", "--dry-run")
+    assert "1 consents are taken back, for good" in dry.stderr
+    assert "copy keys/split.key, withdrawn.json" in dry.stderr
+    assert "copy keys/split.key" in call(given, "leave", answer="n\n").stderr
     assert (status(given), said) == ("done", [])
     assert told(given, "leave", "--yes") == {"left": True, "coordinator_told": True}
     assert [kind for kind, _ in said] == ["leave"]
@@ -270,5 +302,19 @@ def test_fetched_study_is_consented_to_by_its_name(home: Home, study_file: Path)
     document = told(home, "consent", "site-test", "--yes")
     assert document["protocol"] == home.study.protocol.digest
     assert document["cohort"]["name"] == "main"
-    with pytest.raises(Exception, match="unheard-of cannot be read"):
-        call(home, "consent", "unheard-of", "--yes")
+
+
+def test_study_that_was_not_fetched_is_a_wrong_call_with_the_remedy(
+    home: Home, study_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["site", "consent", "unheard-of", "--yes", "--home", str(home.path)]
+    assert run(command) == 2
+    told_of = capsys.readouterr().err
+    assert "study unheard-of was not fetched: fetched are: none" in told_of
+    assert "run `vitrael site fetch`" in told_of
+    (home.path / "studies").mkdir()
+    study_file.rename(home.path / "studies" / "site-test.toml")
+    assert run(command) == 2
+    assert "fetched are: site-test" in capsys.readouterr().err
+    command[2] = str(study_file)  # the control: a path that is none stays a wrong document
+    assert run(command) == 3

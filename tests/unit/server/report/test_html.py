@@ -91,6 +91,14 @@ def test_page_reaches_for_nothing(good: ReportData, images: ReportImages) -> Non
         assert outward(without_pictures.replace("<main>", f"<main>{planted}"))
 
 
+def test_samples_are_called_blurred_beside_what_they_are_compared_with(
+    good: ReportData, images: ReportImages
+) -> None:
+    blurred = "They look blurred beside the phantoms"
+    assert blurred in render_report(good, images=images)
+    assert blurred not in render_report(good, images=None)
+
+
 def test_content_security_policy_forbids_all_but_the_page_itself(good: ReportData) -> None:
     policies = [
         attributes["content"]

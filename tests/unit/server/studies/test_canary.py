@@ -69,9 +69,11 @@ def test_each_parcel_has_the_deadline_of_its_site_and_stage(home: Path) -> None:
         assert given == find_deadlines(told.run(), "codec")
         assert {task.site: task.deadline_s for task in told.seen if task.stage == "codec"} == given
         others = find_deadlines(told.run(), "screening")
+        predicted = (told.run().document("canary") or {})["predicted"]
     assert 5 * 10 * 20 + 120 <= longest < 5000
     assert given["north"] == FLOOR_S
     assert set(others.values()) == {5000.0}
+    assert predicted["codec"] >= 10 * 20 > predicted["teacher"] > 0  # as the slowest site
 
 
 def test_site_that_cannot_do_a_small_piece_keeps_the_long_run_from_beginning(home: Path) -> None:
@@ -82,6 +84,7 @@ def test_site_that_cannot_do_a_small_piece_keeps_the_long_run_from_beginning(hom
         start(told)
     assert "2 of 3 sites answered, 3 are needed" in caught.value.sentence()
     assert "valley: failed: the disk of the scans is not mounted" in caught.value.sentence()
+    assert caught.value.fix == "mend what is named, then run `vitrael study start tiny`"
     with federation(home, tasks=adding(AMOUNTS)) as told:  # mended
         start(told)
         assert [task.site for task in told.seen if task.stage == "canary"] == list(SITES)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.factories.federation import SITES, copy_homes, federation
 from tests.unit.server.studies.conftest import Ended, lenient
-from vitrael.core.errors import EXIT_PARTIAL
+from vitrael.core.errors import EXIT_PARTIAL, QuorumError
 from vitrael.core.messages import Parcel, Task
 from vitrael.server.studies.absences import find_contributors
 from vitrael.server.studies.participation import (
@@ -95,6 +95,41 @@ def test_release_says_nothing_that_a_site_wrote_and_no_exact_count(partial: Ende
     assert set(examples.values()) <= {"fewer than 11", "11 to 49"}
     weights = told["rounds"]["codec 1"]["weights"].values()
     assert all(round(share, 1) == share for share in weights)
+
+
+def test_who_was_absent_before_a_study_went_on_is_in_its_release(home: Path) -> None:
+    with lenient(), federation(home) as told:
+        for site in SITES:
+            told.spoil[site] = lambda task, parcel: ABSENT if task.stage == "teacher" else parcel
+        with pytest.raises(QuorumError) as caught:
+            run_study(home, told.exchange)
+    assert caught.value.sentence().count("To do: ") == 1
+    with lenient(), federation(home) as told:
+        assert run_study(home, told.exchange) == 0  # everybody answered in the end
+    record = json.loads(bundled(home, "participation.json"))
+    assert record["absent"] == {}
+    assert record["absent_before"] == {"teacher 1": [dict.fromkeys(SITES, "did not answer")]}
+    page = bundled(home, "report.html")
+    assert "teacher, round 1, in an attempt that does not count: did not answer" in page
+    assert "ward seven" not in page
+    assert "ward seven" not in json.dumps(record)
+    own = (home / "report" / "report.json").read_text()
+    assert "in an attempt that does not count: site valley: the disk" in own
+
+
+def test_study_that_was_not_interrupted_had_nobody_absent_before(finished: Ended) -> None:
+    assert json.loads(bundled(finished.home, "participation.json"))["absent_before"] == {}
+
+
+def test_remedies_of_the_sites_do_not_end_what_the_coordinator_says(home: Path) -> None:
+    paused = "site valley is paused: its operator did so. To do: ask again once it goes on."
+    with lenient(), federation(home) as told:
+        told.spoil["valley"] = lambda *_: paused
+        with pytest.raises(QuorumError) as caught:
+            run_study(home, told.exchange)
+    text = caught.value.sentence()
+    assert text.count("To do: ") == 1
+    assert "its operator did so; ask again once it goes on. To do: mend" in text
 
 
 def take_part(run: StudyRun, stage: str, *sites: str) -> None:

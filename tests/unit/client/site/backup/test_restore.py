@@ -127,8 +127,10 @@ def test_older_backup_than_the_home_knows_is_refused(
 ) -> None:
     home.consent(days=30)  # one more line
     before = files_of(home.path)
-    with pytest.raises(StorageError, match=r"has 2 lines, and the home's has 3"):
+    with pytest.raises(StorageError, match=r"has 2 lines, and the home's has 3") as caught:
         restore(home, backup, home.path)
+    for way_out in ("join in a new home", "sites rotate", "keys/split.key, withdrawn.json"):
+        assert way_out in caught.value.fix
     after = files_of(home.path)
     assert {name: after[name] for name in before} == before
     back_up(home, tmp_path / "newer")

@@ -120,6 +120,27 @@ def test_site_joins_rotates_and_is_revoked(call: Call, coordinator: Path, tmp_pa
     assert members == ["harbour"]
 
 
+def test_site_without_a_new_enough_backup_joins_again_in_a_new_home(
+    call: Call, coordinator: Path, tmp_path: Path
+) -> None:
+    north, again = tmp_path / "north", tmp_path / "again"
+    approve(call, coordinator, "north", join(call, coordinator, north))
+    split = (north / "keys" / "split.key").read_bytes()
+    file, words = tmp_path / "rotate.json", ("--home", coordinator)
+    assert call("server", "sites", "rotate", "north", *words, "--out", file)[0] == 0
+    (again / "keys").mkdir(mode=0o700, parents=True)
+    (again / "keys").parent.chmod(0o700)
+    (again / "keys" / "split.key").touch(mode=0o600)
+    (again / "keys" / "split.key").write_bytes(split)
+    (again / "withdrawn.json").write_text('{"subjects": []}')
+    code, out, err = call("site", "join", file, "--home", again, "--yes")
+    assert code == 0, err
+    approve(call, coordinator, "north", out.strip())
+    assert call("site", "fetch", "--home", again)[0] == 0
+    assert (again / "keys" / "split.key").read_bytes() == split
+    assert call("site", "fetch", "--home", north)[0] == 4  # the control: its keys are replaced
+
+
 def test_revoked_site_comes_back_with_new_keys(
     call: Call, coordinator: Path, tmp_path: Path
 ) -> None:

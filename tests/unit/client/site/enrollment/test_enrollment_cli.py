@@ -49,7 +49,7 @@ def test_site_joins_and_fetches(
     shown = out.strip()
     code, out, _ = call("fetch")
     assert (code, out.strip()) == (
-        0,
+        7,  # so that a script can wait for the approval
         f"site north waits for the coordinator to approve {shown}",
     )
     coordinator.approve(others=("harbour", "valley"))
@@ -58,6 +58,10 @@ def test_site_joins_and_fetches(
     assert code == 0
     assert "site north is enrolled until" in out
     assert "new in studies/: site-test" in out
+    assert "consent again" not in out  # none was given
+    coordinator.approve(others=("harbour",))
+    assert "consent again" in call("fetch")[1]  # the control
+    coordinator.approve(others=("harbour", "valley"))
     code, out, _ = call("fetch", "--json")
     document = json.loads(out)
     assert (document["status"], document["fingerprint"]) == ("enrolled", shown)
@@ -123,7 +127,9 @@ def test_new_keys_by_commands(
     assert not (site.home / "keys.next").exists()
     code, shown, _ = call("rotate", invitation, "--yes")
     assert code == 0
-    assert f"wait for the coordinator to approve {shown.strip()}" in call("fetch")[1]
+    code, out, _ = call("fetch")
+    assert code == 7
+    assert f"wait for the coordinator to approve {shown.strip()}" in out
     coordinator.approve()
     code, out, _ = call("fetch")
     assert code == 0
