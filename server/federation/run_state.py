@@ -68,6 +68,7 @@ def taking_turn(home: Path, *, run_id: str, seconds: float = TURN_S) -> Iterator
                 raise ProcessError(
                     f"run {run_id} does not begin",
                     why="it was given up, or the ServerApp of another has not ended",
+                    fix="wait until the other has ended, then run `vitrael study start NAME`",
                 )
             time.sleep(_POLL_S)
         yield

@@ -121,6 +121,7 @@ def test_budget_that_was_given_under_earlier_keys_is_given(home: Home) -> None:
 
 
 def test_empirical_study_spends_no_privacy_budget(home: Home) -> None:
+    assert draft(home).privacy.epsilon is None
     check_study(draft(home), home.study, Limits(epsilon=0), left_bytes=0)
 
 

@@ -110,7 +110,9 @@ def test_journal_that_was_mended_answers_again(
     damage(home)
     restore(home, backup, home.path)
     with closing(Steward(home.settings, clock=home.clock)) as steward:
-        answer(home, steward, home.task({}, stage="consent", yours=told))
+        task = home.task({}, stage="consent", yours=told)
+        reply, _ = home.open(steward.answer(home.parcel(task, {})))
+    assert (reply.status, reply.reason) == ("done", "")
 
 
 def test_lines_behind_a_damaged_one_stay(home: Home, told: Head, backup: Path) -> None:
