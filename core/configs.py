@@ -8,6 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 
+Prediction = Literal["noise", "velocity", "image", "edm", "flow"]
+"""What a diffusion network answers with; ``edm`` and ``flow`` bring a process of their own."""
+SamplerName = Literal["ddpm", "ddim", "plms", "heun", "dpm_solver", "unipc"]
+"""How a diffusion network is sampled; ``core.sampling.samplers.SAMPLERS`` tells what each is."""
+
 
 class Section(BaseModel):
     """A frozen part of a document; an unknown key is an error, and so is NaN or infinity."""
@@ -24,12 +29,30 @@ class TrainingConfig(Section):
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup_images: int = Field(default=0, ge=0)
     ema_halflife_images: int = Field(default=0, ge=0, description="0: no moving average")
+    accumulated_batches: int = Field(
+        default=1, ge=1, description="batches whose gradients are averaged before a step"
+    )
 
 
 class LocalTrainingConfig(TrainingConfig):
     """How a network is trained that is trained in one place: there are no rounds to choose."""
 
     rounds: Literal[1] = Field(default=1, description="of what is trained in one place")
+
+
+class CriticConfig(Section):
+    """A patch discriminator (MONAI ``PatchDiscriminator``) that is trained beside the codec.
+
+    It never leaves the site and is new in every round.
+    """
+
+    weight: float = Field(default=0.005, gt=0, description="of the least-squares term beside L1")
+    start_images: int = Field(default=0, ge=0, description="of a round, before the codec hears it")
+    channels: Positive = Field(default=32, description="of the first layer; doubled by each other")
+    layers: int = Field(default=3, ge=1)
+    learning_rate_factor: float = Field(
+        default=2.0, gt=0, description="its learning rate over the codec's"
+    )
 
 
 class AutoencoderConfig(Section):
@@ -40,8 +63,17 @@ class AutoencoderConfig(Section):
     latent_channels: int = Field(default=4, ge=1)
     res_blocks: int = Field(default=1, ge=1)
     norm_groups: int = Field(default=8, ge=1)
+    upsampling: Literal["transposed", "nearest"] = Field(
+        default="transposed", description="transposed convolution, or nearest and a convolution"
+    )
     square_weight: float = Field(default=4.0, ge=0, description="of the squared error beside L1")
     kl_weight: float = Field(default=1e-6, ge=0)
+    perceptual_weight: float = Field(default=0.0, ge=0)
+    perceptual: Literal["gradients", "medicalnet"] = Field(
+        default="gradients",
+        description="what the perceptual term compares; medicalnet needs weights from a local file",
+    )
+    critic: CriticConfig | None = None
     training: TrainingConfig
 
     @model_validator(mode="after")
@@ -62,10 +94,20 @@ class DiffusionConfig(Section):
     attention_levels: tuple[bool, ...] = (False, True)
     res_blocks: int = Field(default=1, ge=1)
     norm_groups: int = Field(default=8, ge=1)
+    resblock_updown: bool = Field(default=False, description="residual blocks change resolution")
+    upcast_attention: bool = Field(default=False, description="attention scores in float32")
+    prediction: Prediction = "velocity"
     timesteps: int = Field(default=1000, ge=2, description="T of the forward process")
     beta_start: float = Field(default=0.0015, gt=0)
     beta_end: float = Field(default=0.0205, gt=0, lt=1)
-    sampling_steps: int = Field(default=50, ge=1, description="DDIM evaluations a sample")
+    condition_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of images learned without their condition"
+    )
+    min_snr_gamma: float | None = Field(
+        default=None, gt=0, description="clips the weight of easy noise levels; None: no weights"
+    )
+    sampler: SamplerName = "ddim"
+    sampling_steps: int = Field(default=50, ge=1, description="evaluations of the network a sample")
     training: TrainingConfig
 
     @model_validator(mode="after")
@@ -87,6 +129,7 @@ class BrainLDMConfig(Section):
     """The brain latent diffusion model: codec, teacher and the student distilled from it."""
 
     kind: Literal["brain_ldm"]
+    dimensions: Literal[2, 3] = Field(default=3, description="axes of space; a study's scans have 3")
     codec: AutoencoderConfig
     teacher: DiffusionConfig
     student: StudentConfig

@@ -1,0 +1,1 @@
+"""How foreign an image is: higher is more foreign, everywhere."""
