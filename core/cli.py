@@ -49,6 +49,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Researcher": {
         "pull": "Download a release and verify it.",
         "verify": "Verify a release against the keys you trust.",
+        "model": "Train a model on local files, draw from it, score and upsample scans.",
     },
 }
 """Reader -> command -> one line of help."""

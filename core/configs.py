@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vitrael.core.presets import BRAIN_LDM_PRESETS, fill_preset
+
 Positive = Annotated[int, Field(gt=0)]
 
+PresetName = Literal["pinaya2022", "cpu-2d", "cpu-3d", "gpu-3d"]
+"""Of a brain LDM; ``core.presets.BRAIN_LDM_PRESETS`` tells what each stands for."""
 Prediction = Literal["noise", "velocity", "image", "edm", "flow"]
 """What a diffusion network answers with; ``edm`` and ``flow`` bring a process of their own."""
 SamplerName = Literal["ddpm", "ddim", "plms", "heun", "dpm_solver", "unipc"]
@@ -129,10 +134,18 @@ class BrainLDMConfig(Section):
     """The brain latent diffusion model: codec, teacher and the student distilled from it."""
 
     kind: Literal["brain_ldm"]
-    dimensions: Literal[2, 3] = Field(default=3, description="axes of space; a study's scans have 3")
+    preset: PresetName | None = Field(default=None, description="fills in what is not given")
+    dimensions: Literal[2, 3] = Field(
+        default=3, description="axes of space; a study's scans have 3"
+    )
     codec: AutoencoderConfig
     teacher: DiffusionConfig
     student: StudentConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, given: Any) -> Any:  # noqa: ANN401 - as pydantic hands it over
+        return fill_preset(given, BRAIN_LDM_PRESETS) if isinstance(given, Mapping) else given
 
 
 class ReidEncoderConfig(Section):

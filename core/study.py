@@ -158,6 +158,11 @@ class Protocol(Section):
             if kinds.count(kind) != 1:
                 raise _DisagreementError("systems", f"systems must hold exactly one of kind {kind}")
         generator = self.generator
+        if generator.dimensions != len(self.data.grid_vox):
+            raise _DisagreementError("systems", "the scans of a study have 3 dimensions")
+        if generator.codec.perceptual_weight and generator.codec.perceptual == "medicalnet":
+            why = 'a study carries no weights of medicalnet; perceptual must be "gradients"'
+            raise _DisagreementError("systems", why)
         levels = max(len(generator.teacher.channels), len(generator.student.channels))
         divisor = generator.codec.downsampling << (levels - 1)
         if any(size % divisor for size in self.data.grid_vox):
@@ -205,7 +210,7 @@ class Performance(Section):
     threads: int = Field(default=1, ge=1, description="torch threads of a site")
     coordinator_threads: int = Field(default=1, ge=1, description="torch threads of the server")
     bf16: Literal["auto", "off"] = Field(
-        default="auto", description="bfloat16 autocast where the processor has it"
+        default="auto", description="bfloat16 autocast where it is faster than float32"
     )
     vram_frac: float | None = Field(
         default=None, gt=0, le=1, description="most of a GPU's memory for this process; None: all"

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from vitrael.core.configs import BrainLDMConfig, ReidEncoderConfig
+from vitrael.core.configs import BrainLDMConfig, DiffusionConfig, ReidEncoderConfig
 from vitrael.core.interfaces import Codec, Denoiser, Embedder, Objective
-from vitrael.core.models.brain_ldm import build_codec, build_denoiser, trained_sigmas
+from vitrael.core.models.brain_ldm import (
+    build_codec,
+    build_denoiser,
+    latent_denoiser,
+    trained_sigmas,
+)
+from vitrael.core.models.codec_learning import codec_learning
 from vitrael.core.models.reid import build_reid_encoder
 from vitrael.core.models.spec import Parts, SystemSpec
-from vitrael.core.sampling.denoisers import VelocityDenoiser
 from vitrael.core.training.contrastive import ContrastiveObjective
-from vitrael.core.training.objectives import AutoencoderObjective, VelocityObjective
+from vitrael.core.training.diffusion import DiffusionObjective
 
 
 def _build_brain_ldm(config: BrainLDMConfig, seed: int) -> Parts:
@@ -23,15 +28,20 @@ def _build_brain_ldm(config: BrainLDMConfig, seed: int) -> Parts:
     }
 
 
+_CRITIC_SEED: Final = 0
+"""A critic is new in every round, and no weight of it is kept."""
+
+
 def _brain_ldm_objective(config: BrainLDMConfig, part: str) -> Objective:
     if part == "codec":
-        codec = config.codec
-        return AutoencoderObjective(kl_weight=codec.kl_weight, square_weight=codec.square_weight)
-    return VelocityObjective(trained_sigmas(getattr(config, part)))
-
-
-def _teacher_denoiser(parts: Parts, config: BrainLDMConfig) -> Denoiser:
-    return VelocityDenoiser(parts["teacher"], trained_sigmas(config.teacher))
+        return codec_learning(config, seed=_CRITIC_SEED).objective
+    network: DiffusionConfig = getattr(config, part)
+    return DiffusionObjective(
+        trained_sigmas(network),
+        prediction=network.prediction,
+        condition_dropout=network.condition_dropout,
+        min_snr_gamma=network.min_snr_gamma,
+    )
 
 
 SYSTEMS: Final[Mapping[str, SystemSpec]] = {
@@ -42,7 +52,7 @@ SYSTEMS: Final[Mapping[str, SystemSpec]] = {
         objective=_brain_ldm_objective,
         roles={
             Codec: lambda parts, _: parts["codec"],
-            Denoiser: _teacher_denoiser,
+            Denoiser: lambda parts, config: latent_denoiser(parts["teacher"], config.teacher),
         },
     ),
     "reid_encoder": SystemSpec(

@@ -1,8 +1,9 @@
 """The brain latent diffusion model (Pinaya et al. 2022): codec, denoiser, and the Generator.
 
-Deviations from the paper, for small grids: the autoencoder learns by L1 and KL alone (no
-perceptual or adversarial loss), the U-Net predicts ``v`` instead of the noise, and the
-condition holds age, sex, ventricle and brain volume in the order of ``core.study.COVARIATES``.
+The preset ``pinaya2022`` is the published model. Defaults deviate, for small grids: the
+autoencoder learns without perceptual and adversarial loss, the U-Net predicts ``v`` instead of the
+noise. The condition holds age, sex, ventricle and brain volume in the order of
+``core.study.COVARIATES``.
 """
 
 from __future__ import annotations
@@ -13,28 +14,35 @@ import numpy as np
 import torch
 
 from vitrael.core.configs import BrainLDMConfig, DiffusionConfig
+from vitrael.core.errors import UsageError
 from vitrael.core.geometry import Affine
+from vitrael.core.interfaces import Denoiser
 from vitrael.core.models.nets.autoencoder import KLCodec
+from vitrael.core.models.nets.precision import arithmetic_dtype, inference_copy
 from vitrael.core.models.nets.unet import HybridUNet
 from vitrael.core.records import SampleRequest, Samples
 from vitrael.core.rng import seeded_initialization, torch_stream
-from vitrael.core.sampling.denoisers import VelocityDenoiser
-from vitrael.core.sampling.samplers import ddim
-from vitrael.core.sampling.schedules import sampling_sigmas, scaled_linear_sigmas
+from vitrael.core.sampling.denoisers import GuidedDenoiser, Network, make_denoiser
+from vitrael.core.sampling.noise import RowNoise
+from vitrael.core.sampling.samplers import SAMPLERS
+from vitrael.core.sampling.schedules import sampling_levels, scaled_linear_sigmas
 from vitrael.core.study import COVARIATES
 
 
 def build_codec(config: BrainLDMConfig, *, seed: int) -> KLCodec:
     """Return a codec with weights drawn from the stream ``(seed, "codec")``."""
     with seeded_initialization(seed, "codec"):
-        return KLCodec(config.codec).eval()
+        return KLCodec(config.codec, dimensions=config.dimensions).eval()
 
 
 def build_denoiser(config: BrainLDMConfig, part: DiffusionConfig, *, seed: int) -> HybridUNet:
     """Return a U-Net with weights drawn from the stream ``(seed, "denoiser")``."""
     with seeded_initialization(seed, "denoiser"):
         return HybridUNet(
-            part, latent_channels=config.codec.latent_channels, conditions=len(COVARIATES)
+            part,
+            latent_channels=config.codec.latent_channels,
+            conditions=len(COVARIATES),
+            dimensions=config.dimensions,
         ).eval()
 
 
@@ -55,8 +63,19 @@ def trained_sigmas(part: DiffusionConfig) -> torch.Tensor:
     return scaled_linear_sigmas(part.timesteps, beta_start=part.beta_start, beta_end=part.beta_end)
 
 
+def latent_denoiser(network: Network, part: DiffusionConfig) -> Denoiser:
+    """Return the Denoiser of a network that was trained by this config."""
+    return make_denoiser(network, part.prediction, sigmas=trained_sigmas(part))
+
+
+def latent_levels(part: DiffusionConfig) -> torch.Tensor:
+    """Return the falling noise levels at which this config samples; the last is 0."""
+    steps = SAMPLERS[part.sampler].steps_within(part.sampling_steps)
+    return sampling_levels(part.prediction, trained_sigmas(part), steps=steps, sampler=part.sampler)
+
+
 class LatentGenerator:
-    """A Generator: DDIM in the latent space, then the codec."""
+    """A Generator: a sampler in the latent space, then the codec."""
 
     def __init__(
         self,
@@ -64,13 +83,26 @@ class LatentGenerator:
         denoiser: HybridUNet,
         part: DiffusionConfig,
         *,
-        grid_vox: tuple[int, int, int],
+        grid_vox: tuple[int, ...],
         affine: Affine,
         batch_images: int = 32,
         bf16: bool = False,
+        guidance: float = 1.0,
     ) -> None:
-        """Take trained parts; ``affine`` maps voxels of ``grid_vox`` to RAS+ millimetres."""
+        """Take trained parts; ``affine`` maps voxels of ``grid_vox`` to RAS+ millimetres.
+
+        ``part`` says how they are sampled. ``guidance`` other than 1 needs a network that was
+        trained with condition dropout; 0 ignores the condition. Raises UsageError.
+        """
+        if guidance != 1 and not part.condition_dropout:
+            raise UsageError(
+                "the model cannot be guided, nor sampled without a condition",
+                why="it never learned an image without its condition",
+                fix="sample it at guidance 1, or train it with condition_dropout",
+            )
+        self.guidance = guidance
         self.bf16 = bf16
+        self._fast: HybridUNet | None = None
         self.codec = codec
         self.denoiser = denoiser
         self.part = part
@@ -92,19 +124,20 @@ class LatentGenerator:
 
     def _sample_rows(self, request: SampleRequest, rows: np.ndarray) -> np.ndarray:
         device = next(self.denoiser.parameters()).device
-        shape = self.codec.latent_shape(self.grid_vox)
-        sigmas = trained_sigmas(self.part)
-        steps = sampling_sigmas(sigmas, self.part.sampling_steps).to(device)
-        noise = torch.stack(
-            [
-                torch.randn(
-                    shape, generator=torch_stream(request.seed, "noise", request.first + int(row))
-                )
-                for row in rows
-            ]
-        ).to(device)
+        generators = [torch_stream(request.seed, "noise", request.first + int(r)) for r in rows]
+        noise = RowNoise(generators, self.codec.latent_shape(self.grid_vox), device=device)
+        levels = latent_levels(self.part)
         condition = torch.from_numpy(request.condition_BK[rows]).float().to(device)
-        denoiser = VelocityDenoiser(self.denoiser, sigmas)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            z_0 = ddim(denoiser, noise * steps[0], steps, condition)
-        return self.codec.decode(z_0.float()).float().cpu().numpy()
+        dtype = self._dtype(device)
+        if dtype == torch.bfloat16 and self._fast is None:
+            self._fast = inference_copy(self.denoiser, dtype=dtype)
+        denoiser = latent_denoiser(self._fast or self.denoiser, self.part)
+        if self.guidance != 1:
+            denoiser = GuidedDenoiser(denoiser, weight=self.guidance)
+        sample = SAMPLERS[self.part.sampler].sample
+        z_0 = sample(denoiser, noise() * levels[0], levels, condition, noise=noise)
+        return self.codec.decode_in_parts(z_0, dtype=dtype).float().cpu().numpy()
+
+    def _dtype(self, device: torch.device) -> torch.dtype:
+        """Return bfloat16 where it may be used and the device is faster at it."""
+        return arithmetic_dtype(device, torch.bfloat16) if self.bf16 else torch.float32

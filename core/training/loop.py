@@ -3,17 +3,20 @@
 Federated and centralized training are the same loop: a federated round is a part of the whole
 length that starts at ``start_images``, so that the learning rate follows one schedule. With
 checkpoints, a training that was stopped or killed goes on to the same weights, bit for bit.
+Several processes may share it, each with its part of every batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from vitrael.core.errors import DataError, TaskStopped, WeightsError
+from vitrael.core.training.distributed import ALONE, Ranks
+from vitrael.core.training.precision import autocast
 from vitrael.core.training.state import Checkpoints, Curve, MovingAverage, State
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
     from vitrael.core.configs import TrainingConfig
     from vitrael.core.interfaces import Objective
-    from vitrael.core.records import Loss
+    from vitrael.core.training.critic import Critic
 
 Batch = TypeVar("Batch")
 Draw = Callable[[int, torch.Generator], Batch]
@@ -45,6 +48,8 @@ def fit(
     poll: Progress | None = None,
     checkpoints: Checkpoints | None = None,
     bf16: bool = False,
+    companion: Critic | None = None,
+    ranks: Ranks = ALONE,
 ) -> Curve:
     """Train a module in place for ``length_images`` images and return the loss curve.
 
@@ -52,39 +57,40 @@ def fit(
     for one. Adam starts afresh with each call. The learning rate warms up linearly and falls as a
     half cosine over ``config.length_images``. Equal inputs, threads and machine give equal weights.
 
+    A step learns ``config.accumulated_batches`` batches of ``config.batch_images``, of which each
+    of ``ranks`` draws its part; all of them begin with the weights of the first, which alone saves.
+    A ``companion`` of the objective is trained beside the module.
+
     ``progress`` is called at each point of the curve, ``poll`` after every step; when one of them
     raises TaskStopped, the step is done and saved before it is raised on. What ``checkpoints``
     holds of this training is gone on from: ``model`` and ``rng`` are then those of that step.
 
     Raises DataError when a loss is not finite, WeightsError for a checkpoint of another network.
     """
-    model.train()
-    course = _Course(model, config, rng)
+    course = _Course(model, config, rng, companion=companion, ranks=ranks)
     kept = checkpoints or _Unkept()
     if (state := kept.load()) is not None:
         course.restore(state)
-    steps = max(1, math.ceil(length_images / config.batch_images))
-    device_type = next(model.parameters()).device.type
+    course.meet()
+    images = course.step_images
+    steps = max(1, math.ceil(length_images / images))
     for step in range(course.step, steps):
-        done = step * config.batch_images
-        for group in course.optimizer.param_groups:
-            group["lr"] = learning_rate(config, start_images + done)
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16):
-            loss = objective(model, draw(config.batch_images, rng), rng)
-        course.descend(loss)
-        told = min(done + config.batch_images, length_images), length_images
+        done = step * images
+        course.set_rate(learning_rate(config, start_images + done))
+        course.advance(objective, draw, bf16=bf16)
+        told = min(done + images, length_images), length_images
         try:
             if (step + 1) * _CURVE_POINTS // steps > step * _CURVE_POINTS // steps:
-                course.window.close(course.curve, start_images + done + config.batch_images)
+                course.window.close(course.curve, start_images + done + images)
                 if progress is not None:
                     progress(*told)
             if poll is not None:
                 poll(*told)
         except TaskStopped:
-            kept.save(course.state())
+            course.save(kept)
             raise
         if kept.is_due():
-            kept.save(course.state())
+            course.save(kept)
     if course.average is not None:
         course.average.copy_to(model)
     model.eval()
@@ -119,26 +125,83 @@ class _Unkept:
 class _Course:
     """All that changes while a module is trained."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, rng: torch.Generator) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainingConfig,
+        rng: torch.Generator,
+        *,
+        companion: Critic | None,
+        ranks: Ranks,
+    ) -> None:
         self.model = model
         self.config = config
         self.rng = rng
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+        self.companion = companion
+        self.ranks = ranks
+        self.step_images = config.batch_images * config.accumulated_batches
+        self.device = next(model.parameters()).device
+        learners: list[tuple[nn.Module, float]] = [(model, 1.0)]
+        if companion is not None:
+            learners.append((companion.to(self.device), companion.learning_rate_factor))
+        self.learners = [module.train() for module, _ in learners]
+        groups = [{"params": [*m.parameters()], "factor": factor} for m, factor in learners]
+        # One kernel for all weights. On a CPU only that of foreach gives, bit for bit, the weights
+        # of one by one, in less time; the fused one is faster still.
+        fused = self.device.type == "cuda"
+        self.optimizer = torch.optim.Adam(
+            groups, lr=config.learning_rate, fused=fused, foreach=not fused
+        )
         halflife = config.ema_halflife_images
         self.average = MovingAverage(model, halflife) if halflife else None
         self.curve, self.window = Curve(), _Window()
         self.step = 0
 
-    def descend(self, loss: Loss) -> None:
-        """Take the step down a loss."""
+    def meet(self) -> None:
+        """Begin at the same step and weights in all processes."""
+        self.ranks.agree(self.step, "the step to go on from", device=self.device)
+        for module in self.learners:
+            self.ranks.spread([*module.state_dict().values()])
+        if self.average is not None:
+            self.ranks.spread(self.average.shadow)
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+
+    def advance(self, objective: Objective, draw: Draw[Batch], *, bf16: bool) -> None:
+        """Take the step down the mean loss of the batches that belong to it."""
+        batches = self.config.accumulated_batches
+        part = self.ranks.part_of(self.config.batch_images)
+        rng = self.ranks.stream(self.rng)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=1.0)
+        losses: dict[str, torch.Tensor] = {}
+        if self.companion is not None:
+            self.companion.images = self.step * self.step_images
+        for _ in range(batches):
+            with autocast(self.learners, self.device, bf16=bf16):
+                loss = objective(self.model, draw(part, rng), rng)
+            (loss.total / batches).backward()
+            _add({"total": loss.total, **loss.parts}, losses, share=1 / batches)
+        self._descend(losses)
+
+    def _descend(self, losses: dict[str, torch.Tensor]) -> None:
+        weights = [[*module.parameters()] for module in self.learners]
+        slopes = [p.grad for group in weights for p in group if p.grad is not None]
+        self.ranks.average([*slopes, *losses.values()])
+        for group in weights:
+            torch.nn.utils.clip_grad_norm_(group, max_norm=1.0)
         self.optimizer.step()
         if self.average is not None:
-            self.average.follow(self.model, self.config.batch_images)
-        self.window.add({"total": loss.total, **loss.parts})
+            self.average.follow(self.model, self.step_images)
+        self.window.add(losses)
         self.step += 1
+
+    def save(self, kept: Checkpoints) -> None:
+        """Keep the state, once for all processes."""
+        if self.ranks.is_first:
+            kept.save(self.state())
 
     def state(self) -> State:
         """Return everything, as the training's own memory."""
@@ -174,7 +237,7 @@ class _Course:
                 number, _, part = rest.partition("/")
                 moments.setdefault(int(number), {})[part] = tensor.clone()
             else:
-                self.window.sums[rest] = tensor.clone().to(next(self.model.parameters()).device)
+                self.window.sums[rest] = tensor.clone().to(self.device)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.window.count = state.window_steps
@@ -185,6 +248,9 @@ class _Course:
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in self.model.state_dict().items():
             yield f"model/{name}", tensor
+        if self.companion is not None:
+            for name, tensor in self.companion.state_dict().items():
+                yield f"companion/{name}", tensor
         for number, tensor in enumerate(self.average.shadow if self.average is not None else ()):
             yield f"average/{number}", tensor
         yield "generator", self.rng.get_state()
@@ -202,10 +268,8 @@ class _Window:
         self.sums: dict[str, torch.Tensor] = {}
         self.count = 0
 
-    def add(self, parts: dict[str, torch.Tensor]) -> None:
-        for name, value in parts.items():
-            loss = value.detach().float()
-            self.sums[name] = self.sums[name] + loss if name in self.sums else loss
+    def add(self, losses: dict[str, torch.Tensor]) -> None:
+        _add(losses, self.sums)
         self.count += 1
 
     def close(self, curve: Curve, images: int) -> None:
@@ -220,3 +284,12 @@ class _Window:
                 )
             curve.losses.setdefault(name, []).append(mean)
         self.sums, self.count = {}, 0
+
+
+def _add(
+    losses: Mapping[str, torch.Tensor], sums: dict[str, torch.Tensor], *, share: float = 1.0
+) -> None:
+    """Add a share of each loss to its sum."""
+    for name, value in losses.items():
+        loss = share * value.detach().float()
+        sums[name] = sums[name] + loss if name in sums else loss

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vitrael.core.sampling.denoisers import VelocityDenoiser, signal_and_noise
+from vitrael.core.sampling.denoisers import DiscreteDenoiser, signal_and_noise
 from vitrael.core.sampling.samplers import ddim
 from vitrael.core.sampling.schedules import sampling_sigmas, scaled_linear_sigmas
 
@@ -76,12 +76,14 @@ def test_denoiser_that_knows_the_answer_is_believed() -> None:
 
 def test_velocity_network_of_the_same_normal_gives_the_same_samples() -> None:
     def network(state: torch.Tensor, step: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        alpha, beta = signal_and_noise(SIGMAS[step], state.ndim)
-        x_0 = best(state / alpha, SIGMAS[step], NOTHING)
+        sigma = SIGMAS[step.long()]
+        alpha, beta = signal_and_noise(sigma, state.ndim)
+        x_0 = best(state / alpha, sigma, NOTHING)
         return (alpha * state - x_0) / beta
 
     levels = sampling_sigmas(SIGMAS, 50)
-    end = ddim(VelocityDenoiser(network, SIGMAS), start(), levels, NOTHING)
+    denoiser = DiscreteDenoiser(network, SIGMAS, prediction="velocity")
+    end = ddim(denoiser, start(), levels, NOTHING)
     torch.testing.assert_close(end, ddim(best, start(), levels, NOTHING))
 
 

@@ -30,6 +30,7 @@ from vitrael.core.models import SYSTEMS
 from vitrael.core.models.brain_ldm import build_codec, build_denoiser, draw_latents
 from vitrael.core.rng import torch_stream
 from vitrael.core.training.loop import Draw, fit
+from vitrael.core.training.objectives import companion_of
 from vitrael.core.weights import Tensors
 
 if TYPE_CHECKING:
@@ -153,9 +154,10 @@ def _train(
     clock: Callable[[], float],
     report: Callable[[], None],
 ) -> _Stopwatch:
-    watch = _Stopwatch(clock, report, config.batch_images)
+    step_images = config.batch_images * config.accumulated_batches
+    watch = _Stopwatch(clock, report, step_images)
     watch.start()
-    length = STEPS * config.batch_images
+    length = STEPS * step_images
     with contextlib.suppress(_EnoughError):
         fit(
             network,
@@ -166,5 +168,6 @@ def _train(
             rng=rng,
             bf16=bf16,
             progress=watch.note,
+            companion=companion_of(objective),
         )
     return watch

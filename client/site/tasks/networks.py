@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from vitrael.core.data.augment import Draw, draw_moved
 from vitrael.core.data.splits import Split
 from vitrael.core.models.brain_ldm import build_codec
 from vitrael.core.training.compute import Compute, prepare_compute
@@ -43,30 +43,9 @@ def split_images(context: SiteContext, split: Split) -> torch.Tensor:
     return torch.from_numpy(context.cohort.images(split).image_BCDHW)
 
 
-def draw_images(
-    images: torch.Tensor, device: str
-) -> Callable[[int, torch.Generator], torch.Tensor]:
-    """Return a function that draws images with replacement, moved so that none is seen twice alike.
-
-    Half are mirrored left to right, each is shifted by at most one voxel along every axis (the
-    border is background), and its intensities are scaled by up to a tenth. A codec that sees the
-    scans themselves again and again decodes everything toward them, and the audit notices.
-    """
-
-    def draw(count: int, rng: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(images), (count,), generator=rng)
-        mirrored = torch.rand(count, generator=rng) < 0.5  # noqa: PLR2004 - a fair coin
-        shifts = torch.randint(-1, 2, (count, 3), generator=rng).tolist()
-        gain = torch.rand(count, generator=rng) * 0.2 + 0.9
-        batch = torch.stack(
-            [
-                torch.roll(image.flip(1) if flip else image, shift, dims=(1, 2, 3))
-                for image, flip, shift in zip(images[rows], mirrored, shifts, strict=True)
-            ]
-        )
-        return (batch * gain.reshape(-1, 1, 1, 1, 1)).clamp(0, 1).to(device)
-
-    return draw
+def draw_images(images: torch.Tensor, device: str) -> Draw:
+    """Return a function that draws images with replacement, none of them twice alike."""
+    return draw_moved(len(images), lambda rows: images[rows], device=device)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from vitrael.core.messages import Task
 from vitrael.core.models import SYSTEMS
 from vitrael.core.rng import torch_stream
 from vitrael.core.training.loop import fit
+from vitrael.core.training.objectives import companion_of
 from vitrael.core.weights import Tensors, module_tensors
 
 
@@ -25,10 +26,11 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     if len(images) == 0:
         raise CohortError("no patient of this site falls into the training split")
     codec = load_codec(context, inputs["codec"], compute.device)
+    objective = SYSTEMS[system.kind].objective(system, "codec")
     length = -(-config.training.length_images // config.training.rounds)
     curve = fit(
         codec,
-        SYSTEMS[system.kind].objective(system, "codec"),
+        objective,
         draw_images(images, compute.device),
         config.training,
         length_images=length,
@@ -37,6 +39,7 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
         poll=context.report,
         checkpoints=open_checkpoints(task, context, compute),
         bf16=compute.bf16,
+        companion=companion_of(objective),
     )
     return TaskResult(
         body={"curve_images": curve.images, "curve_loss": curve.losses["l1"]},

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from typing import Final
+
 import torch
 from einops import rearrange
 from monai.networks.nets.autoencoderkl import AutoencoderKL
 from torch import nn
 
 from vitrael.core.configs import AutoencoderConfig
+from vitrael.core.models.nets.slabs import decode_in_slabs
 
 
 class KLCodec(nn.Module):
-    """Maps ``[B, 1, D, H, W]`` images to latents of zero mean and unit variance, and back.
+    """Maps images to latents of zero mean and unit variance, and back.
 
-    Cubes of ``patch_vox`` voxels become channels before the first convolution, so that none runs
-    on the full grid: at 24 cubed this learned to reproduce ventricles in a third of the time.
+    Images are ``[B, 1, D, H, W]`` or, in two dimensions, ``[B, 1, H, W]``.
+
+    Cubes (squares) of ``patch_vox`` voxels become channels before the first convolution, so that
+    none runs on the full grid: at 24 cubed this learned to reproduce ventricles in a third of the
+    time.
 
     ``latent_mean`` and ``latent_std`` are ``[C]`` buffers, set once the weights are final: a
     missing latent scale is a known cause of failure of latent diffusion.
@@ -23,15 +30,15 @@ class KLCodec(nn.Module):
     latent_mean: torch.Tensor
     latent_std: torch.Tensor
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, *, dimensions: int = 3) -> None:
         """Build the networks with fresh weights."""
         super().__init__()
         levels = len(config.channels)
         self.config = config
         self.net = AutoencoderKL(
-            spatial_dims=3,
-            in_channels=config.patch_vox**3,
-            out_channels=config.patch_vox**3,
+            spatial_dims=dimensions,
+            in_channels=config.patch_vox**dimensions,
+            out_channels=config.patch_vox**dimensions,
             channels=config.channels,
             latent_channels=config.latent_channels,
             num_res_blocks=(config.res_blocks,) * levels,
@@ -39,30 +46,37 @@ class KLCodec(nn.Module):
             with_encoder_nonlocal_attn=False,
             with_decoder_nonlocal_attn=False,
             norm_num_groups=config.norm_groups,
-            use_convtranspose=True,  # a third cheaper than nearest neighbour and a convolution
+            use_convtranspose=config.upsampling == "transposed",  # a third cheaper
         )
         bias = self.net.quant_conv_log_sigma.get_parameter("conv.bias")
         nn.init.constant_(bias, -3.0)  # ln of the variance: little noise in the latents at first
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
         self.register_buffer("latent_std", torch.ones(config.latent_channels))
 
-    def latent_shape(self, grid_vox: tuple[int, int, int]) -> tuple[int, int, int, int]:
-        """Return ``(C, d, h, w)`` of one image's latents."""
-        d, h, w = (size // self.config.downsampling for size in grid_vox)
-        return self.config.latent_channels, d, h, w
+    def latent_shape(self, grid_vox: tuple[int, ...]) -> tuple[int, ...]:
+        """Return ``(C, d, h, w)``, or ``(C, h, w)``, of one image's latents."""
+        return (
+            self.config.latent_channels,
+            *(size // self.config.downsampling for size in grid_vox),
+        )
 
     def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of the latents, not scaled."""
-        p = self.config.patch_vox
-        cubes = rearrange(x, "b 1 (d p) (h q) (w r) -> b (p q r) d h w", p=p, q=p, r=p)
-        mean, std = self.net.encode(cubes)
+        whole, cubes = _PATCHES[x.ndim - 2]
+        mean, std = self.net.encode(rearrange(x, f"{whole} -> {cubes}", **self._edges(x)))
         return mean, std
 
     def reconstruct(self, z: torch.Tensor) -> torch.Tensor:
         """Return the images of latents that are not scaled."""
-        p = self.config.patch_vox
-        cubes = self.net.decode(z)
-        return rearrange(cubes, "b (p q r) d h w -> b 1 (d p) (h q) (w r)", p=p, q=p, r=p)
+        return self._join(self.net.decode(z))
+
+    def _join(self, image: torch.Tensor) -> torch.Tensor:
+        """Return images of their cubes."""
+        whole, cubes = _PATCHES[image.ndim - 2]
+        return rearrange(image, f"{cubes} -> {whole}", **self._edges(image))
+
+    def _edges(self, like: torch.Tensor) -> dict[str, int]:
+        return dict.fromkeys("pqr"[: like.ndim - 2], self.config.patch_vox)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Return the scaled mean latents ``[B, C, d, h, w]``."""
@@ -71,13 +85,45 @@ class KLCodec(nn.Module):
 
     def scale(self, mean: torch.Tensor) -> torch.Tensor:
         """Return posterior means at zero mean and unit variance by channel."""
-        return (mean - _channels(self.latent_mean)) / _channels(self.latent_std)
+        return (mean - _channels(self.latent_mean, mean)) / _channels(self.latent_std, mean)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Return the images of scaled latents, clipped to [0, 1]."""
-        image = self.reconstruct(z * _channels(self.latent_std) + _channels(self.latent_mean))
-        return image.clamp(0, 1)
+        return self.render(z).clamp(0, 1)
+
+    def decode_in_parts(
+        self, z: torch.Tensor, *, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """Return what ``decode`` does, to rounding, in a fraction of its memory; no gradient.
+
+        Large images are decoded slab by slab, small ones a few at a time. ``dtype`` is what the
+        slabs' activations are kept in, float32 or bfloat16.
+        """
+        voxels = math.prod(z.shape[2:]) * self.config.downsampling ** (z.ndim - 2)
+        if voxels >= _LARGE_VOX:
+            cubes = decode_in_slabs(self.net, self._unscale(z), slab_vox=_SLAB_VOX, dtype=dtype)
+            return self._join(cubes).clamp(0, 1)
+        return torch.cat([self.decode(part) for part in z.split(max(1, _AT_ONCE_VOX // voxels))])
+
+    def render(self, z: torch.Tensor) -> torch.Tensor:
+        """Return the images of scaled latents as they are: a gradient passes everywhere."""
+        return self.reconstruct(self._unscale(z))
+
+    def _unscale(self, z: torch.Tensor) -> torch.Tensor:
+        return z * _channels(self.latent_std, z) + _channels(self.latent_mean, z)
 
 
-def _channels(values: torch.Tensor) -> torch.Tensor:
-    return values.reshape(1, -1, 1, 1, 1)
+_LARGE_VOX: Final = 48**3
+"""From here on a whole decode takes hundreds of MiB for an image."""
+_AT_ONCE_VOX: Final = 1 << 19
+_SLAB_VOX: Final = 8
+
+_PATCHES: Final = {
+    2: ("b 1 (h p) (w q)", "b (p q) h w"),
+    3: ("b 1 (d p) (h q) (w r)", "b (p q r) d h w"),
+}
+"""Axes of space -> an image, and the same with its cubes (squares) as channels."""
+
+
+def _channels(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return values.reshape(1, -1, *[1] * (like.ndim - 2))

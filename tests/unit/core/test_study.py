@@ -72,6 +72,16 @@ WRONG = {
     "covariate": ("covariates.sex = { low = 0.0, high = 1.0 }", "", "protocol.data"),
     "policy": ('policy = "rehearsal"', 'policy = "lenient"', "protocol.policy"),
     "dp": ('path = "empirical"', 'path = "dp"', "protocol.path"),
+    "plane-model": (
+        'kind = "brain_ldm"',
+        'kind = "brain_ldm"\ndimensions = 2',
+        "protocol.systems",
+    ),
+    "weights-of-medicalnet": (
+        "patch_vox = 2",
+        'patch_vox = 2\nperceptual_weight = 0.1\nperceptual = "medicalnet"',
+        "protocol.systems",
+    ),
     "grid-zero": ("grid_vox = [24, 24, 24]", "grid_vox = [0, 24, 24]", "data.grid_vox (number 1)"),
     "grid-negative": (
         "grid_vox = [24, 24, 24]",

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
+import pytest
 import torch
 
-from tests.factories.systems import brain_ldm
+from tests.factories.systems import GRID, brain_ldm
+from vitrael.core.configs import BrainLDMConfig, DiffusionConfig, SamplerName
+from vitrael.core.errors import UsageError
+from vitrael.core.geometry import centered_affine
 from vitrael.core.models.brain_ldm import (
+    LatentGenerator,
     build_codec,
     build_denoiser,
     draw_latents,
+    latent_levels,
     trained_sigmas,
 )
+from vitrael.core.records import SampleRequest
+from vitrael.core.sampling.samplers import SAMPLERS
 from vitrael.core.weights import load_weights, module_tensors
 
 
@@ -41,3 +52,78 @@ def test_noise_levels_are_those_of_the_config() -> None:
     assert len(trained_sigmas(config.teacher)) == config.teacher.timesteps
     shorter = config.teacher.model_copy(update={"beta_end": 0.01})
     assert trained_sigmas(shorter)[-1] < trained_sigmas(config.teacher)[-1]
+
+
+def generator(
+    part: DiffusionConfig, *, guidance: float = 1.0, dimensions: int = 3
+) -> LatentGenerator:
+    """Return a generator whose network has left its start, at which it predicts nothing."""
+    document = {**brain_ldm().model_dump(), "dimensions": dimensions}
+    config = BrainLDMConfig.model_validate(document)
+    denoiser = build_denoiser(config, part, seed=1)
+    rng = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=rng), alpha=0.05)
+    return LatentGenerator(
+        build_codec(config, seed=1),
+        denoiser,
+        part,
+        grid_vox=GRID[:dimensions],
+        affine=centered_affine(GRID, spacing=12.0),
+        guidance=guidance,
+    )
+
+
+def request() -> SampleRequest:
+    return SampleRequest(np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4), seed=5)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_shards_that_make_the_whole(sampler: SamplerName) -> None:
+    part = brain_ldm().teacher.model_copy(update={"sampler": sampler})
+    whole = generator(part).sample(request()).image_BCDHW
+    rows = request().condition_BK
+    shards = [
+        generator(part).sample(dataclasses.replace(request(), condition_BK=rows[a:b], first=a))
+        for a, b in ((0, 1), (1, 3))
+    ]
+    apart = np.concatenate([shard.image_BCDHW for shard in shards])
+    np.testing.assert_allclose(apart, whole, atol=1e-5)
+    assert not np.allclose(whole[0], whole[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_steps_are_evaluations_of_the_network(sampler: SamplerName) -> None:
+    asked = 12
+    part = brain_ldm().teacher.model_copy(update={"sampler": sampler, "sampling_steps": asked})
+    steps = len(latent_levels(part)) - 1
+    assert asked - 1 <= SAMPLERS[sampler].evaluations(steps) <= asked
+
+
+@pytest.mark.parametrize("prediction", ["noise", "velocity", "image", "edm", "flow"])
+def test_every_prediction_is_sampled(prediction: str) -> None:
+    part = brain_ldm().teacher.model_copy(update={"prediction": prediction})
+    image = generator(part).sample(request()).image_BCDHW
+    assert np.isfinite(image).all()
+    assert image.min() >= 0
+    assert image.max() <= 1
+
+
+def test_planes_are_sampled() -> None:
+    image = generator(brain_ldm().teacher, dimensions=2).sample(request()).image_BCDHW
+    assert image.shape == (3, 1, *GRID[:2])
+
+
+def test_model_that_always_saw_conditions_cannot_be_guided() -> None:
+    with pytest.raises(UsageError, match="cannot be guided"):
+        generator(brain_ldm().teacher, guidance=2.0)
+    able = brain_ldm().teacher.model_copy(update={"condition_dropout": 0.1})
+    plain, guided, nothing = (
+        generator(able, guidance=weight).sample(request()).image_BCDHW for weight in (1.0, 3.0, 0.0)
+    )
+    assert not np.allclose(plain, guided, atol=1e-4)
+    assert not np.allclose(plain, nothing, atol=1e-4)
+    other = dataclasses.replace(request(), condition_BK=1 - request().condition_BK)
+    unasked = generator(able, guidance=0.0).sample(other).image_BCDHW
+    np.testing.assert_array_equal(unasked, nothing)  # what is asked for does not matter

@@ -170,20 +170,17 @@ def test_module_holds_the_average_when_it_is_asked_for() -> None:
 
 
 def test_gradients_are_clipped() -> None:
-    seen: list[float] = []
+    def sloped(by: float) -> float:
+        def steep(model: nn.Module, batch: torch.Tensor, rng: torch.Generator) -> Loss:
+            return Loss(total=by * slope(model, batch, rng).total, parts={})
 
-    class Steep(Point):
-        pass
+        model = Point()
+        fit(model, steep, nothing, config(), length_images=16, rng=generator())
+        assert model.at.grad is not None
+        return model.at.grad.norm().item()
 
-    def steep(model: nn.Module, batch: torch.Tensor, rng: torch.Generator) -> Loss:
-        parameter = next(model.parameters())
-        if parameter.grad is not None:
-            seen.append(parameter.grad.norm().item())
-        return Loss(total=1e6 * slope(model, batch, rng).total, parts={})
-
-    fit(Steep(), steep, nothing, config(), length_images=16, rng=generator())
-    assert seen
-    assert max(seen) <= 1 + 1e-4
+    assert sloped(1e6) == pytest.approx(1, abs=1e-4)
+    assert sloped(0.1) == pytest.approx(0.1)  # the control: what is short stays as it is
 
 
 @pytest.mark.parametrize(("length", "steps"), [(1, 1), (4, 1), (5, 2), (0, 1)])
@@ -197,3 +194,78 @@ def test_length_is_rounded_up_to_whole_batches(length: int, steps: int) -> None:
     make: Callable[..., object] = fit
     make(Point(), slope, draw, config(), length_images=length, rng=generator())
     assert drawn == [4] * steps
+
+
+def test_accumulated_batches_learn_what_one_large_batch_does() -> None:
+    def end(batch: int, accumulated: int) -> tuple[torch.Tensor, int]:
+        with torch.random.fork_rng():
+            torch.default_generator.manual_seed(0)
+            model = nn.Sequential(nn.Linear(1, 8), nn.SiLU(), nn.Linear(8, 1))
+        drawn = 0
+
+        def draw(count: int, rng: torch.Generator) -> torch.Tensor:
+            nonlocal drawn
+            drawn += count
+            return nothing(count, rng)
+
+        def plain(model: nn.Module, batch: torch.Tensor, rng: torch.Generator) -> Loss:
+            return Loss(total=((model(batch[:, None])[:, 0] - 3 * batch) ** 2).mean(), parts={})
+
+        given = config(batch_images=batch, accumulated_batches=accumulated, warmup_images=0)
+        fit(model, plain, draw, given, length_images=96, rng=generator())
+        return torch.cat([parameter.detach().ravel() for parameter in model.parameters()]), drawn
+
+    whole, drawn = end(12, 1)
+    parts, drawn_in_parts = end(4, 3)
+    assert drawn == drawn_in_parts == 96
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)
+    other, _ = end(4, 1)  # the control
+    assert not torch.allclose(other, whole, atol=1e-3)
+
+
+def test_curve_of_accumulated_batches_is_the_mean_of_all() -> None:
+    values = iter(range(1, 100))
+
+    def counted(model: nn.Module, batch: torch.Tensor, rng: torch.Generator) -> Loss:
+        loss = slope(model, batch, rng)
+        return Loss(total=loss.total, parts={"number": torch.tensor(float(next(values)))})
+
+    given = config(accumulated_batches=3)
+    curve = fit(Point(), counted, nothing, given, length_images=30, rng=generator())
+    assert curve.images == [12, 24, 36]
+    assert curve.losses["number"] == [2, 5, 8]
+
+
+def test_schedule_counts_images_whatever_is_accumulated() -> None:
+    model = Point()
+    given = config(accumulated_batches=2)
+    fit(model, slope, nothing, given, length_images=96, rng=generator())
+    rates = sum(learning_rate(given, images) for images in range(0, 96, 8))
+    assert model.at.item() == pytest.approx(rates, 1e-5)
+
+
+def plainly(seed: int, given: TrainingConfig) -> torch.Tensor:
+    """Train as the loop does, but one weight after the other, in the plainest words."""
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(0)
+        model = nn.Sequential(nn.Linear(1, 8), nn.SiLU(), nn.Linear(8, 1))
+    rng, weights = generator(seed), list(model.parameters())
+    adam = torch.optim.Adam(weights, foreach=False)
+    shadow, halflife = [weight.detach().clone() for weight in weights], given.ema_halflife_images
+    for done in range(0, 96, 4):
+        adam.param_groups[0]["lr"] = learning_rate(given, done)
+        loss = regression(model, nothing(4, rng), rng).total
+        adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        adam.step()
+        keep = 0.5 ** (4 / min(halflife, max((done + 4) / 10, 1)))
+        for average, weight in zip(shadow, weights, strict=True):
+            average.lerp_(weight.detach(), 1 - keep)
+    return torch.cat([average.ravel() for average in shadow])
+
+
+def test_weights_are_those_of_a_plain_loop_to_the_bit() -> None:
+    given = config(ema_halflife_images=16)
+    assert trained(1, ema_halflife_images=16).equal(plainly(1, given))
+    assert not trained(1, ema_halflife_images=16).equal(plainly(2, given))

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from tests.factories.systems import brain_ldm, images
-from vitrael.core.models.brain_ldm import build_codec, trained_sigmas
-from vitrael.core.sampling.denoisers import signal_and_noise
-from vitrael.core.training.objectives import AutoencoderObjective, VelocityObjective
+from vitrael.core.configs import CriticConfig
+from vitrael.core.models.brain_ldm import build_codec
+from vitrael.core.models.nets.critic import build_critic_network
+from vitrael.core.training.critic import Critic
+from vitrael.core.training.objectives import AutoencoderObjective
+from vitrael.core.training.perceptual import GradientPerceptual
 
 
 def generator(seed: int = 1) -> torch.Generator:
@@ -60,34 +63,50 @@ def test_divergence_is_that_of_the_closed_form() -> None:
     assert loss.parts["kl"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_true_velocity_has_no_loss_and_another_has() -> None:
-    sigmas = trained_sigmas(brain_ldm().teacher)
-    z_0, condition = torch.randn(8, 2, 4, 4, 4, generator=generator()), torch.zeros(8, 4)
+def test_how_an_image_looks_is_added_with_its_weights() -> None:
+    codec = build_codec(brain_ldm(), seed=1)
+    config = CriticConfig(channels=4, layers=1, weight=0.25)
+    critic = Critic(build_critic_network(config, dimensions=3, seed=1), config)
+    plain = AutoencoderObjective(kl_weight=0.5, square_weight=4.0)
+    full = AutoencoderObjective(
+        kl_weight=0.5,
+        square_weight=4.0,
+        perceptual=GradientPerceptual(),
+        perceptual_weight=2.0,
+        critic=critic,
+    )
+    with torch.no_grad():
+        alone, whole = (objective(codec, images(2), generator()) for objective in (plain, full))
+    added = {name: whole.parts[name].item() for name in set(whole.parts) - set(alone.parts)}
+    assert set(added) == {"perceptual", "adversarial", "critic"}
+    assert all(value > 0 for value in added.values())
+    assert {name: whole.parts[name] for name in alone.parts} == alone.parts
+    assert whole.total.item() == pytest.approx(
+        alone.total.item()
+        + 2.0 * added["perceptual"]
+        + 0.25 * added["adversarial"]
+        + added["critic"],
+        rel=1e-5,
+    )
 
-    def perfect(state: torch.Tensor, step: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        alpha, beta = signal_and_noise(sigmas[step], state.ndim)
-        return alpha * (state - alpha * z_0) / beta - beta * z_0
 
-    network: Any = perfect
-    loss = VelocityObjective(sigmas)(network, (z_0, condition), generator())
-    assert loss.total.item() == pytest.approx(0, abs=1e-6)
-    network = lambda *asked: perfect(*asked) + 1  # noqa: E731 - the control
-    loss = VelocityObjective(sigmas)(network, (z_0, condition), generator())
-    assert loss.total.item() == pytest.approx(1, rel=1e-3)
+def test_gradients_of_codec_and_critic_never_cross() -> None:
+    codec = build_codec(brain_ldm(), seed=1)
+    config = CriticConfig(channels=4, layers=1, weight=0.25)
+    critic = Critic(build_critic_network(config, dimensions=3, seed=1), config)
 
+    def slopes(name: str) -> tuple[bool, bool]:
+        objective = AutoencoderObjective(kl_weight=0, square_weight=0, critic=critic)
+        part = objective(codec, images(2), generator()).parts[name]
+        codec.zero_grad()
+        critic.zero_grad()
+        part.backward()
+        reached = [
+            any(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
+            for module in (codec, critic)
+        ]
+        return reached[0], reached[1]
 
-def test_timesteps_and_conditions_reach_the_network_row_by_row() -> None:
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def network(state: torch.Tensor, step: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        seen.append((step, condition))
-        return state
-
-    asked: Any = network
-    z_0, condition = torch.zeros(500, 2, 1, 1, 1), torch.rand(500, 4)
-    VelocityObjective(trained_sigmas(brain_ldm().teacher))(asked, (z_0, condition), generator())
-    step, told = seen[0]
-    assert told.equal(condition)
-    assert step.shape == (500,)
-    assert (step.min(), step.max()) == (0, 99)
-    assert abs(step.float().mean().item() - 49.5) < 4
+    assert slopes("adversarial") == (True, False)
+    assert slopes("critic") == (False, True)
+    assert slopes("l1") == (True, False)

@@ -77,3 +77,39 @@ def test_posterior_starts_with_little_noise(codec: KLCodec) -> None:
     assert (std > 0).all()
     assert std.mean() < 0.3
     assert (std < 1).all()
+
+
+def test_plane_makes_the_round_trip_as_a_volume_does() -> None:
+    codec = KLCodec(brain_ldm().codec, dimensions=2).eval()
+    x = torch.rand(3, 1, 16, 24)
+    with torch.no_grad():
+        z = codec.encode(x)
+        assert tuple(z.shape[1:]) == codec.latent_shape((16, 24)) == (2, 4, 6)
+        assert codec.decode(z).shape == x.shape
+
+
+@pytest.mark.parametrize("upsampling", ["transposed", "nearest"])
+@pytest.mark.parametrize("grid_vox", [(8, 8, 8), (48, 48, 48)])
+def test_decoding_in_parts_is_decoding(upsampling: str, grid_vox: tuple[int, int, int]) -> None:
+    config = brain_ldm().codec.model_copy(update={"upsampling": upsampling})
+    codec = KLCodec(config).eval()
+    codec.latent_mean.fill_(0.3)
+    codec.latent_std.fill_(2.0)
+    z = torch.randn((2, *codec.latent_shape(grid_vox)), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole = codec.decode(z)
+        parts = codec.decode_in_parts(z)
+    assert whole.std() > 0.01
+    torch.testing.assert_close(parts, whole, atol=1e-4, rtol=0)
+
+
+def test_rendering_is_decoding_that_was_not_clipped(codec: KLCodec) -> None:
+    z = 3 * torch.randn(1, *codec.latent_shape(GRID))
+    z.requires_grad_()
+    image = codec.render(z)
+    assert image.min() < 0
+    image.clamp(max=0).sum().backward()  # type: ignore[no-untyped-call]
+    assert z.grad is not None
+    assert z.grad.any()
+    with torch.no_grad():
+        assert codec.decode(z).equal(image.clamp(0, 1))

@@ -61,3 +61,11 @@ def test_fresh_network_predicts_nothing() -> None:
     config = brain_ldm()
     fresh = build_denoiser(config, config.teacher, seed=1)
     assert answer(fresh, *asked()).abs().max() == 0
+
+
+def test_plane_is_answered_as_a_volume_is() -> None:
+    config = brain_ldm().teacher
+    unet = HybridUNet(config, latent_channels=2, conditions=4, dimensions=2).eval()
+    with torch.no_grad():
+        found = unet(torch.randn(3, 2, 8, 4), torch.tensor([1.0, 5.5, 90.0]), torch.rand(3, 4))
+    assert found.shape == (3, 2, 8, 4)

@@ -1,0 +1,214 @@
+"""``vitrael model``: one model on one machine with local files; this file only translates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vitrael.core.workbench.files_cli import evaluate, score, upsample
+from vitrael.core.workbench.options import (
+    AS_JSON,
+    DEVICE,
+    DRY_RUN,
+    FOLDER,
+    MODEL,
+    SEED,
+    THREADS,
+    Device,
+    count_threads,
+    open_compute,
+)
+from vitrael.core.workbench.sample_cli import sample
+
+if TYPE_CHECKING:
+    from vitrael.core.workbench.folder import ModelDocument
+    from vitrael.core.workbench.recipe import ModelRecipe
+    from vitrael.core.workbench.training import Trained
+
+
+@click.group()
+def model() -> None:
+    """Train a model of brain volumes on local files, and use it: draw, score, upsample.
+
+    A model is a folder: model.json and its weights as safetensors. Nothing here takes part in a
+    study, and nothing leaves this machine. Samples of such a model come without a proof.
+    """
+
+
+@model.command(
+    epilog="Examples: 'vitrael model train recipe.toml --from scans --to brain-model', "
+    "'torchrun --nproc-per-node 4 --no-python vitrael model train recipe.toml --from scans "
+    "--to brain-model'."
+)
+@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--from", "scans", type=FOLDER, required=True, help="BIDS-like folder of NIfTI.")
+@click.option("--to", type=FOLDER, required=True, help="New or empty folder of the model.")
+@click.option(
+    "--perceptual-weights",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="MedicalNet as safetensors, for a recipe that asks for it. [default: edges stand in]",
+)
+@SEED
+@DEVICE
+@THREADS
+@DRY_RUN
+@AS_JSON
+def train(
+    recipe: Path,
+    *,
+    scans: Path,
+    to: Path,
+    perceptual_weights: Path | None,
+    seed: int,
+    device: Device,
+    threads: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> int | None:
+    """Train the model of RECIPE, a TOML file, on T1-weighted scans, and say how good it became.
+
+    Some patients are held out. What is finished lies in TO.training until the model is written: a
+    command that was killed goes on from there when it is given again. Ends with exit code 7 when
+    some scans could not be used; each reason is told.
+    """
+    from vitrael.core.workbench.recipe import read_recipe  # noqa: PLC0415
+
+    document = read_recipe(recipe)
+    if dry_run:
+        return _plan(document, scans, to, as_json=as_json)
+    from vitrael.core.workbench.progress import Progress  # noqa: PLC0415
+    from vitrael.core.workbench.training import TrainingOrder, train_model  # noqa: PLC0415
+
+    compute = open_compute(device, threads)
+    order = TrainingOrder(
+        document, scans, to, seed, compute, threads or count_threads(), perceptual_weights
+    )
+    trained = train_model(order, tell=Progress())
+    if trained is None:  # another process of torchrun tells
+        return None
+    return _tell_trained(trained, to, as_json=as_json)
+
+
+def _plan(recipe: ModelRecipe, scans: Path, to: Path, *, as_json: bool) -> int | None:
+    from vitrael.core.workbench.folder import demand_free  # noqa: PLC0415
+    from vitrael.core.workbench.intake import look_into  # noqa: PLC0415
+
+    demand_free(to)
+    found = look_into(scans, recipe.data.settings)
+    patients = len({source.subject for source in found.sources})
+    left_out = {left.reason: len(left.paths) for left in found.left_out if not left.expected}
+    facts = {"scans": len(found.sources), "patients": patients, "left_out": left_out}
+    if as_json:
+        click.echo(json.dumps({**facts, "folder": str(to), "written": False}))
+    else:
+        click.echo(f"{len(found.sources)} scans of {patients} patients would be learned from")
+        for reason, count in sorted(left_out.items()):
+            click.echo(f"left out: {count} {reason}")
+    return None
+
+
+def _tell_trained(trained: Trained, to: Path, *, as_json: bool) -> int | None:
+    from vitrael.core.errors import EXIT_PARTIAL  # noqa: PLC0415
+
+    document = trained.document
+    if as_json:
+        facts = {
+            "scans": trained.scans,
+            "patients": trained.patients,
+            "left_out": dict(trained.left_out),
+            "clipped": dict(trained.clipped),
+        }
+        told = {"folder": str(to), "digest": document.digest, "measured": document.measured}
+        click.echo(json.dumps({**facts, **told, "written": True}))
+    else:
+        click.echo(f"{to}: learned from {trained.scans} scans of {trained.patients} patients")
+        _tell_measured(document.measured)
+    for reason, count in sorted(trained.left_out.items()):
+        click.echo(f"left out: {count} {reason}", err=True)
+    for name, count in trained.clipped.items():
+        click.echo(f"{count} scans lie outside the range of {name} and count as its end", err=True)
+    return EXIT_PARTIAL if trained.left_out else None
+
+
+def _tell_measured(measured: dict[str, Any]) -> None:
+    words = {
+        "ceiling": "ventricle volume after the codec, held-out scans",
+        "conditioning": "ventricle volume asked and drawn",
+    }
+    for name, text in words.items():
+        found = measured.get(name)
+        if not found:
+            continue
+        if found["r"] is None:
+            click.echo(f"{text}: r not estimable (n = {found['n']})")
+            continue
+        interval = f"{found['r_low']:.3f} to {found['r_high']:.3f}"
+        control = f", shuffled {found['shuffled_r']:.3f}" if "shuffled_r" in found else ""
+        click.echo(f"{text}: r = {found['r']:.3f} ({interval}, n = {found['n']}{control})")
+
+
+@model.command(epilog="Example: 'vitrael model show brain-model'.")
+@MODEL
+@AS_JSON
+def show(model: Path, *, as_json: bool) -> None:
+    """Say what a MODEL is, what it can be asked, and how good it is; its weights stay closed."""
+    from vitrael.core.workbench.folder import read_document  # noqa: PLC0415
+
+    document = read_document(model)
+    if as_json:
+        click.echo(json.dumps({"digest": document.digest, **document.model_dump(mode="json")}))
+        return
+    _tell_model(document)
+
+
+def _tell_model(document: ModelDocument) -> None:
+    grid = " x ".join(map(str, document.grid_vox))
+    origin = document.provenance
+    click.echo(f"{document.digest}")
+    click.echo(f"brain volumes of {grid} voxels, {document.spacing_mm:g} mm")
+    learned = f" on {origin.training_images} scans" if origin.training_images is not None else ""
+    click.echo(f"{origin.origin}{learned} by vitrael {origin.package_version}")
+    for covariate in document.covariates:
+        click.echo(
+            f"  {covariate.name}: {covariate.low:g} to {covariate.high:g} ({covariate.unit})"
+        )
+    part = document.system.teacher
+    click.echo(f"sampler {part.sampler}, {part.sampling_steps} steps")
+    click.echo(f"without a condition: {'yes' if document.takes_nothing else 'no'}")
+    click.echo(f"scorer: {'calibrated' if document.scorer else 'none'}")
+    click.echo(f"codec's perceptual term: {origin.perceptual}; critic: {origin.critic}")
+    for note in origin.notes:
+        click.echo(note)
+    _tell_measured(document.measured)
+
+
+@model.command(
+    "import",
+    epilog="Example: 'vitrael model import brain_image_synthesis_latent_diffusion_model "
+    "--to pinaya'.",
+)
+@click.argument("bundle", type=FOLDER)
+@click.option("--to", type=FOLDER, required=True, help="New or empty folder of the model.")
+@DRY_RUN
+@AS_JSON
+def import_bundle(bundle: Path, *, to: Path, dry_run: bool, as_json: bool) -> None:
+    """Make a model of a local copy of MONAI's brain BUNDLE, the weights of Pinaya et al. 2022.
+
+    Its ranges are those that the authors name for age and sex; volumes were told to it in [0, 1].
+    """
+    from vitrael.core.workbench.foreign import import_pinaya  # noqa: PLC0415
+
+    document = import_pinaya(bundle, to, dry_run=dry_run)
+    if as_json:
+        click.echo(
+            json.dumps({"folder": str(to), "digest": document.digest, "written": not dry_run})
+        )
+        return
+    _tell_model(document)
+
+
+for command in (sample, score, upsample, evaluate):
+    model.add_command(command)

@@ -1,0 +1,79 @@
+"""From a model's folder and a folder of scans to a report."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitrael.core.errors import ConfigError
+from vitrael.core.metrics.medicalnet import medicalnet_extractor
+from vitrael.core.workbench.covariates import UNITS
+from vitrael.core.workbench.evaluation import Line, evaluate_samples
+from vitrael.core.workbench.folder import ModelDocument, load_model, read_document
+from vitrael.core.workbench.generation import FrugalGenerator, build_generator, choose_part
+from vitrael.core.workbench.intake import rows_of, take_in
+from vitrael.core.workbench.progress import Tell, silent
+
+if TYPE_CHECKING:
+    from vitrael.core.digest import Digest
+    from vitrael.core.training.compute import Compute
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found of one model."""
+
+    model: Digest
+    scans: int
+    left_out: Mapping[str, int]
+    lines: tuple[Line, ...]
+
+
+def evaluate_against(
+    folder: Path,
+    scans: Path,
+    compute: Compute,
+    *,
+    batch_images: int = 8,
+    seed: int = 0,
+    medicalnet: Path | None = None,
+    tell: Tell = silent,
+) -> Report:
+    """Return the report on a model beside the scans of a folder, which its recipe prepares.
+
+    Nothing is left on disk. Raises CohortError for a folder that holds too few scans, ConfigError
+    for a model that cannot be asked in the units of the scans.
+    """
+    _demand_units(read_document(folder))
+    model = load_model(folder, device=compute.device)
+    document = model.document
+    generator = build_generator(
+        model, choose_part(document), batch_images=batch_images, bf16=compute.bf16
+    )
+    extractors = [] if medicalnet is None else [medicalnet_extractor(medicalnet)]
+    with tempfile.TemporaryDirectory(prefix="vitrael-evaluation-") as place:
+        intake = take_in(scans, document.recipe, workshop=Path(place) / "scans", tell=tell)
+        rows = rows_of(intake.items, intake.shards, document.covariates)
+        lines = evaluate_samples(
+            FrugalGenerator(generator, batch_images=batch_images),
+            rows,
+            document.covariates,
+            seed=seed,
+            extractors=extractors,
+            tell=tell,
+        )
+    return Report(document.digest, len(intake.items), dict(intake.left_out), tuple(lines))
+
+
+def _demand_units(document: ModelDocument) -> None:
+    for covariate in document.covariates:
+        if covariate.unit != UNITS[covariate.name]:
+            raise ConfigError(
+                "the model cannot be held against scans",
+                why=f"it is asked for {covariate.name} as {covariate.unit}, and scans are measured "
+                f"in {UNITS[covariate.name]}",
+                fix="draw with 'vitrael model sample' and judge the samples by themselves",
+            )

@@ -1,0 +1,182 @@
+"""A scan of thick slices beside the grid of a model: along which axis, how thick, and where.
+
+Two grids belong together: that of the model, and one whose voxels are ``factor`` of its voxels
+along one axis. The model's grid lies around the brain and is moved by less than a slice, so that
+the thick slices of its grid are the slices that were acquired. Axes: D H W, x y z of RAS+.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+
+from vitrael.core.data.brain_mask import bare_brain
+from vitrael.core.data.preprocess import center_brain, scale_intensity
+from vitrael.core.data.resample import above_background, resample_volume
+from vitrael.core.data.scan import Scan
+from vitrael.core.errors import ScanError
+from vitrael.core.geometry import Affine, spacing_mm
+
+if TYPE_CHECKING:
+    from vitrael.core.workbench.folder import ModelDocument
+
+AxisName = Literal["left-right", "front-back", "up-down"]
+AXES: Final[tuple[AxisName, ...]] = ("left-right", "front-back", "up-down")
+"""Of RAS+ images, in order."""
+
+_THICK: Final = 1.5
+"""How much longer than the others a voxel of a thick slice is, at least."""
+_OBLIQUE: Final = 0.05
+"""Sine of the largest angle between slices and the model's axes: 3 degrees."""
+_MISFIT: Final = 0.02
+_TOLERANCE_MM: Final = 1e-3
+_ROUNDING: Final = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """How a scan was acquired, as far as the model is concerned."""
+
+    axis: int
+    """Of D, H, W."""
+    factor: int
+    """Voxels of the model's grid in one slice."""
+    is_stretched: bool
+    """Whether slices of ``factor`` voxels are only about as thick as those that were acquired."""
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class ThickScan:
+    """A scan on the grid of thick slices, and the model's grid that belongs to it."""
+
+    low_CDHW: np.ndarray
+    """float32 in [0, 1]."""
+    low_affine: Affine
+    affine: Affine
+    """Of the model's grid."""
+
+
+def find_slices(
+    scan: Scan,
+    document: ModelDocument,
+    *,
+    thickness_mm: float | None = None,
+    factor: int | None = None,
+    axis: AxisName | None = None,
+) -> Slices:
+    """Return the direction and the thickness of a scan's slices, in voxels of the model.
+
+    Without a wish they are those of the longest edge of a voxel. Raises ScanError for a scan whose
+    voxels are about as long as wide unless ``axis`` is given, for slices oblique to the model's
+    axes, and for a factor that does not divide the model's grid or leaves slices as they are.
+    """
+    sizes = np.array(spacing_mm(scan.affine))
+    along = int(sizes.argmax()) if axis is None else AXES.index(axis)
+    if axis is None and sizes[along] < _THICK * np.delete(sizes, along).max():
+        raise ScanError(
+            "its slices are not thick",
+            why="voxels of {:.3g} x {:.3g} x {:.3g} mm have no longest edge".format(*sizes),
+            fix="name the direction of the slices with --axis",
+        )
+    direction = np.abs(scan.affine[:3, :3] / sizes)
+    if (np.sort(direction, axis=0)[:-1] > _OBLIQUE).any():
+        raise ScanError(
+            "its slices are oblique to the axes of the body",
+            why="the model's grid runs along them",
+            fix="give a scan that was not tilted, or was resampled along its axes",
+        )
+    thick_mm = float(sizes[along]) if thickness_mm is None else thickness_mm
+    voxels = round(thick_mm / document.spacing_mm) if factor is None else factor
+    _demand_factor(voxels, along, document)
+    misfit = abs(voxels * document.spacing_mm - sizes[along]) / sizes[along]
+    return Slices(along, voxels, is_stretched=bool(misfit > _MISFIT))
+
+
+def place_slices(
+    scan: Scan, slices: Slices, document: ModelDocument, *, prepared: bool = False
+) -> ThickScan:
+    """Return a scan on the grid of its slices, without a face, intensities in [0, 1].
+
+    A scan that lies on such a grid already is not moved. A ``prepared`` one shows a brain alone,
+    with intensities in [0, 1], and is only moved. Raises ScanError for one without a brain.
+    """
+    bare = scan if prepared else bare_brain(scan)[0]
+    volume = scan.image_CDHW[0] if prepared else above_background(bare.image_CDHW[0])
+    if prepared and (volume.min() < -_ROUNDING or volume.max() > 1 + _ROUNDING):
+        raise ScanError(
+            "its intensities lie outside [0, 1]",
+            why="those of a prepared file do not",
+            fix="leave --prepared out",
+        )
+    x, y, z = (
+        size // (slices.factor if place == slices.axis else 1)
+        for place, size in enumerate(document.grid_vox)
+    )
+    if _lies_on(scan, (x, y, z), slices, document):
+        affine = _fine_affine(scan.affine, slices)
+        low, low_affine = volume, scan.affine
+    else:
+        ready, _ = center_brain(bare, document.grid_vox, document.spacing_mm)
+        affine = _meet_slices(ready.affine, scan.affine, slices)
+        low_affine = _coarse_affine(affine, slices)
+        low = resample_volume(volume, scan.affine, low_affine, shape=(x, y, z))
+    low = np.clip(low, 0, 1) if prepared else scale_intensity(low)
+    return ThickScan(np.asarray(low[None], dtype=np.float32), low_affine, affine)
+
+
+def _demand_factor(factor: int, axis: int, document: ModelDocument) -> None:
+    size = document.grid_vox[axis]
+    fitting = [str(k) for k in range(2, size // 2 + 1) if size % k == 0]
+    if factor < 2:  # noqa: PLR2004 - a slice of one voxel lacks nothing
+        raise ScanError(
+            "its slices are as thin as the model's",
+            why=f"the model has voxels of {document.spacing_mm:g} mm",
+            fix="give a scan of thicker slices",
+        )
+    if size % factor or factor > size // 2:
+        raise ScanError(
+            f"slices of {factor} voxels do not fill the model's grid",
+            why=f"it has {size} voxels in their direction",
+            fix=f"give --factor, one of {', '.join(fitting)}",
+        )
+
+
+def _lies_on(scan: Scan, shape: tuple[int, ...], slices: Slices, document: ModelDocument) -> bool:
+    steps = np.full(3, document.spacing_mm)
+    steps[slices.axis] *= slices.factor
+    return scan.image_CDHW.shape[1:] == shape and np.allclose(
+        scan.affine[:3, :3], np.diag(steps), rtol=0, atol=_TOLERANCE_MM
+    )
+
+
+def _fine_affine(coarse: Affine, slices: Slices) -> Affine:
+    """Return the grid of which ``factor`` voxels make one of ``coarse``."""
+    fine = coarse.copy()
+    step = coarse[:3, slices.axis] / slices.factor
+    fine[:3, slices.axis] = step
+    fine[:3, 3] -= step * (slices.factor - 1) / 2
+    return fine
+
+
+def _coarse_affine(fine: Affine, slices: Slices) -> Affine:
+    """Return the grid of which one voxel is ``factor`` of ``fine``."""
+    coarse = fine.copy()
+    step = fine[:3, slices.axis]
+    coarse[:3, slices.axis] = step * slices.factor
+    coarse[:3, 3] += step * (slices.factor - 1) / 2
+    return coarse
+
+
+def _meet_slices(affine: Affine, acquired: Affine, slices: Slices) -> Affine:
+    """Return the model's grid, moved by at most half a slice onto the middles of what was acquired.
+
+    Slices that are stretched meet in the middle of the grid alone.
+    """
+    axis = slices.axis
+    moved = affine.copy()
+    step_mm = float(np.abs(acquired[:3, :3]).max(axis=0)[axis])
+    apart_mm = _coarse_affine(affine, slices)[axis, 3] - acquired[axis, 3]
+    moved[axis, 3] -= (apart_mm + step_mm / 2) % step_mm - step_mm / 2
+    return moved

@@ -1,0 +1,226 @@
+"""Thick-slice scans to the full grid of a model, by InverseSR (Wang et al. 2023).
+
+Axes: B C D H W of an image, K conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from vitrael.core.data.nifti import read_nifti, write_nifti
+from vitrael.core.data.scan import Scan
+from vitrael.core.digest import Digest, digest_file
+from vitrael.core.errors import DataError, ScanError
+from vitrael.core.models.brain_ldm import latent_denoiser, latent_levels
+from vitrael.core.sampling.inverse import InversionSettings, Prior, SuperResolver
+from vitrael.core.sampling.operators import ThickSlices
+from vitrael.core.workbench.covariates import scale_values, unscale_values
+from vitrael.core.workbench.inputs import Refused, reason_of, stem_of
+from vitrael.core.workbench.progress import Tell, silent
+from vitrael.core.workbench.thick import AxisName, find_slices, place_slices
+
+if TYPE_CHECKING:
+    from vitrael.core.models.nets.autoencoder import KLCodec
+    from vitrael.core.workbench.folder import Model
+
+_MIDDLE: Final = 0.5
+_STEPS: Final = 46
+"""Evaluations of the network in a search over noise, as in the paper."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpsamplingOrder:
+    """How scans are upsampled; None: as the scan itself tells."""
+
+    strategy: Literal["latent", "noise"] = "latent"
+    thickness_mm: float | None = None
+    factor: int | None = None
+    axis: AxisName | None = None
+    prepared: bool = False
+    """The scans show a brain alone, with intensities in [0, 1]."""
+    known: Mapping[str, float] = field(default_factory=dict)
+    """Covariates of the patient, in units; the others are searched."""
+    settings: InversionSettings = field(default_factory=InversionSettings)
+    steps: int = _STEPS
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Upsampled:
+    """One file that was written."""
+
+    number: int
+    source: Path
+    path: Path
+    digest: Digest
+    axis: int
+    factor: int
+    is_stretched: bool
+    """Whether the slices were taken as thicker or thinner than they are by more than 2 %."""
+    loss: float
+    """Between what was acquired and what the result would give."""
+    condition: Mapping[str, float]
+    """Covariates that were found, in units; empty where none were searched."""
+
+
+def upsample_files(
+    model: Model,
+    files: Sequence[Path],
+    to: Path,
+    order: UpsamplingOrder,
+    *,
+    tell: Tell = silent,
+    written: Callable[[Upsampled], None] | None = None,
+) -> tuple[list[Upsampled], list[Refused]]:
+    """Write each scan on the model's grid into a folder, and return what was and was not done.
+
+    A file that cannot be used stops none of the others, and what is finished is on disk. The
+    result lies where the scan lies in the world.
+    """
+    done: list[Upsampled] = []
+    refused: list[Refused] = []
+    taken: dict[str, int] = {}
+    for number, path in enumerate(files, 1):
+        name = result_name(path)
+        if name in taken:
+            reason = f"file {taken[name]} has the same name, and both would be written to one place"
+            refused.append(Refused(number, path, reason))
+            continue
+        try:
+            scan = read_nifti(path, label="it")
+            result = _upsample(model, scan, order, _Job(number, path, to / name), tell=tell)
+        except ScanError as error:
+            refused.append(Refused(number, path, reason_of(error)))
+        except DataError as error:
+            refused.append(Refused(number, path, error.what))
+        except FileNotFoundError:
+            refused.append(Refused(number, path, "there is no such file"))
+        else:
+            taken[name] = number
+            done.append(result)
+            if written is not None:
+                written(result)
+    return done, refused
+
+
+def result_name(path: Path) -> str:
+    """Return what the result of a file is called: in BIDS, with ``desc-upsampled``."""
+    stem = stem_of(path)
+    head, under, contrast = stem.rpartition("_")
+    if under and contrast in {"T1w", "T1"}:
+        return f"{head}_desc-upsampled_{contrast}.nii.gz"
+    return f"{stem}_upsampled.nii.gz"
+
+
+class _Job(NamedTuple):
+    """One file: which, and where its result goes."""
+
+    number: int
+    source: Path
+    path: Path
+
+
+def _upsample(
+    model: Model, scan: Scan, order: UpsamplingOrder, job: _Job, *, tell: Tell
+) -> Upsampled:
+    document = model.document
+    slices = find_slices(
+        scan,
+        document,
+        thickness_mm=order.thickness_mm,
+        factor=order.factor,
+        axis=order.axis,
+    )
+    thick = place_slices(scan, slices, document, prepared=order.prepared)
+    device = next(model.codec.parameters()).device
+    resolver = build_resolver(
+        model, ThickSlices(slices.axis, slices.factor), order, number=job.number, tell=tell
+    )
+    found = resolver.invert(torch.from_numpy(thick.low_CDHW[None]).to(device), first=job.number - 1)
+    image_CDHW = found.image[0].float().clamp(0, 1).cpu().numpy()
+    write_nifti(Scan(np.ascontiguousarray(image_CDHW), thick.affine, "T1w"), job.path)
+    condition: dict[str, float] = {}
+    if found.condition is not None:
+        values = unscale_values(found.condition.cpu().numpy(), document.covariates)[0]
+        names = [covariate.name for covariate in document.covariates]
+        condition = dict(zip(names, map(float, values), strict=True))
+    return Upsampled(
+        number=job.number,
+        source=job.source,
+        path=job.path,
+        digest=digest_file(job.path),
+        axis=slices.axis,
+        factor=slices.factor,
+        is_stretched=slices.is_stretched,
+        loss=float(found.restarts.min(dim=0).values[0]),
+        condition=condition,
+    )
+
+
+def build_resolver(
+    model: Model,
+    operator: ThickSlices,
+    order: UpsamplingOrder,
+    *,
+    number: int = 1,
+    tell: Tell = silent,
+) -> SuperResolver:
+    """Return the Predictor of full images that a model is for one kind of slices."""
+    document = model.document
+    device = next(model.codec.parameters()).device
+    part = document.system.teacher.model_copy(
+        update={"sampler": "ddim", "sampling_steps": min(order.steps, _most_steps(model))}
+    )
+    condition, free = start_condition(model, order.known)
+    return SuperResolver(
+        decode=unclipped_decoder(model.codec),
+        operator=operator,
+        latent_shape=tuple(model.codec.latent_shape(document.grid_vox)),
+        prior=Prior(
+            denoiser=latent_denoiser(model.denoiser, part),
+            sigmas=latent_levels(part).to(device),
+            condition=torch.from_numpy(condition).to(device),
+            free=torch.from_numpy(free),
+        ),
+        strategy=order.strategy,
+        settings=order.settings,
+        seed=order.seed,
+        progress=lambda done, total: tell(f"upsample file {number}", done, total),
+    )
+
+
+def start_condition(model: Model, known: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the search begins ``[K]``, and which entries are searched ``[K]``.
+
+    What is not known begins in the middle of its range.
+    """
+    covariates = model.document.covariates
+    condition = np.full(len(covariates), _MIDDLE, dtype=np.float32)
+    free = np.ones(len(covariates), dtype=bool)
+    for column, covariate in enumerate(covariates):
+        if covariate.name in known:
+            value = np.array([[known[covariate.name]]])
+            condition[column] = scale_values(value, [covariate])[0, 0]
+            free[column] = False
+    return condition, free
+
+
+def unclipped_decoder(codec: KLCodec) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return latents to images, not clipped: where a value is clipped no gradient comes back."""
+
+    def decode(z: torch.Tensor) -> torch.Tensor:
+        shape = (1, -1, *[1] * (z.ndim - 2))
+        scaled = z * codec.latent_std.reshape(shape) + codec.latent_mean.reshape(shape)
+        return codec.reconstruct(scaled)
+
+    return decode
+
+
+def _most_steps(model: Model) -> int:
+    return model.document.system.teacher.timesteps

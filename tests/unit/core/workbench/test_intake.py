@@ -1,0 +1,117 @@
+"""Scans are prepared once, parted by patient, and told with what is known of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.factories import models
+from vitrael.core.data.recipes import settings_for
+from vitrael.core.errors import CohortError
+from vitrael.core.workbench.intake import Intake, Share, part_by_patient, rows_of, take_in
+
+SETTINGS = settings_for("brain-t1", grid_vox=(16, 16, 16), spacing_mm=models.SPACING_MM)
+
+
+@pytest.fixture(scope="module")
+def visits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.write_scans(tmp_path_factory.mktemp("visits") / "s", patients=4, visits=2)
+
+
+def prepared(steps: list[int], scans: Path, workshop: Path, share: Share | None = None) -> Intake:
+    def tell(_step: str, done: int, _total: int) -> None:
+        steps.append(done)
+
+    return take_in(scans, SETTINGS, workshop=workshop, share=share or Share(), tell=tell)
+
+
+def test_nothing_is_prepared_twice(visits: Path, tmp_path: Path) -> None:
+    first, second = [], []
+    one = prepared(first, visits, tmp_path)
+    two = prepared(second, visits, tmp_path)
+    assert (len(first), second) == (8, [])
+    assert [item.digest for item in one.items] == [item.digest for item in two.items]
+
+
+def test_line_that_was_cut_is_prepared_again(visits: Path, tmp_path: Path) -> None:
+    one = prepared([], visits, tmp_path)
+    ledger = next(tmp_path.glob("prepared-*.jsonl"))
+    ledger.write_text(ledger.read_text()[:-40])
+    again: list[int] = []
+    two = prepared(again, visits, tmp_path)
+    assert again == [1]
+    assert [item.digest for item in one.items] == [item.digest for item in two.items]
+
+
+def test_shares_together_are_the_whole(visits: Path, tmp_path: Path) -> None:
+    whole = prepared([], visits, tmp_path / "whole")
+    counts: list[list[int]] = [[], []]
+
+    def other() -> None:
+        if not counts[1]:
+            prepared(counts[1], visits, tmp_path / "shared", Share(1, 2))
+
+    shared = prepared(counts[0], visits, tmp_path / "shared", Share(0, 2, meet=other))
+    assert len(counts[0]) == 4
+    assert [item.digest for item in shared.items] == [item.digest for item in whole.items]
+
+
+def test_patient_is_never_on_both_sides(visits: Path, tmp_path: Path) -> None:
+    intake = prepared([], visits, tmp_path)
+    for frac in (0.01, 0.3, 0.49):
+        learned, held = part_by_patient(intake, frac)
+        assert learned
+        assert held
+        assert len(learned) + len(held) == len(intake.items)
+        assert not {item.subject for item in learned} & {item.subject for item in held}
+
+
+def test_no_name_of_a_patient_stands_in_the_workshop(visits: Path, tmp_path: Path) -> None:
+    prepared([], visits, tmp_path)
+    text = next(tmp_path.glob("prepared-*.jsonl")).read_text()
+    assert "sub-0001" not in text
+    assert "p-" in text
+
+
+def test_conditions_are_those_of_the_tables(visits: Path, tmp_path: Path) -> None:
+    intake = prepared([], visits, tmp_path)
+    rows = rows_of(intake.items, intake.shards, models.covariates())
+    ages = (visits / "sub-0001" / "sub-0001_sessions.tsv").read_text().split()[3::2]
+    low, high = models.RANGES["age_years"]
+    wanted = [(float(age) - low) / (high - low) for age in ages]
+    np.testing.assert_allclose(rows.condition_BK[:2, 0], np.clip(wanted, 0, 1), atol=1e-4)
+    assert set(rows.condition_BK[:, 1]) <= {0.0, 1.0}
+    assert rows.images.batch([0]).shape == (1, 1, 16, 16, 16)
+
+
+def test_scan_outside_a_range_counts_as_its_end_and_is_told(visits: Path, tmp_path: Path) -> None:
+    intake = prepared([], visits, tmp_path)
+    narrow = tuple(
+        covariate.model_copy(update={"low": 0.0, "high": 1.0})
+        if covariate.name == "brain_ml"
+        else covariate
+        for covariate in models.covariates()
+    )
+    rows = rows_of(intake.items, intake.shards, narrow)
+    assert rows.condition_BK[:, 3].tolist() == [1.0] * 8
+    assert rows.clipped["brain_ml"] == 8
+
+
+def test_what_is_not_known_lies_in_the_middle(visits: Path, tmp_path: Path) -> None:
+    intake = prepared([], visits, tmp_path)
+    item = intake.items[0]
+    unknown = item.model_copy(
+        update={"covariates": {k: v for k, v in item.covariates.items() if k.endswith("_ml")}}
+    )
+    rows = rows_of([unknown], intake.shards, models.covariates())
+    assert rows.condition_BK[0, :2].tolist() == [0.5, 0.5]
+
+
+def test_folder_without_a_scan_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.json").write_text(json.dumps({}))
+    with pytest.raises(CohortError, match="no scan of the folder can be used"):
+        prepared([], tmp_path / "scans", tmp_path / "w")

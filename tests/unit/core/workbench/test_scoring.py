@@ -1,0 +1,158 @@
+"""Scores of files come with their p-values and maps, and stand where the scans stand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.factories import models
+from vitrael.core.data.nifti import read_nifti, write_nifti
+from vitrael.core.data.scan import Scan
+from vitrael.core.digest import digest_bytes
+from vitrael.core.errors import ConfigError, DataError
+from vitrael.core.rng import stream
+from vitrael.core.scoring.calibration import SCORES
+from vitrael.core.weights import pack_tensors
+from vitrael.core.workbench.folder import (
+    Model,
+    Weights,
+    load_model,
+    read_document,
+    read_tensors,
+    write_model,
+)
+from vitrael.core.workbench.intake import Rows, rows_of, take_in
+from vitrael.core.workbench.scoring import calibrate_scorer, open_scorer, score_files
+
+FAMILIAR = 12
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scoring")
+
+
+@pytest.fixture(scope="module")
+def held(place: Path) -> Rows:
+    document = models.document()
+    scans = models.write_scans(place / "scans", patients=FAMILIAR)
+    intake = take_in(scans, document.recipe, workshop=place / "workshop")
+    return rows_of(intake.items, intake.shards, document.covariates)
+
+
+@pytest.fixture(scope="module")
+def scoring(place: Path, held: Rows, model_folder: Path) -> Path:
+    """Return a model that was calibrated on the scans."""
+    model = load_model(model_folder)
+    weights = {part: read_tensors(model_folder, model.document, part) for part in PARTS}
+    calibration = calibrate_scorer(
+        model.codec,
+        model.denoiser,
+        model.document.system.teacher,
+        held,
+        identity={part: digest_bytes(pack_tensors(own)) for part, own in weights.items()},
+        usual_K=[0.5] * 4,
+        seed=1,
+    )
+    document = model.document.model_copy(update={"scorer": calibration.facts()})
+    everything = Weights(weights["codec"], weights["denoiser"], calibration.to_tensors())
+    write_model(document, everything, place / "model")
+    return place / "model"
+
+
+PARTS = ("codec", "denoiser")
+
+
+@pytest.fixture(scope="module")
+def model(scoring: Path) -> Model:
+    return load_model(scoring)
+
+
+def scan_files(place: Path) -> list[Path]:
+    return sorted((place / "scans").glob("*/*/anat/*.nii.gz"))
+
+
+def test_noise_is_more_foreign_than_any_familiar_scan(
+    model: Model, place: Path, tmp_path: Path
+) -> None:
+    first = read_nifti(scan_files(place)[0])
+    image = stream(1, "noise").random(first.image_CDHW.shape, dtype=np.float32)
+    write_nifti(Scan(image, model.document.affine, "T1w"), tmp_path / "noise.nii.gz")
+    familiar, refused = score_files(model, scan_files(place))
+    foreign, _ = score_files(model, [tmp_path / "noise.nii.gz"], prepared=True)
+    assert (len(familiar), refused) == (FAMILIAR, [])
+    assert foreign[0].scores["two_sided"] > max(one.scores["two_sided"] for one in familiar)
+    assert foreign[0].p_values["two_sided"] == pytest.approx(1 / (FAMILIAR + 1))
+    assert set(foreign[0].scores) == set(SCORES)
+
+
+def test_score_does_not_depend_on_the_other_files(model: Model, place: Path) -> None:
+    files = scan_files(place)[:3]
+    together, _ = score_files(model, files)
+    alone, _ = score_files(model, files[2:])
+    assert alone[0].scores["two_sided"] == pytest.approx(together[2].scores["two_sided"], abs=1e-4)
+
+
+def test_maps_lie_where_the_scan_lies(model: Model, place: Path, tmp_path: Path) -> None:
+    path = scan_files(place)[0]
+    scored, _ = score_files(model, [path], maps=tmp_path)
+    assert len(scored[0].maps) == 2
+    for written in scored[0].maps:
+        found = read_nifti(written)
+        assert found.image_CDHW.shape[1:] == model.document.grid_vox
+        np.testing.assert_allclose(found.affine, read_nifti(path).affine, atol=1e-4)
+
+
+def test_bad_files_are_told_and_stop_nothing(model: Model, place: Path, tmp_path: Path) -> None:
+    good = scan_files(place)[0]
+    scan = read_nifti(good)
+    flat, nan = tmp_path / "flat.nii.gz", tmp_path / "nan.nii.gz"
+    write_nifti(scan, flat)
+    write_nifti(scan, nan)
+    spoil(flat, 0.0)
+    spoil(nan, np.nan)
+    scored, refused = score_files(model, [flat, nan, tmp_path / "none.nii", good])
+    assert [one.number for one in scored] == [4]
+    reasons = [one.reason for one in refused]
+    assert "constant" in reasons[0]
+    assert "finite" in reasons[1]
+    assert len(reasons) == 3
+
+
+def spoil(path: Path, value: float) -> None:
+    """Write one value into every voxel of a file, behind the back of the checks."""
+    import nibabel as nib
+
+    image = nib.load(path)
+    spoiled = np.full(image.shape, value, np.float32)
+    nib.save(nib.Nifti1Image(spoiled, image.affine), path)
+
+
+def test_prepared_file_of_another_grid_is_refused(model: Model, tmp_path: Path) -> None:
+    image = stream(1, "noise").random((1, 8, 8, 8), dtype=np.float32)
+    write_nifti(Scan(image, models.document().affine, "T1w"), tmp_path / "small.nii.gz")
+    _, refused = score_files(model, [tmp_path / "small.nii.gz"], prepared=True)
+    assert "grid is not that of the model" in refused[0].reason
+
+
+def test_model_without_a_scorer_says_so(model_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="has no scorer"):
+        open_scorer(load_model(model_folder))
+
+
+def test_scorer_of_other_weights_is_refused(model: Model) -> None:
+    other = model.document.model_copy(
+        update={"files": dict.fromkeys(model.document.files, "sha256:" + "0" * 64)}
+    )
+    with pytest.raises(DataError, match="fitted with another identity"):
+        open_scorer(replace(model, document=other))
+
+
+def test_calibrated_model_comes_back_whole(scoring: Path) -> None:
+    document = read_document(scoring)
+    assert "scorer.safetensors" in document.files
+    assert document.scorer is not None
+    open_scorer(load_model(scoring))

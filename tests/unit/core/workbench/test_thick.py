@@ -1,0 +1,103 @@
+"""The model's grid is laid so that its thick slices are those that were acquired."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.factories import models
+from vitrael.core.data.phantoms.cohorts import draw_scan
+from vitrael.core.data.scan import Scan
+from vitrael.core.errors import ScanError
+from vitrael.core.workbench.thick import find_slices, place_slices
+
+FINE = (16, 16, 16)
+
+
+def fine_scan() -> Scan:
+    scan, _, _ = draw_scan(1, "north", 0, 0, grid_vox=FINE, spacing_mm=models.SPACING_MM)
+    return scan
+
+
+def thicken(scan: Scan, axis: int, factor: int) -> Scan:
+    """Return the scan with ``factor`` slices averaged into one, where they lay."""
+    image = np.moveaxis(scan.image_CDHW, axis + 1, -1)
+    image = image.reshape(*image.shape[:-1], -1, factor).mean(-1)
+    affine = scan.affine.copy()
+    affine[:3, axis] *= factor
+    affine[:3, 3] += scan.affine[:3, axis] * (factor - 1) / 2
+    return Scan(np.ascontiguousarray(np.moveaxis(image, -1, axis + 1)), affine, "T1w")
+
+
+@pytest.mark.parametrize(("axis", "factor"), [(0, 2), (1, 4), (2, 2)])
+def test_slices_are_found_in_the_file(axis: int, factor: int) -> None:
+    slices = find_slices(thicken(fine_scan(), axis, factor), models.document())
+    assert (slices.axis, slices.factor, slices.is_stretched) == (axis, factor, False)
+
+
+def test_scan_on_a_coarse_copy_of_the_grid_is_not_moved() -> None:
+    fine = fine_scan()
+    thick = thicken(fine, 2, 2)
+    slices = find_slices(thick, models.document())
+    placed = place_slices(thick, slices, models.document())
+    np.testing.assert_allclose(placed.affine, fine.affine, atol=1e-9)
+    assert np.array_equal(placed.low_affine, thick.affine)
+    ratio = placed.low_CDHW[thick.image_CDHW > 0.5] / thick.image_CDHW[thick.image_CDHW > 0.5]
+    assert np.std(ratio) < 0.1
+
+
+def test_grid_of_the_model_meets_slices_that_lie_elsewhere() -> None:
+    fine, _, _ = draw_scan(1, "north", 0, 0, grid_vox=(40, 40, 40), spacing_mm=6.0)
+    thick = thicken(fine, 2, 4)
+    document = models.document()
+    slices = find_slices(thick, document)
+    assert slices.factor == 2
+    placed = place_slices(thick, slices, document)
+    assert placed.low_CDHW.shape == (1, 16, 16, 8)
+    off_mm = (placed.low_affine[2, 3] - thick.affine[2, 3]) / thick.affine[2, 2]
+    assert off_mm == pytest.approx(round(off_mm), abs=1e-9)
+    np.testing.assert_allclose(placed.affine[:3, :3], np.eye(3) * models.SPACING_MM, atol=1e-9)
+    first_two = placed.affine[2, 3] + models.SPACING_MM * np.array([0, 1])
+    assert first_two.mean() == pytest.approx(placed.low_affine[2, 3])
+
+
+def test_isotropic_scan_is_refused_unless_a_direction_is_named() -> None:
+    with pytest.raises(ScanError, match="its slices are not thick"):
+        find_slices(fine_scan(), models.document())
+    with pytest.raises(ScanError, match="as thin as the model"):
+        find_slices(fine_scan(), models.document(), axis="up-down")
+    slices = find_slices(fine_scan(), models.document(), axis="front-back", factor=2)
+    assert (slices.axis, slices.is_stretched) == (1, True)
+
+
+def test_oblique_slices_are_refused() -> None:
+    thick = thicken(fine_scan(), 2, 2)
+    angle = np.radians(8)
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    tilted = Scan(thick.image_CDHW, turn @ thick.affine, "T1w")
+    with pytest.raises(ScanError, match="oblique"):
+        find_slices(tilted, models.document())
+
+
+@pytest.mark.parametrize("wish", [{"factor": 3}, {"thickness_mm": 36.0}, {"factor": 16}])
+def test_factor_that_does_not_fit_the_grid_is_refused_with_those_that_do(
+    wish: dict[str, float],
+) -> None:
+    thick = thicken(fine_scan(), 2, 2)
+    with pytest.raises(ScanError, match=r"one of 2, 4, 8") as told:
+        find_slices(thick, models.document(), **wish)  # type: ignore[arg-type]
+    assert "do not fill" in told.value.what
+
+
+def test_prepared_scan_keeps_its_intensities() -> None:
+    thick = thicken(fine_scan(), 2, 2)
+    inside = Scan(np.clip(thick.image_CDHW, 0, 1) * np.float32(0.5), thick.affine, "T1w")
+    document = models.document()
+    slices = find_slices(inside, document)
+    kept = place_slices(inside, slices, document, prepared=True)
+    assert np.array_equal(kept.low_CDHW, inside.image_CDHW)
+    assert place_slices(inside, slices, document).low_CDHW.max() == 1
+    bright = Scan(thick.image_CDHW * np.float32(5), thick.affine, "T1w")
+    with pytest.raises(ScanError, match=r"outside \[0, 1\]"):
+        place_slices(bright, slices, document, prepared=True)

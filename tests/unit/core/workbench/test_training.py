@@ -1,0 +1,157 @@
+"""From a folder of scans to a model; a command that was killed ends at the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.factories import models
+from vitrael.core.errors import CohortError, StorageError, WeightsError
+from vitrael.core.training.compute import Compute
+from vitrael.core.workbench.folder import ModelDocument, load_model, read_document
+from vitrael.core.workbench.recipe import read_recipe
+from vitrael.core.workbench.training import Trained, TrainingOrder, train_model
+
+
+class KilledError(Exception):
+    """Stands for a process that ends in the middle."""
+
+
+def order(scans: Path, to: Path, *, text: str = models.RECIPE, seed: int = 1) -> TrainingOrder:
+    recipe = to.parent / f"{to.name}.toml"
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(text, encoding="utf-8")
+    return TrainingOrder(read_recipe(recipe), scans, to, seed, Compute("cpu", bf16=False), 1)
+
+
+def train(scans: Path, to: Path, *, text: str = models.RECIPE, seed: int = 1) -> Trained:
+    trained = train_model(order(scans, to, text=text, seed=seed))
+    assert trained is not None
+    return trained
+
+
+@pytest.fixture(scope="module")
+def whole(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelDocument:
+    return train(scans, tmp_path_factory.mktemp("whole") / "model").document
+
+
+def test_trained_model_is_ready_and_tells_what_it_is(scans: Path, tmp_path: Path) -> None:
+    steps: list[str] = []
+    trained = train_model(
+        order(scans, tmp_path / "model"), tell=lambda step, _done, _total: steps.append(step)
+    )
+    assert trained is not None
+    assert (trained.scans, trained.patients, trained.left_out) == (5, 5, {})
+    document = load_model(tmp_path / "model").document
+    assert document == trained.document
+    assert document.provenance.training_images == 4
+    assert document.measured["ceiling"]["n"] == 1
+    assert document.measured["conditioning"]["n"] == 4
+    assert not (tmp_path / "model.training").exists()
+    assert list(dict.fromkeys(steps)) == [
+        "prepare scans",
+        "train codec",
+        "encode scans",
+        "train denoiser",
+        "draw samples",
+    ]
+
+
+def test_latents_of_a_trained_codec_have_unit_variance(scans: Path, tmp_path: Path) -> None:
+    train(scans, tmp_path / "model")
+    codec = load_model(tmp_path / "model").codec
+    assert not torch.equal(codec.latent_std, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("step", "done"), [("prepare scans", 3), ("train codec", 16), ("train denoiser", 16)]
+)
+def test_killed_training_goes_on_to_the_same_weights(
+    step: str, done: int, whole: ModelDocument, scans: Path, tmp_path: Path
+) -> None:
+    def kill(now: str, so_far: int, _total: int) -> None:
+        if now == step and so_far >= done:
+            raise KilledError
+
+    ordered = order(scans, tmp_path / "model")
+    with pytest.raises(KilledError):
+        train_model(ordered, tell=kill)
+    assert ordered.workshop.exists()
+    assert not ordered.to.exists()
+    again = train_model(ordered)
+    assert again is not None
+    assert again.document.files == whole.files
+
+
+def test_another_seed_gives_other_weights(
+    whole: ModelDocument, scans: Path, tmp_path: Path
+) -> None:
+    assert train(scans, tmp_path / "model", seed=2).document.files != whole.files
+
+
+def test_workshop_of_another_recipe_is_not_used(
+    whole: ModelDocument, scans: Path, tmp_path: Path
+) -> None:
+    def kill(now: str, _done: int, _total: int) -> None:
+        if now == "draw samples":
+            raise KilledError
+
+    longer = models.RECIPE.replace("length_images = 32", "length_images = 40")
+    with pytest.raises(KilledError):
+        train_model(order(scans, tmp_path / "model", text=longer), tell=kill)
+    assert train(scans, tmp_path / "model").document.files == whole.files
+
+
+def test_model_is_never_trained_over_another(scans: Path, model_folder: Path) -> None:
+    before = read_document(model_folder)
+    with pytest.raises(StorageError, match="holds something already"):
+        train(scans, model_folder)
+    assert read_document(model_folder) == before
+
+
+def test_folder_of_one_patient_is_refused(tmp_path: Path) -> None:
+    scans = models.write_scans(tmp_path / "scans", patients=1, visits=2)
+    with pytest.raises(CohortError, match="one patient alone"):
+        train(scans, tmp_path / "model")
+
+
+def test_unusable_scan_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    scans = models.write_scans(tmp_path / "scans", patients=3)
+    broken = scans / "sub-0009" / "anat" / "sub-0009_T1w.nii.gz"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"cut")
+    trained = train(scans, tmp_path / "model")
+    assert trained.scans == 3
+    assert sum(trained.left_out.values()) == 1
+
+
+def test_critic_and_perceptual_term_are_told(scans: Path, tmp_path: Path) -> None:
+    text = models.RECIPE.replace(
+        "latent_channels = 2",
+        "latent_channels = 2\nperceptual_weight = 0.1\nperceptual = 'medicalnet'\n"
+        "critic = { channels = 8, layers = 1 }",
+        1,
+    )
+    origin = train(scans, tmp_path / "model", text=text).document.provenance
+    assert origin.critic
+    assert origin.perceptual.startswith("gradients (fallback")
+
+
+def test_perceptual_weights_that_are_not_there_are_refused(scans: Path, tmp_path: Path) -> None:
+    text = models.RECIPE.replace(
+        "latent_channels = 2", "latent_channels = 2\nperceptual_weight = 0.1", 1
+    ).replace("perceptual_weight = 0.1", "perceptual_weight = 0.1\nperceptual = 'medicalnet'")
+    ordered = order(scans, tmp_path / "model", text=text)
+    wrong = TrainingOrder(
+        ordered.recipe,
+        scans,
+        ordered.to,
+        1,
+        ordered.compute,
+        1,
+        perceptual_weights=tmp_path / "none",
+    )
+    with pytest.raises(WeightsError, match="MedicalNet cannot be read"):
+        train_model(wrong)

@@ -1,0 +1,87 @@
+"""Thick slices become volumes where they lay; what cannot be used stops nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.factories import models
+from tests.unit.core.workbench.test_thick import fine_scan, thicken
+from vitrael.core.data.nifti import read_nifti, write_nifti
+from vitrael.core.sampling.inverse import InversionSettings
+from vitrael.core.workbench.folder import load_model
+from vitrael.core.workbench.upsampling import (
+    UpsamplingOrder,
+    result_name,
+    start_condition,
+    upsample_files,
+)
+
+SHORT = InversionSettings(iterations=4, patience=50)
+
+
+@pytest.fixture
+def thick(tmp_path: Path) -> Path:
+    path = tmp_path / "sub-01_T1w.nii.gz"
+    write_nifti(thicken(fine_scan(), 2, 2), path)
+    return path
+
+
+@pytest.mark.parametrize("strategy", ["latent", "noise"])
+def test_result_lies_where_the_scan_lies(
+    strategy: str, thick: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    model = load_model(model_folder)
+    order = UpsamplingOrder(strategy=strategy, settings=SHORT, steps=2)  # type: ignore[arg-type]
+    done, refused = upsample_files(model, [thick], tmp_path / "fine", order)
+    assert not refused
+    found = read_nifti(done[0].path)
+    np.testing.assert_allclose(found.affine, fine_scan().affine, atol=1e-4)
+    assert found.image_CDHW.shape == fine_scan().image_CDHW.shape
+    assert set(done[0].condition) == (set(models.RANGES) if strategy == "noise" else set())
+    assert np.isfinite(done[0].loss)
+
+
+def test_search_comes_closer_to_what_was_acquired(
+    thick: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    model = load_model(model_folder)
+    losses = []
+    for iterations in (1, 12):
+        order = UpsamplingOrder(settings=InversionSettings(iterations=iterations))
+        done, _ = upsample_files(model, [thick], tmp_path / str(iterations), order)
+        losses.append(done[0].loss)
+    assert losses[1] < losses[0]
+
+
+def test_file_that_cannot_be_used_stops_none_of_the_others(
+    thick: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    isotropic = tmp_path / "isotropic.nii.gz"
+    write_nifti(fine_scan(), isotropic)
+    broken = tmp_path / "broken.nii"
+    broken.write_bytes(b"no image")
+    twin = tmp_path / "twin" / thick.name
+    write_nifti(thicken(fine_scan(), 2, 2), twin)
+    files = [isotropic, broken, tmp_path / "none.nii", thick, twin]
+    order = UpsamplingOrder(settings=SHORT)
+    done, refused = upsample_files(load_model(model_folder), files, tmp_path / "fine", order)
+    assert [one.number for one in done] == [4]
+    reasons = {one.number: one.reason for one in refused}
+    assert "not thick" in reasons[1]
+    assert "NIfTI" in reasons[2]
+    assert "no such file" in reasons[3]
+    assert "file 4 has the same name" in reasons[5]
+
+
+def test_what_is_known_of_a_patient_is_not_searched(model_folder: Path) -> None:
+    condition, free = start_condition(load_model(model_folder), {"sex": 1.0, "age_years": 18.0})
+    assert condition.tolist() == [0, 1, 0.5, 0.5]
+    assert free.tolist() == [False, False, True, True]
+
+
+def test_result_is_named_as_bids_would() -> None:
+    assert result_name(Path("a/sub-1_T1w.nii.gz")) == "sub-1_desc-upsampled_T1w.nii.gz"
+    assert result_name(Path("scan.nii")) == "scan_upsampled.nii.gz"
