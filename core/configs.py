@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,6 +17,11 @@ Prediction = Literal["noise", "velocity", "image", "edm", "flow"]
 """What a diffusion network answers with; ``edm`` and ``flow`` bring a process of their own."""
 SamplerName = Literal["ddpm", "ddim", "plms", "heun", "dpm_solver", "unipc"]
 """How a diffusion network is sampled; ``core.sampling.samplers.SAMPLERS`` tells what each is."""
+ScheduleName = Literal["scaled_linear", "linear", "cosine"]
+"""How noise grows over the trained levels; ``core.sampling.schedules`` tells what each is."""
+
+EVEN_IN_TIME: Final[tuple[SamplerName, ...]] = ("ddpm", "ddim")
+"""Samplers that take each step at a trained level of its own, where there are trained levels."""
 
 
 class Section(BaseModel):
@@ -37,6 +42,11 @@ class TrainingConfig(Section):
     accumulated_batches: int = Field(
         default=1, ge=1, description="batches whose gradients are averaged before a step"
     )
+
+    @property
+    def step_images(self) -> int:
+        """Images that one step learns from."""
+        return self.batch_images * self.accumulated_batches
 
 
 class LocalTrainingConfig(TrainingConfig):
@@ -59,6 +69,11 @@ class CriticConfig(Section):
         default=2.0, gt=0, description="its learning rate over the codec's"
     )
 
+    @property
+    def least_vox(self) -> int:
+        """The shortest edge that an image may have: the last map of scores is then a voxel wide."""
+        return 3 << self.layers
+
 
 class AutoencoderConfig(Section):
     """A KL autoencoder (MONAI ``AutoencoderKL``) over patches, halving each axis between levels."""
@@ -72,7 +87,9 @@ class AutoencoderConfig(Section):
         default="transposed", description="transposed convolution, or nearest and a convolution"
     )
     square_weight: float = Field(default=4.0, ge=0, description="of the squared error beside L1")
-    kl_weight: float = Field(default=1e-6, ge=0)
+    kl_weight: float = Field(
+        default=1e-6, ge=0, description="of the divergence's mean over the latents, not of its sum"
+    )
     perceptual_weight: float = Field(default=0.0, ge=0)
     perceptual: Literal["gradients", "medicalnet"] = Field(
         default="gradients",
@@ -103,6 +120,9 @@ class DiffusionConfig(Section):
     upcast_attention: bool = Field(default=False, description="attention scores in float32")
     prediction: Prediction = "velocity"
     timesteps: int = Field(default=1000, ge=2, description="T of the forward process")
+    schedule: ScheduleName = Field(
+        default="scaled_linear", description="how noise grows; cosine takes no betas"
+    )
     beta_start: float = Field(default=0.0015, gt=0)
     beta_end: float = Field(default=0.0205, gt=0, lt=1)
     condition_dropout: float = Field(
@@ -120,6 +140,13 @@ class DiffusionConfig(Section):
         _demand_groups(self.channels, self.norm_groups)
         if len(self.channels) != len(self.attention_levels):
             msg = "channels and attention_levels must have the same length"
+            raise ValueError(msg)
+        if not self.beta_start < self.beta_end:
+            msg = "beta_start must be below beta_end"
+            raise ValueError(msg)
+        trained = self.prediction not in ("edm", "flow")
+        if trained and self.sampler in EVEN_IN_TIME and self.sampling_steps > self.timesteps:
+            msg = f"sampling_steps must not exceed timesteps with {self.sampler}"
             raise ValueError(msg)
         return self
 

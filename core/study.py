@@ -167,6 +167,10 @@ class Protocol(Section):
         divisor = generator.codec.downsampling << (levels - 1)
         if any(size % divisor for size in self.data.grid_vox):
             raise _DisagreementError("data.grid_vox", f"every axis must be a multiple of {divisor}")
+        critic = generator.codec.critic
+        if critic is not None and min(self.data.grid_vox) < critic.least_vox:
+            why = f"a critic of {critic.layers} layers needs edges of at least {critic.least_vox}"
+            raise _DisagreementError("systems", f"{why} voxels")
         return self
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 from vitrael.core.checks import finite
 from vitrael.core.errors import DataError
 from vitrael.core.metrics.bootstrap import bootstrap, centered_interval
-from vitrael.core.metrics.intervals import CONFIDENCE, pearson_interval, pearson_r
+from vitrael.core.metrics.intervals import CONFIDENCE, pearson_interval, pearson_r, permuted_r
 from vitrael.core.metrics.measured import Measured
 
 PERMUTATIONS: Final = 1000
@@ -35,7 +35,7 @@ class ConditionAudit:
     permuted_r: Measured
     """Mean absolute correlation after shuffling what was asked, with its quantiles."""
     permuted_mae: float
-    """Mean absolute error after shuffling: what images in any order would have."""
+    """Mean absolute error over all orders: what images have that were asked for nothing."""
     p: float
     """Share of shufflings, the order as it is among them, that correlate at least as much."""
 
@@ -63,16 +63,24 @@ def audit_condition(
     low, high = pearson_interval(r, n, confidence=confidence)
     how = f"Pearson r, Fisher's interval, measured by {measurer}"
     correlation = Measured(f"{condition}_r", r, low, high, n, "images", how, "", confidence)
-    shuffled = np.stack([rng.permutation(asked) for _ in range(permutations)])
-    r_P = np.abs([pearson_r(row, measured) for row in shuffled])
-    reached = int((r_P >= abs(r) - 1e-12).sum())
+    control = permuted_r(asked, measured, rng=rng, draws=permutations, confidence=confidence)
+    reached = int((control.values_P >= abs(r) - 1e-12).sum())
     error_B = np.abs(asked - measured)
     return ConditionAudit(
         condition=condition,
         r=correlation,
         mae=_mean_error(error_B, f"{condition}_mae", measurer, rng=rng, confidence=confidence),
-        permuted_r=_control(r_P, condition, confidence),
-        permuted_mae=float(np.abs(shuffled - measured).mean()),
+        permuted_r=Measured(
+            name=f"{condition}_permuted_r",
+            value=control.mean,
+            low=control.low,
+            high=control.high,
+            n=permutations,
+            unit="permutations",
+            method="mean |r| with what was asked shuffled; bounds are quantiles",
+            confidence=confidence,
+        ),
+        permuted_mae=float(np.mean([np.abs(one - measured).mean() for one in asked])),
         p=(reached + 1) / (permutations + 1),
     )
 
@@ -85,21 +93,6 @@ def _mean_error(
     low, high = centered_interval(value, draws, confidence=confidence, within=(0.0, np.inf))
     how = f"mean absolute error, bootstrap of {_DRAWS} draws, measured by {measurer}"
     return Measured(name, value, low, high, len(error_B), "images", how, "", confidence)
-
-
-def _control(r_P: np.ndarray, condition: str, confidence: float) -> Measured:
-    low, high = (float(np.quantile(r_P, level)) for level in (1 - confidence, confidence))
-    mean = float(r_P.mean())
-    return Measured(
-        name=f"{condition}_permuted_r",
-        value=mean,
-        low=min(mean, low),
-        high=max(mean, high),
-        n=len(r_P),
-        unit="permutations",
-        method="mean |r| with what was asked shuffled; bounds are quantiles",
-        confidence=confidence,
-    )
 
 
 def _check(asked: np.ndarray, measured: np.ndarray, condition: str) -> None:

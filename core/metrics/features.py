@@ -72,12 +72,17 @@ def extract_features(
     return features
 
 
-def standardize_volumes(images: torch.Tensor) -> torch.Tensor:
-    """Return every image less its mean, over its standard deviation; a constant one gives 0."""
+def standardize_volumes(
+    images: torch.Tensor, *, least_deviation: float = _LEAST_DEVIATION
+) -> torch.Tensor:
+    """Return every image less its mean, over its standard deviation; a constant one gives 0.
+
+    A deviation below ``least_deviation`` counts as that.
+    """
     flat = images.flatten(1)
     shape = (-1, *(1,) * (images.ndim - 1))
     mean, deviation = flat.mean(1).view(shape), flat.std(1).view(shape)
-    return (images - mean) / deviation.clamp_min(_LEAST_DEVIATION)
+    return (images - mean) / deviation.clamp_min(least_deviation)
 
 
 def random_conv_extractor(seed: int = 0) -> Extractor:

@@ -41,6 +41,8 @@ class Shuffled(NamedTuple):
     mean: float
     low: float
     high: float
+    values_P: np.ndarray
+    """One for each shuffling."""
 
 
 def clopper_pearson(hits: float, trials: int, *, confidence: float = CONFIDENCE) -> Interval:
@@ -108,10 +110,10 @@ def permuted_r(
 
     The quantiles are those at 1 - ``confidence`` and at ``confidence`` over the shufflings.
     """
-    values = [abs(pearson_r(rng.permutation(asked), measured)) for _ in range(draws)]
-    mean = float(np.mean(values))
-    low, high = (float(np.quantile(values, level)) for level in (1 - confidence, confidence))
-    return Shuffled(mean, min(mean, low), max(mean, high))
+    values_P = np.array([abs(pearson_r(rng.permutation(asked), measured)) for _ in range(draws)])
+    mean = float(values_P.mean())
+    low, high = (float(np.quantile(values_P, level)) for level in (1 - confidence, confidence))
+    return Shuffled(mean, min(mean, low), max(mean, high), values_P)
 
 
 def auc(higher: np.ndarray, lower: np.ndarray) -> Estimate:

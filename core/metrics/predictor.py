@@ -8,16 +8,15 @@ correlation it gives. Axes: B images, E features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import torch
 
 from vitrael.core.checks import finite
 from vitrael.core.errors import DataError
 from vitrael.core.metrics.conditioning import ConditionAudit, audit_condition
-from vitrael.core.metrics.features import Extractor, extract_features
 
 FOLDS: Final = 5
 _PENALTIES: Final = tuple(float(p) for p in 10.0 ** np.arange(-4, 5))
@@ -42,83 +41,107 @@ class Ridge:
 
 
 @dataclass(frozen=True, slots=True)
-class FeaturePredictor:
-    """Predicts one number from an image by a ridge regression on an extractor's features."""
+class CrossRule:
+    """One rule for each fold: every image is judged by the one that never saw its patient."""
 
-    name: str
-    extractor: Extractor
-    ridge: Ridge
+    rules: tuple[Ridge, ...]
+    fold_B: np.ndarray
+
+    def __call__(self, feature_BE: np.ndarray) -> np.ndarray:
+        """Return the prediction of each row, ``[B]``; rows stand as those of the fit did.
+
+        Raises DataError for another number of rows.
+        """
+        if len(feature_BE) != len(self.fold_B):
+            raise DataError(
+                "a cross-validated rule judges as many images as it was fitted to",
+                why=f"it was given {len(feature_BE)} for {len(self.fold_B)}",
+                fix="give one image for each of the fit, in their order",
+            )
+        predicted = np.empty(len(feature_BE))
+        for fold, rule in enumerate(self.rules):
+            own = self.fold_B == fold
+            predicted[own] = rule(feature_BE[own])
+        return predicted
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedAudit:
+    """What a predictor says of images that were asked for, beside what it says of real ones."""
+
+    drawn: ConditionAudit
     ceiling: ConditionAudit
-    """The audit of real images, each predicted by a rule that never saw its patient."""
-
-    def predict(self, x: torch.Tensor) -> np.ndarray:
-        """Return the prediction of each image, float64 ``[B]``, in the units of the target."""
-        return self.ridge(extract_features(self.extractor, x))
+    """Of the real images themselves: no generator is expected above it."""
 
 
-def fit_predictor(
-    images: torch.Tensor,
+def audit_predicted(
+    real_BE: np.ndarray,
+    drawn_BE: np.ndarray,
     target_B: np.ndarray,
     *,
     condition: str,
-    extractor: Extractor,
+    extractor: str,
     patients: Sequence[int],
     rng: np.random.Generator,
     folds: int = FOLDS,
-) -> FeaturePredictor:
-    """Return a predictor of ``condition``, and its ceiling by cross-validation over patients.
+) -> PredictedAudit:
+    """Return the audit of a condition that is read by a ridge regression on real images' features.
 
-    ``patients`` numbers the patient of each image; no patient is on both sides of a fold, neither
-    of those that judge nor of those inside that choose the penalty. ``condition`` is ``age_years``
-    for an age predictor. Raises DataError for fewer patients than folds and for series of other
-    lengths.
+    Row for row the drawn image was asked for with the target of the real one. Both are judged by
+    the rule that never saw the patient: a generator that repeats the real images reaches the
+    ceiling and does not pass it. ``patients`` numbers the patient of each image; ``condition`` is
+    ``age_years`` for ages. Raises DataError for fewer patients than folds, for series of other
+    lengths, and as ``audit_condition``.
     """
-    feature_BE = extract_features(extractor, images)
-    target, patient = np.asarray(target_B, dtype=np.float64), np.asarray(patients)
-    predicted = cross_predict(feature_BE, target, patients=patient, folds=folds, rng=rng)
-    name = f"{condition} by ridge regression on {extractor.name}"
-    ceiling = audit_condition(
-        target, predicted, condition=condition, measurer=f"{name}, cross-validated", rng=rng
+    target = np.asarray(target_B, dtype=np.float64)
+    rule = cross_fit(real_BE, target, patients=np.asarray(patients), folds=folds, rng=rng)
+    measurer = f"ridge regression on {extractor}, cross-validated on real images"
+    ceiling, drawn = (  # by one stream each, which draw the same: equal images, equal audits
+        audit_condition(target, rule(features), condition=condition, measurer=measurer, rng=own)
+        for features, own in ((real_BE, deepcopy(rng)), (drawn_BE, rng))
     )
-    penalty = _choose_penalty(feature_BE, target, _deal(patient, folds, rng), folds)
-    return FeaturePredictor(name, extractor, fit_ridge(feature_BE, target, penalty), ceiling)
+    return PredictedAudit(drawn, ceiling)
 
 
-def cross_predict(
+def cross_fit(
     feature_BE: np.ndarray,
     target_B: np.ndarray,
     *,
     patients: np.ndarray,
     rng: np.random.Generator,
     folds: int = FOLDS,
-) -> np.ndarray:
-    """Return for each image the prediction of a rule fitted without its patient, ``[B]``.
+) -> CrossRule:
+    """Return rules of which each was fitted without the patients of its fold.
 
-    Raises DataError as ``fit_predictor``.
+    No patient is on both sides of a fold, neither of those that judge nor of those inside that
+    choose the penalty. Raises DataError for fewer patients than folds and for series of other
+    lengths.
     """
     if not len(feature_BE) == len(target_B) == len(patients):
         raise DataError("features, targets and patients are not equally many")
     finite(features=feature_BE, target=target_B)
     outer_B = _deal(patients, folds, rng)
-    predicted = np.empty(len(target_B))
+    rules = []
     for fold in range(folds):
-        out = outer_B == fold
-        inner_B = _deal(patients[~out], folds, rng)
-        penalty = _choose_penalty(feature_BE[~out], target_B[~out], inner_B, folds)
-        predicted[out] = fit_ridge(feature_BE[~out], target_B[~out], penalty)(feature_BE[out])
-    return predicted
+        seen = outer_B != fold
+        inner_B = _deal(patients[seen], folds, rng)
+        penalty = _choose_penalty(feature_BE[seen], target_B[seen], inner_B, folds)
+        rules.append(fit_ridge(feature_BE[seen], target_B[seen], penalty))
+    return CrossRule(tuple(rules), outer_B)
 
 
 def fit_ridge(feature_BE: np.ndarray, target_B: np.ndarray, penalty: float) -> Ridge:
     """Return the rule that minimizes the mean squared error plus ``penalty`` times its weights'.
 
-    Features are standardized on these rows; one that is constant is not used.
+    Features are standardized on these rows; one that is constant is not used. Where a penalty of
+    0 leaves many rules as good, it is the one of least weights.
     """
     center, scale = feature_BE.mean(axis=0), feature_BE.std(axis=0)
     scale = np.where(scale > 0, scale, np.inf)
     u, s, v = np.linalg.svd((feature_BE - center) / scale, full_matrices=False)
     mean = float(target_B.mean())
-    shrunk = s / (s**2 + penalty * len(target_B))
+    counts = s > np.finfo(s.dtype).eps * max(feature_BE.shape) * s.max(initial=0.0)
+    shrunk = np.divide(s, s**2 + penalty * len(target_B), out=np.zeros_like(s), where=counts)
     return Ridge(center, scale, v.T @ (shrunk * (u.T @ (target_B - mean))), mean, penalty)
 
 

@@ -1,9 +1,9 @@
 """The brain latent diffusion model (Pinaya et al. 2022): codec, denoiser, and the Generator.
 
-The preset ``pinaya2022`` is the published model. Defaults deviate, for small grids: the
-autoencoder learns without perceptual and adversarial loss, the U-Net predicts ``v`` instead of the
-noise. The condition holds age, sex, ventricle and brain volume in the order of
-``core.study.COVARIATES``.
+The preset ``pinaya2022`` has the published networks and loss terms; ``core.presets`` tells in what
+its training differs. Defaults deviate further, for small grids: the autoencoder learns without
+perceptual and adversarial loss, the U-Net predicts ``v`` instead of the noise. The condition holds
+age, sex, ventricle and brain volume in the order of ``core.study.COVARIATES``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from vitrael.core.checks import finite
 from vitrael.core.configs import BrainLDMConfig, DiffusionConfig
-from vitrael.core.errors import UsageError
+from vitrael.core.errors import DataError, UsageError
 from vitrael.core.geometry import Affine
 from vitrael.core.interfaces import Denoiser
 from vitrael.core.models.nets.autoencoder import KLCodec
@@ -25,7 +26,12 @@ from vitrael.core.rng import seeded_initialization, torch_stream
 from vitrael.core.sampling.denoisers import GuidedDenoiser, Network, make_denoiser
 from vitrael.core.sampling.noise import RowNoise
 from vitrael.core.sampling.samplers import SAMPLERS
-from vitrael.core.sampling.schedules import sampling_levels, scaled_linear_sigmas
+from vitrael.core.sampling.schedules import (
+    cosine_sigmas,
+    linear_sigmas,
+    sampling_levels,
+    scaled_linear_sigmas,
+)
 from vitrael.core.study import COVARIATES
 
 
@@ -60,7 +66,10 @@ def draw_latents(
 
 def trained_sigmas(part: DiffusionConfig) -> torch.Tensor:
     """Return the noise levels ``[T]`` that a U-Net of this config is trained on."""
-    return scaled_linear_sigmas(part.timesteps, beta_start=part.beta_start, beta_end=part.beta_end)
+    if part.schedule == "cosine":
+        return cosine_sigmas(part.timesteps)
+    of_betas = linear_sigmas if part.schedule == "linear" else scaled_linear_sigmas
+    return of_betas(part.timesteps, beta_start=part.beta_start, beta_end=part.beta_end)
 
 
 def latent_denoiser(network: Network, part: DiffusionConfig) -> Denoiser:
@@ -75,7 +84,12 @@ def latent_levels(part: DiffusionConfig) -> torch.Tensor:
 
 
 class LatentGenerator:
-    """A Generator: a sampler in the latent space, then the codec."""
+    """A Generator: a sampler in the latent space, then the codec.
+
+    With ``bf16``, where the device is faster in it, the first sample makes a copy of the denoiser
+    for inference. Weights that are loaded into ``denoiser`` afterwards do not reach that copy: make
+    another generator for them.
+    """
 
     def __init__(
         self,
@@ -112,7 +126,11 @@ class LatentGenerator:
 
     @torch.no_grad()
     def sample(self, request: SampleRequest) -> Samples:
-        """Return one sample for each row; each has a seed of its own, so shards do not matter."""
+        """Return one sample for each row; each has a seed of its own, so shards do not matter.
+
+        Raises DataError for a condition that is not finite or not ``[B, 4]``, and for no rows.
+        """
+        _check_condition(request.condition_BK)
         images = [
             self._sample_rows(request, rows)
             for rows in np.array_split(
@@ -141,3 +159,15 @@ class LatentGenerator:
     def _dtype(self, device: torch.device) -> torch.dtype:
         """Return bfloat16 where it may be used and the device is faster at it."""
         return arithmetic_dtype(device, torch.bfloat16) if self.bf16 else torch.float32
+
+
+def _check_condition(condition_BK: np.ndarray) -> None:
+    if condition_BK.ndim != 2 or condition_BK.shape[1] != len(COVARIATES):  # noqa: PLR2004 - B, K
+        raise DataError(
+            f"a condition of shape {condition_BK.shape} cannot be asked for",
+            why=f"each row must hold {len(COVARIATES)} numbers: {', '.join(COVARIATES)}",
+            fix="give one such row for each sample",
+        )
+    if not len(condition_BK):
+        raise DataError("no sample is asked for", fix="give at least one row of conditions")
+    finite(condition_BK=condition_BK)

@@ -1,12 +1,14 @@
 """The public weights of Pinaya et al. 2022, from a local copy of the MONAI model-zoo bundle.
 
 The bundle ``brain_image_synthesis_latent_diffusion_model`` holds ``models/autoencoder.pt`` and
-``models/model.pt`` with the names of the library they were trained with. What they are called here
-is a table; nothing of the bundle is executed. A file may also be safetensors, with the same names.
+``models/model.pt``, the older copy of the GenerativeModels library ``models/autoencoder.pth`` and
+``models/diffusion_model.pth``; tensors have the names of that library. What they are called here is
+a table; nothing of the bundle is executed. A file may also be safetensors, with the same names.
 """
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -22,8 +24,17 @@ from vitrael.core.models.nets.unet import HybridUNet
 from vitrael.core.study import COVARIATES
 from vitrael.core.weights import Tensors, check_finite, unpack_tensors
 
-CODEC_FILES: Final = ("models/autoencoder.pt", "models/autoencoder.safetensors")
-DENOISER_FILES: Final = ("models/model.pt", "models/model.safetensors")
+CODEC_FILES: Final = (
+    "models/autoencoder.pt",
+    "models/autoencoder.safetensors",
+    "models/autoencoder.pth",
+)
+DENOISER_FILES: Final = (
+    "models/model.pt",
+    "models/model.safetensors",
+    "models/diffusion_model.pth",
+)
+"""Where they may lie; the first that is there is read."""
 
 RENAMED: Final[Sequence[tuple[str, str]]] = (
     ("module.", ""),  # of a model that was trained on several GPUs
@@ -138,9 +149,10 @@ def _read_first(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 def _read(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         return unpack_tensors(path.read_bytes())
+    mapped = zipfile.is_zipfile(path)  # files of torch before 1.6 are not, and cannot be mapped
     try:
         # Tensors alone: the restricted reader runs nothing of the file (ADR 0032).
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # noqa: TID251
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)  # noqa: TID251
     except Exception as error:
         raise WeightsError(
             f"{path.name} cannot be read",

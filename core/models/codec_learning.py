@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vitrael.core.errors import WeightsError
+from vitrael.core.metrics.medicalnet import read_medicalnet
 from vitrael.core.models.nets.critic import build_critic_network
-from vitrael.core.models.nets.medicalnet import MedicalNet
 from vitrael.core.training.critic import Critic
 from vitrael.core.training.objectives import AutoencoderObjective
 from vitrael.core.training.perceptual import FeaturePerceptual, GradientPerceptual
-from vitrael.core.weights import unpack_tensors
 
 if TYPE_CHECKING:
     from vitrael.core.configs import BrainLDMConfig
@@ -24,7 +22,7 @@ class CodecLearning(NamedTuple):
     objective: AutoencoderObjective
     critic: Critic | None
     perceptual: str
-    """``none``, or what is compared; a fallback says so."""
+    """``none``, or what is compared, weights by their digest; a fallback says so."""
 
 
 def codec_learning(
@@ -58,13 +56,5 @@ def _perceptual(kind: str, weights: Path | None, *, device: str) -> tuple[Percep
         return GradientPerceptual(), "gradients"
     if weights is None:
         return GradientPerceptual(), "gradients (fallback: no MedicalNet weights were given)"
-    try:
-        data = weights.read_bytes()
-    except OSError as error:
-        raise WeightsError(
-            "the weights of MedicalNet cannot be read",
-            why=error.strerror or "",
-            fix="check the path",
-        ) from error
-    network = MedicalNet(unpack_tensors(data)).to(device)
-    return FeaturePerceptual(network, name="medicalnet"), "medicalnet"
+    network = read_medicalnet(weights, device=device)
+    return FeaturePerceptual(network.stages, name=network.name), network.name

@@ -7,6 +7,7 @@ axes of space from 2 on are as many as there are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -135,7 +136,17 @@ class GuidedDenoiser:
         weight: float,
         interval: tuple[float, float] | None = None,
     ) -> None:
-        """Take a Denoiser that was trained with dropped conditions."""
+        """Take a Denoiser that was trained with dropped conditions.
+
+        Raises UsageError for a weight that is not finite, and for an interval without a level.
+        """
+        if not math.isfinite(weight):
+            raise UsageError(f"a guidance of weight {weight} leads nowhere", fix="give a number")
+        if interval is not None and not 0 <= interval[0] <= interval[1]:
+            raise UsageError(
+                f"the interval of guidance, {interval[0]} to {interval[1]}, holds no noise level",
+                fix="give its lowest sigma, 0 or more, and then its highest",
+            )
         self.denoiser = denoiser
         self.weight = weight
         self.interval = interval

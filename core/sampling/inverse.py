@@ -46,10 +46,27 @@ __all__ = [
     "SuperResolver",
     "invert_latent",
     "invert_noise",
+    "recompute",
 ]
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
 """Latents to images. One that clips gives no gradient where it does; better one that does not."""
+
+
+def recompute(denoiser: Denoiser) -> Denoiser:
+    """Return the denoiser, of whose calls only the inputs are kept for the gradient.
+
+    Each is evaluated again on the way back. So the memory of the network is that of one evaluation,
+    whatever the sampler and the number of its steps. The denoiser must draw nothing.
+    """
+
+    def estimate(x_t: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        x_0: torch.Tensor = checkpoint(
+            denoiser, x_t, sigma, condition, use_reentrant=False, preserve_rng_state=False
+        )
+        return x_0
+
+    return estimate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,7 +153,7 @@ def invert_noise(
     _demand_rows(low, condition=condition)
     free = _free_entries(prior.free, condition)
     level = float(prior.sigmas[0])
-    denoiser = _checkpointed(prior.denoiser) if settings.checkpointed else prior.denoiser
+    denoiser = recompute(prior.denoiser) if settings.checkpointed else prior.denoiser
 
     def generate(variables: Variables) -> torch.Tensor:
         noise, asked = variables
@@ -238,16 +255,6 @@ def _noise(
         for row in range(len(like))
     ]
     return torch.stack(rows).to(like.device)
-
-
-def _checkpointed(denoiser: Denoiser) -> Denoiser:
-    """Return the denoiser, of whose calls only the inputs are kept for the gradient."""
-
-    def estimate(x_t: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        x_0: torch.Tensor = checkpoint(denoiser, x_t, sigma, condition, use_reentrant=False)
-        return x_0
-
-    return estimate
 
 
 def _demand_rows(low: torch.Tensor, **parts: torch.Tensor) -> None:

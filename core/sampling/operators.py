@@ -1,4 +1,4 @@
-"""What a scan loses, as linear maps: masked slices, thick slices, coarse grids, cut frequencies.
+"""What a scan loses, as linear maps: masked slices, thick slices, coarse grids.
 
 Each map ``f`` takes images ``[B, C, D, H, W]`` or ``[B, C, H, W]`` to what was measured of them and
 has its adjoint. ``axis`` counts the axes of space from 0: of a volume D, H, W, of a picture H, W.
@@ -14,7 +14,6 @@ Axes: B C D H W; n voxels and m coarse voxels along one axis.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -256,50 +255,6 @@ class Downsample:
         return _everywhere(low)
 
 
-@dataclass(frozen=True, slots=True)
-class KSpaceTruncation:
-    """Keeps, along the given axes of space, the lowest ``1 / factor`` of the frequencies.
-
-    What a scanner does that samples only the middle of k-space, with its ringing. Only
-    frequencies below the coarse grid's Nyquist limit are kept, so that the map is real.
-    """
-
-    axes: tuple[int, ...]
-    factor: int
-
-    def __post_init__(self) -> None:
-        """Raise UsageError unless frequencies can be cut so."""
-        _demand_factor(self.factor)
-        if not self.axes or len(set(self.axes)) != len(self.axes):
-            raise UsageError("no axis or one axis twice", fix="name each axis of space once")
-
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the image with ``n / factor`` voxels along the given axes."""
-        for axis in (_tensor_axis(image, axis) for axis in self.axes):
-            rows = _frequency_rows(_divided(image, axis, self.factor), self.factor)
-            image = _along(image, rows, axis)
-        return image
-
-    def adjoint(self, low: torch.Tensor) -> torch.Tensor:
-        """Return the coarse image's waves, weaker by ``factor`` for each axis."""
-        for axis in (_tensor_axis(low, axis) for axis in self.axes):
-            low = _along(low, _frequency_rows(low.shape[axis], self.factor).mT, axis)
-        return low
-
-    def upsample(self, low: torch.Tensor) -> torch.Tensor:
-        """Return the cubic interpolation along the given axes."""
-        return _interpolate(low, self.axes, self.factor)
-
-    def project(self, image: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-        """Return the image with its low frequencies replaced."""
-        gain = math.prod(self.factor for _ in self.axes)
-        return image + gain * self.adjoint(low - self(image))
-
-    def observed(self, low: torch.Tensor) -> torch.Tensor:
-        """Return 1 everywhere."""
-        return _everywhere(low)
-
-
 def _along(image: torch.Tensor, rows: torch.Tensor, axis: int) -> torch.Tensor:
     """Return an image whose lines along an axis were multiplied by a matrix."""
     lines: torch.Tensor = torch.tensordot(image, rows.to(image), dims=([axis], [1]))
@@ -326,18 +281,6 @@ def _linear_rows(count: int, factor: int) -> torch.Tensor:
     middle = torch.zeros(factor, dtype=torch.float64)
     middle[(factor - 1) // 2 : factor // 2 + 1] = 1
     return torch.kron(torch.eye(count, dtype=torch.float64), middle[None] / middle.sum())
-
-
-@lru_cache(maxsize=64)
-def _frequency_rows(count: int, factor: int) -> torch.Tensor:
-    """Return ``[m, n]``: the inverse transform on m points of the frequencies below m / 2."""
-    size = count * factor
-    center = torch.arange(count, dtype=torch.float64)[:, None] * factor + (factor - 1) / 2
-    turn = 2 * math.pi * (center - torch.arange(size, dtype=torch.float64)) / size
-    rows = torch.ones_like(turn)
-    for frequency in range(1, (count + 1) // 2):
-        rows += 2 * torch.cos(frequency * turn)
-    return rows / size
 
 
 @lru_cache(maxsize=64)

@@ -15,7 +15,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from vitrael.core.configs import SamplerName
 from vitrael.core.errors import UsageError
@@ -66,34 +65,21 @@ def ddim(
     *,
     noise: NoiseSource | None = None,
     eta: float = 0.0,
-    checkpointed: bool = False,
 ) -> torch.Tensor:
     """Return ``x_0`` by DDIM (Song et al. 2021, equations 12 and 16), n evaluations.
 
     ``eta`` 0 is deterministic and differentiable; 1 is ``ddpm``; what lies above 0 needs ``noise``.
     In the noise-to-signal coordinate the step is linear between the state and the estimate.
-    ``checkpointed`` keeps for the gradient one state a step and evaluates again on the way back,
-    so that the memory of the network is that of one evaluation whatever the number of steps; the
-    denoiser must then draw nothing.
     """
     levels = falling_levels(sigmas)
     draw = _demand_noise(noise) if eta > 0 else None
-
-    def move(x_t: torch.Tensor, sigma: float, following: float) -> torch.Tensor:
+    for sigma, following in pairwise(levels):
         x_0 = estimate(denoiser, x_t, sigma, condition)
         fresh = eta * following * math.sqrt(1 - (following / sigma) ** 2)
         kept = math.sqrt(max(0.0, following**2 - fresh**2)) / sigma
-        return x_0 + kept * (x_t - x_0)
-
-    for sigma, following in pairwise(levels):
-        if checkpointed:
-            x_t = checkpoint(
-                move, x_t, sigma, following, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            x_t = move(x_t, sigma, following)
+        x_t = x_0 + kept * (x_t - x_0)
         if draw is not None and following > 0:
-            x_t = x_t + eta * following * math.sqrt(1 - (following / sigma) ** 2) * draw()
+            x_t = x_t + fresh * draw()
     return x_t
 
 

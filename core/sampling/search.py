@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
-from torch.nn import functional
 
 from vitrael.core.errors import DataError, UsageError
+from vitrael.core.sampling.edges import edge_distance
 
 if TYPE_CHECKING:
     from vitrael.core.sampling.operators import Operator
@@ -46,8 +46,7 @@ class Distance(Protocol):
 class GradientDistance:
     """Mean absolute difference of gradients over scales that halve: needs no weights.
 
-    The declared fallback where no perceptual network is at hand. An axis that is too short for a
-    scale stays as it is, one of a single voxel has no gradient.
+    The declared fallback where no perceptual network is at hand; ``core.sampling.edges`` has it.
     """
 
     scales: int = 3
@@ -59,17 +58,7 @@ class GradientDistance:
 
     def __call__(self, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return ``[B]`` distances, the mean over scales and axes."""
-        pool = functional.avg_pool2d if image.ndim == 4 else functional.avg_pool3d  # noqa: PLR2004
-        rest = image - target
-        terms = []
-        for _ in range(self.scales):
-            terms += [
-                rest.diff(dim=axis).abs().flatten(1).mean(1)
-                for axis in range(2, rest.ndim)
-                if rest.shape[axis] > 1
-            ]
-            rest = pool(rest, [min(2, size) for size in rest.shape[2:]])
-        return torch.stack(terms).mean(0) if terms else rest.new_zeros(len(rest))
+        return edge_distance(image - target, scales=self.scales)
 
 
 @dataclass(frozen=True, slots=True)

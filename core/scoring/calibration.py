@@ -3,8 +3,9 @@
 Every feature is standardized by its mean and standard deviation over images that the model never
 saw in training. The scores are made of the standardized features:
 
-``one_sided``  their mean over the errors of all starts, as published (Graham et al. 2023). It is
-               blind to images that come back *too* well: flatter, dimmer, smoother ones.
+``one_sided``  their mean over the errors of all starts, after Graham et al. 2023, with gradients in
+               the place of LPIPS unless a perceptual distance is given. It is blind to images that
+               come back *too* well: flatter, dimmer, smoother ones.
 ``folded``     the absolute value of ``one_sided``.
 ``magnitude``  the root mean square of all features.
 ``distance``   the Mahalanobis distance of all features from familiar images, relative to their
@@ -13,6 +14,9 @@ saw in training. The scores are made of the standardized features:
 ``two_sided``  the mean of the last three, each in standard deviations of its held-out validation
                scores. The first sees that all errors move together, the second that many features
                move, the third that they move as familiar images never do.
+
+Maps differ from the published ones: those are standardized for each start and then averaged, ours
+are averaged over the starts and then standardized by voxel.
 
 Axes: B images, V validation images, F features, P parts of ``two_sided``, then the axes of a map.
 """
@@ -95,10 +99,11 @@ class Calibration:
         return score | {"two_sided": _join(score, self.part_mean_P, self.part_std_P)}
 
     def p_value(self, name: str, score_B: np.ndarray) -> np.ndarray:
-        """Return conformal p-values ``[B]``: how often a familiar image scores as high.
+        """Return approximately conformal p-values ``[B]``: how often familiar images score as high.
 
         ``(1 + familiar scores at or above) / (1 + V)`` (Vovk et al. 2005, section 2.2), over
-        scores that were each made by a fit without the image. It is never below ``1 / (1 + V)``.
+        scores that were each made by a fit without the image, whereas the image at hand is scored
+        by the fit to all: no guarantee for finite V follows. It is never below ``1 / (1 + V)``.
         """
         ranked = self.ranked_V[name]
         below = np.searchsorted(ranked, score_B, side="left")

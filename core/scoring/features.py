@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 import torch
-from torch.nn import functional
 
-_LEAST_EDGE_VOX: Final = 8
+from vitrael.core.sampling.edges import halvings, slopes
+
 _FLAT: Final = 1e-3
 """Standard deviation of intensities in [0, 1] below which an image counts as flat."""
 
@@ -51,19 +51,15 @@ def gradient_error(error: torch.Tensor) -> torch.Tensor:
     """Return the multi-scale gradient error ``[B]`` of differences between images.
 
     It is the mean square of finite differences, summed over the axes of space and averaged over
-    scales, each half as fine as the one before, while the shortest edge has 8 voxels. It stands in
-    for LPIPS where no weights can be had: both care for edges and texture more than for level.
+    scales, as ``core.sampling.edges`` halves them (the distance there is of absolute values). It
+    stands in for LPIPS where no weights can be had: both care for edges and texture more than for
+    level.
     """
-    pool = functional.avg_pool3d if error.ndim == 5 else functional.avg_pool2d  # noqa: PLR2004
-    scales = [_difference_energy(error)]
-    while min(error.shape[2:]) >= 2 * _LEAST_EDGE_VOX:
-        error = pool(error, 2)
-        scales.append(_difference_energy(error))
-    return torch.stack(scales).mean(dim=0)
+    return torch.stack([_difference_energy(scale) for scale in halvings(error)]).mean(dim=0)
 
 
 def _difference_energy(error: torch.Tensor) -> torch.Tensor:
-    return torch.stack([mean_square(error.diff(dim=axis)) for axis in range(2, error.ndim)]).sum(0)
+    return torch.stack([mean_square(slope) for slope in slopes(error)]).sum(0)
 
 
 def _flat(values: torch.Tensor) -> torch.Tensor:

@@ -33,8 +33,12 @@ from vitrael.core.scoring.features import (
 
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """``(x, reconstruction) -> [B]``, higher is less alike."""
+Decode = Callable[[torch.Tensor], torch.Tensor]
+"""Latents to images, as the codec does, but for rounding."""
 
 _CURVE: Final = 3.0
+_AT_ONCE_VOX: Final = 1 << 18
+"""Voxels of images, and of latents, that are worked on at once: of 64 cubed one image."""
 _SPACE: Final = (4, 5)
 """Axes of a batch of images in two and in three dimensions."""
 
@@ -124,9 +128,11 @@ class Reconstructor:
     """Whose scores these are: digests of all weights that take part, by what they are for."""
     perceptual: Perceptual | None = None
     batch_latents: int = 64
-    """Runs that are denoised at once."""
+    """Runs that are denoised at once, at most; fewer of large latents."""
     batch_images: int = 16
-    """Images that are encoded, decoded or compared at once: what memory depends on."""
+    """Images that are encoded, decoded or compared at once, at most; fewer of large volumes."""
+    decode: Decode | None = None
+    """In the place of ``codec.decode``: one that holds fewer activations of a large volume."""
     device: str | torch.device = "cpu"
     names: tuple[str, ...] = field(init=False)
     """Of the features: ``metric/start``, starts counting from 0, then those of the image."""
@@ -145,8 +151,9 @@ class Reconstructor:
     def examine(self, x: torch.Tensor, *, maps: bool = False) -> Examined:
         """Return features, and with ``maps`` the error maps, of images ``[B, C, (D,) H, W]``.
 
-        No more than ``batch_images`` reconstructions exist at a time. Raises DataError for other
-        shapes and for values that are not finite, in the images or in a feature.
+        No more than ``batch_images`` reconstructions exist at a time, of large volumes one. Raises
+        DataError for other shapes and for values that are not finite, in the images or in a
+        feature.
         """
         if x.ndim not in _SPACE or not len(x):
             raise DataError("the images to score are not [B, C, H, W] or [B, C, D, H, W]")
@@ -164,14 +171,17 @@ class Reconstructor:
             )
         return Examined(feature_BF, error_B)
 
+    def _decode(self, z: torch.Tensor) -> torch.Tensor:
+        return (self.decode or self.codec.decode)(z)
+
     def _encode(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the latents of all images and the features of the codec alone."""
         latents: list[torch.Tensor] = []
         found: dict[str, list[torch.Tensor]] = {name: [] for name in IMAGE_METRICS}
-        for part in x.split(self.batch_images):
+        for part in x.split(_at_once(x, self.batch_images)):
             image = part.to(self.device)
             z = self.codec.encode(image)
-            errors = compare_images(image, self.codec.decode(z))
+            errors = compare_images(image, self._decode(z))
             values = (errors["square"], errors["gradient"], mean_square(z))
             for name, value in zip(IMAGE_METRICS, values, strict=True):
                 found[name].append(value.float().cpu())
@@ -186,7 +196,7 @@ class Reconstructor:
         noise_S, ratios = self._noise(z), self.plan.ratios()
         level_S = torch.tensor(self.plan.levels, device=z.device)
         column = {name: torch.zeros(len(x)) for name in self.names if "/" in name}
-        for run_R in torch.arange(len(x) * starts).split(self.batch_latents):
+        for run_R in torch.arange(len(x) * starts).split(_at_once(z, self.batch_latents)):
             image_R, start_R = run_R // starts, run_R % starts
             z_R = z[image_R.to(z.device)]
             level_R = level_S[start_R.to(z.device)]
@@ -211,10 +221,11 @@ class Reconstructor:
     ) -> dict[str, torch.Tensor]:
         """Return the image metrics of runs; they are decoded few at a time and let go."""
         found: list[dict[str, torch.Tensor]] = []
-        parts = zip(image_R.split(self.batch_images), back_R.split(self.batch_images), strict=True)
+        few = _at_once(x, self.batch_images)
+        parts = zip(image_R.split(few), back_R.split(few), strict=True)
         for index, z_part in parts:
             image = x[index].to(self.device)
-            back = self.codec.decode(z_part)
+            back = self._decode(z_part)
             values = compare_images(image, back)
             if self.perceptual is not None:
                 values["perceptual"] = self.perceptual(image, back)
@@ -254,6 +265,11 @@ class _Told:
         if self._first is None:
             raise DataError("the sampler never asked the denoiser")
         return self._first
+
+
+def _at_once(x: torch.Tensor, most: int) -> int:
+    """Return how many rows to work on at once: the fewer the larger they are, at least one."""
+    return max(1, min(most, _AT_ONCE_VOX // x[0, 0].numel()))
 
 
 def _rows(value_R: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

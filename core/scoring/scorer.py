@@ -26,7 +26,7 @@ class ScoreParts:
     score_B: Mapping[str, torch.Tensor]
     """By the names of ``calibration.SCORES``."""
     p_value_B: Mapping[str, torch.Tensor]
-    """Conformal: how often a familiar image scores as high."""
+    """Approximately conformal: how often a familiar image scores as high."""
     names: tuple[str, ...]
     feature_BF: torch.Tensor
     """As measured, in the order of ``names``."""

@@ -62,10 +62,14 @@ def fit(
     A ``companion`` of the objective is trained beside the module.
 
     ``progress`` is called at each point of the curve, ``poll`` after every step; when one of them
-    raises TaskStopped, the step is done and saved before it is raised on. What ``checkpoints``
-    holds of this training is gone on from: ``model`` and ``rng`` are then those of that step.
+    raises TaskStopped, the step is done and saved before it is raised on. Of several ``ranks`` all
+    must raise it at the same step: one that leaves alone lets the others wait for its gradients
+    until they give up. What ``checkpoints`` holds of this training is gone on from: ``model`` and
+    ``rng`` are then those of that step.
 
-    Raises DataError when a loss is not finite, WeightsError for a checkpoint of another network.
+    Raises DataError when a loss or a weight is not finite, at the latest where the training would
+    be saved, so that what was saved before is still good; WeightsError for a checkpoint of another
+    network.
     """
     course = _Course(model, config, rng, companion=companion, ranks=ranks)
     kept = checkpoints or _Unkept()
@@ -87,10 +91,11 @@ def fit(
             if poll is not None:
                 poll(*told)
         except TaskStopped:
-            course.save(kept)
+            course.save(kept, start_images + done + images)
             raise
         if kept.is_due():
-            course.save(kept)
+            course.save(kept, start_images + done + images)
+    course.demand_finite(start_images + steps * images)
     if course.average is not None:
         course.average.copy_to(model)
     model.eval()
@@ -100,11 +105,8 @@ def fit(
 def learning_rate(config: TrainingConfig, images: int) -> float:
     """Return the learning rate after a number of images: linear warm-up, then half a cosine."""
     if images < config.warmup_images:
-        return (
-            config.learning_rate
-            * (images + config.batch_images)
-            / (config.warmup_images + config.batch_images)
-        )
+        step = config.step_images
+        return config.learning_rate * (images + step) / (config.warmup_images + step)
     share = min(1.0, images / config.length_images)
     return config.learning_rate * max(0.02, 0.5 * (1 + math.cos(math.pi * share)))
 
@@ -139,7 +141,7 @@ class _Course:
         self.rng = rng
         self.companion = companion
         self.ranks = ranks
-        self.step_images = config.batch_images * config.accumulated_batches
+        self.step_images = config.step_images
         self.device = next(model.parameters()).device
         learners: list[tuple[nn.Module, float]] = [(model, 1.0)]
         if companion is not None:
@@ -198,8 +200,20 @@ class _Course:
         self.window.add(losses)
         self.step += 1
 
-    def save(self, kept: Checkpoints) -> None:
-        """Keep the state, once for all processes."""
+    def demand_finite(self, images: int) -> None:
+        """Raise DataError unless the losses of the open window and all weights are finite."""
+        self.window.demand_finite(images)
+        weights = [weight for module in self.learners for weight in module.parameters()]
+        sound = torch.stack([weight.detach().isfinite().all() for weight in weights])
+        if not bool(sound.all()):
+            raise _spoiled("a weight", f"found after {images} images")
+
+    def save(self, kept: Checkpoints, images: int) -> None:
+        """Keep the state, once for all processes; DataError where it is not finite.
+
+        What is not finite stays so: going on from it would fail for ever.
+        """
+        self.demand_finite(images)
         if self.ranks.is_first:
             kept.save(self.state())
 
@@ -273,17 +287,24 @@ class _Window:
         self.count += 1
 
     def close(self, curve: Curve, images: int) -> None:
+        self.demand_finite(images)
         curve.images.append(images)
         for name, total in self.sums.items():
-            mean = float(total) / self.count
-            if not math.isfinite(mean):
-                raise DataError(
-                    "training stopped: a loss is not finite",
-                    why=f"{name} after {images} images",
-                    fix="lower learning_rate or set performance.bf16 to off",
-                )
-            curve.losses.setdefault(name, []).append(mean)
+            curve.losses.setdefault(name, []).append(float(total) / self.count)
         self.sums, self.count = {}, 0
+
+    def demand_finite(self, images: int) -> None:
+        for name, total in self.sums.items():
+            if not math.isfinite(float(total)):
+                raise _spoiled("a loss", f"{name} after {images} images")
+
+
+def _spoiled(what: str, why: str) -> DataError:
+    return DataError(
+        f"training stopped: {what} is not finite",
+        why=why,
+        fix="lower learning_rate or set performance.bf16 to off",
+    )
 
 
 def _add(

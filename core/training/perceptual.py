@@ -13,15 +13,17 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
-from torch.nn import functional
 
 from vitrael.core.errors import DataError
+from vitrael.core.metrics.features import standardize_volumes
+from vitrael.core.sampling.edges import edge_distance
 
 if TYPE_CHECKING:
     from torch import nn
 
-_LEAST_EDGE_VOX: Final = 8
 _SPACE: Final = 3
+_LEAST_DEVIATION: Final = 1e-4
+"""What a decoder draws first is nearly flat; its slopes must not burst."""
 _SMALLEST: Final = 1e-10
 """Beside squared lengths of features, whose root has no slope at 0."""
 
@@ -47,13 +49,7 @@ class GradientPerceptual:
 
     def __call__(self, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the mean over scales and axes; images that differ by a constant are equal."""
-        error = image.float() - target.float()
-        pool = functional.avg_pool3d if error.ndim == _SPACE + 2 else functional.avg_pool2d
-        terms = _edges(error)
-        while min(error.shape[2:]) >= 2 * _LEAST_EDGE_VOX:
-            error = pool(error, 2)
-            terms += _edges(error)
-        return torch.stack(terms).mean()
+        return edge_distance(image.float() - target.float()).mean()
 
 
 class FeaturePerceptual:
@@ -85,14 +81,8 @@ class FeaturePerceptual:
         return torch.stack([((one - two) ** 2).sum(1).mean() for one, two in pairs]).mean()
 
 
-def _edges(error: torch.Tensor) -> list[torch.Tensor]:
-    return [error.diff(dim=axis).abs().mean() for axis in range(2, error.ndim)]
-
-
 def _standardize(image: torch.Tensor) -> torch.Tensor:
-    flat = image.float().flatten(1)
-    spread, mean = torch.std_mean(flat, dim=1, keepdim=True)
-    return ((flat - mean) / spread.clamp_min(1e-4)).reshape(image.shape)
+    return standardize_volumes(image.float(), least_deviation=_LEAST_DEVIATION)
 
 
 def _unit(feature: torch.Tensor) -> torch.Tensor:

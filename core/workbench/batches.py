@@ -87,9 +87,15 @@ def set_latent_scale(codec: KLCodec, mean_BCDHW: torch.Tensor) -> None:
 def reconstruct_rows(
     codec: KLCodec, rows: Rows, numbers: Sequence[int], *, bf16: bool = False
 ) -> np.ndarray:
-    """Return images of some rows after the codec's round trip, float32 in [0, 1]."""
+    """Return images of some rows after the codec's round trip, float32 in [0, 1].
+
+    Large ones are decoded slab by slab, and ``bf16`` is for these and for the encoder, as in a
+    generator.
+    """
     device = next(codec.parameters()).device
     image = torch.from_numpy(rows.images.batch(numbers)).to(device)
+    dtype = torch.bfloat16 if bf16 else torch.float32
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-        decoded = codec.decode(codec.encode(image))
+        z = codec.encode(image)
+    decoded = codec.decode_in_parts(z.float(), dtype=dtype)
     return np.asarray(decoded.float().cpu().numpy())

@@ -48,8 +48,8 @@ def ask_for(
 ) -> np.ndarray:
     """Return one condition ``[K]``, float32, for values in their units.
 
-    Raises UsageError, which names the covariate, for one that is missing, unknown or not finite,
-    and for one outside the trained range unless ``extrapolate``.
+    Raises UsageError, which names the covariate and never its value, for one that is missing,
+    unknown or not finite, and for one outside the trained range unless ``extrapolate``.
     """
     names = [covariate.name for covariate in covariates]
     if unknown := sorted(set(values) - set(names)):
@@ -72,7 +72,7 @@ def _demand_trained(value: float, covariate: Covariate, *, extrapolate: bool) ->
         raise UsageError(f"the covariate {covariate.name} is not finite", fix="give a number")
     if not extrapolate and not covariate.low <= value <= covariate.high:
         raise UsageError(
-            f"{covariate.name} = {value:g} lies outside the trained range",
+            f"{covariate.name} lies outside the trained range",
             why=f"the model has seen {covariate.low:g} to {covariate.high:g} ({covariate.unit})",
             fix="ask for a value within, or give --extrapolate",
         )
@@ -95,13 +95,17 @@ def _ranges(covariates: Sequence[Covariate]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, float]:
-    """Return what ``age_years=70`` and ``sex=F`` say; UsageError for what cannot be understood."""
+    """Return what ``age_years=70`` and ``sex=F`` say.
+
+    Raises UsageError for what cannot be understood; no message holds a value, which may be a
+    patient's.
+    """
     values: dict[str, float] = {}
     for text in settings:
         name, equals, said = (part.strip() for part in text.partition("="))
         if not equals or not name or name in values:
             raise UsageError(
-                f"--set {text} cannot be understood",
+                f"--set {name} cannot be understood" if equals and name else "a --set has no name",
                 why="the covariate is set twice" if name in values else "it is no NAME=VALUE",
                 fix="write --set age_years=70",
             )

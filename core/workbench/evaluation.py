@@ -1,7 +1,9 @@
 """How good the samples of a model are beside real scans: each number with interval, n and method.
 
 For every scan one sample is drawn with the scan's own covariates, so that both sets should be
-alike. Two halves of the scans beside each other show what a perfect model would score.
+alike. Distances are those of one half of the scans to the samples of the other; beside them stand
+those to the other half itself, which a perfect model would score. Ages are read by a predictor that
+was fitted to the scans, beside what it makes of scans that it has not seen.
 
 Axes: B images, C D H W, K covariates, E features.
 """
@@ -9,8 +11,8 @@ Axes: B images, C D H W, K covariates, E features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -27,6 +29,7 @@ from vitrael.core.metrics.features import (
     extract_features,
     random_conv_extractor,
 )
+from vitrael.core.metrics.predictor import FOLDS, audit_predicted
 from vitrael.core.metrics.volumes import compare_volumes
 from vitrael.core.records import SampleRequest
 from vitrael.core.rng import stream, stream_seed
@@ -42,7 +45,11 @@ if TYPE_CHECKING:
 FEWEST: Final = 12
 """Scans: each half must have more than the neighbors that coverage asks for."""
 _MEASURER: Final = "core.data.measure"
+_AGE: Final = "age_years"
 _VOLUMES: Final = ("ventricle_ml", "brain_ml")
+
+Features = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""Name of an extractor -> features of scans and of samples, ``[B, E]`` each, row by row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +97,11 @@ def evaluate_samples(
         )
     real_BCDHW = rows.images.batch(range(len(rows)))
     drawn_BCDHW = _draw(generator, rows.condition_BK, seed=seed, tell=tell)
-    lines = _compare_features(
-        real_BCDHW, drawn_BCDHW, [random_conv_extractor(), anatomy_extractor(), *extractors], seed
+    features = _features_of(
+        real_BCDHW, drawn_BCDHW, [random_conv_extractor(), anatomy_extractor(), *extractors]
     )
+    lines = _compare_features(features, seed)
+    lines += _compare_ages(features, rows, covariates, seed)
     lines += _compare_pairs(real_BCDHW, drawn_BCDHW, seed)
     lines += _compare_volumes(real_BCDHW, drawn_BCDHW, rows, covariates, seed)
     return lines
@@ -112,27 +121,79 @@ def _draw(
     return np.concatenate(images)
 
 
-def _compare_features(
-    real_BCDHW: np.ndarray, drawn_BCDHW: np.ndarray, extractors: Sequence[Extractor], seed: int
-) -> list[Line]:
+def _features_of(
+    real_BCDHW: np.ndarray, drawn_BCDHW: np.ndarray, extractors: Sequence[Extractor]
+) -> Features:
+    """Return for each extractor's name the features of scans and samples."""
+    real, drawn = torch.from_numpy(real_BCDHW), torch.from_numpy(drawn_BCDHW)
+    return {
+        extractor.name: (extract_features(extractor, real), extract_features(extractor, drawn))
+        for extractor in extractors
+    }
+
+
+def _compare_features(features: Features, seed: int) -> list[Line]:
+    """Return distances of the samples of one half of the scans from the other half.
+
+    Distances depend on how many images there are, so the baseline has as many: those scans.
+    """
     lines = []
-    for extractor in extractors:
-        real_BE, drawn_BE = (
-            extract_features(extractor, torch.from_numpy(images))
-            for images in (real_BCDHW, drawn_BCDHW)
-        )
+    for extractor, (real_BE, drawn_BE) in features.items():
         order = stream(seed, "halves").permutation(len(real_BE))
         half = len(order) // 2
-        halves = real_BE[order[:half]], real_BE[order[half : 2 * half]]
+        reference, other = order[:half], order[half : 2 * half]
         measures: list[tuple[Callable[[np.ndarray, np.ndarray], Measured], str]] = [
-            (_frechet(extractor.name, seed), "the baseline, at its own count"),
-            (_named(kernel_distance, extractor.name), "0"),
-            (_named(density, extractor.name), "1"),
-            (_named(coverage, extractor.name), "the baseline"),
+            (_frechet(extractor, seed), "the baseline"),
+            (_named(kernel_distance, extractor), "0"),
+            (_named(density, extractor), "1 (it sees blur and no lost modes)"),
+            (_named(coverage, extractor), "the baseline"),
         ]
         lines += [
-            Line(measure(real_BE, drawn_BE), measure(*halves), target)
+            Line(
+                measure(real_BE[reference], drawn_BE[other]),
+                measure(real_BE[reference], real_BE[other]),
+                target,
+            )
             for measure, target in measures
+        ]
+    return lines
+
+
+def _compare_ages(
+    features: Features, rows: Rows, covariates: Sequence[Covariate], seed: int
+) -> list[Line]:
+    """Return how the ages that were asked for and those that a predictor sees go together.
+
+    None for a model that is not asked for an age, and where fewer than twelve scans, fewer
+    patients than folds, or a single age are known: nothing can be learned of those.
+    """
+    names = [covariate.name for covariate in covariates]
+    known = [row for row, item in enumerate(rows.items) if _AGE in item.covariates]
+    _, patients = np.unique([rows.items[row].subject for row in known], return_inverse=True)
+    if _AGE not in names or len(known) < FEWEST or len(set(patients.tolist())) < FOLDS:
+        return []
+    asked_B = unscale_values(rows.condition_BK[known], covariates)[:, names.index(_AGE)]
+    if np.ptp(asked_B) == 0:
+        return []
+    lines = []
+    for extractor, (real_BE, drawn_BE) in features.items():
+        found = audit_predicted(
+            real_BE[known],
+            drawn_BE[known],
+            asked_B,
+            condition=_AGE,
+            extractor=extractor,
+            patients=patients.tolist(),
+            rng=stream(seed, "age", extractor),
+        )
+        pairs = [
+            (found.drawn.r, found.ceiling.r, "the baseline, the predictor's ceiling"),
+            (found.drawn.permuted_r, found.ceiling.permuted_r, f"below {_AGE}_r: the control"),
+            (found.drawn.mae, found.ceiling.mae, "the baseline, the predictor's ceiling"),
+        ]
+        lines += [
+            Line(replace(one, extractor=extractor), replace(other, extractor=extractor), target)
+            for one, other, target in pairs
         ]
     return lines
 

@@ -24,14 +24,17 @@ from vitrael.core.workbench.options import (
 )
 
 if TYPE_CHECKING:
+    from vitrael.core.workbench.folder import ModelDocument
     from vitrael.core.workbench.inputs import Refused
-    from vitrael.core.workbench.thick import AxisName
+    from vitrael.core.workbench.masked import HiddenVoxels
+    from vitrael.core.workbench.thick import AxisName, ProfileName
     from vitrael.core.workbench.upsampling import Upsampled
 
 
 @click.command(
     epilog="Examples: 'vitrael model upsample brain-model thick.nii.gz --to fine', "
-    "'vitrael model upsample brain-model thick.nii.gz --to fine --strategy noise --factor 8'."
+    "'vitrael model upsample brain-model thick.nii.gz --to fine --strategy noise --factor 8', "
+    "'vitrael model upsample brain-model scan.nii.gz --to whole --mask not-measured.nii.gz'."
 )
 @MODEL
 @FILES
@@ -43,8 +46,27 @@ if TYPE_CHECKING:
     show_default=True,
     help="Search the codec's latents, or the sampler's noise and the covariates: for thick slices.",
 )
-@click.option("--thickness-mm", type=click.FloatRange(min=0.1, max=50), help="[default: as found]")
-@click.option("--factor", type=click.IntRange(2, 64), help="Voxels of the model in one slice.")
+@click.option(
+    "--thickness-mm",
+    type=click.FloatRange(min=0.1, max=50),
+    help="From slice to slice. [default: as found]",
+)
+@click.option(
+    "--factor", type=click.IntRange(2, 64), help="Voxels of the model from slice to slice."
+)
+@click.option(
+    "--profile",
+    type=click.Choice(["thick", "thin"]),
+    default="thick",
+    show_default=True,
+    help="Slices that touch, or thin ones with gaps.",
+)
+@click.option(
+    "--mask",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="NIfTI file on the model's grid, where the FILES lie too: not 0 where nothing was "
+    "measured.",
+)
 @click.option(
     "--axis",
     type=click.Choice(["left-right", "front-back", "up-down"]),
@@ -71,6 +93,8 @@ def upsample(
     thickness_mm: float | None,
     factor: int | None,
     axis: AxisName | None,
+    profile: ProfileName,
+    mask: Path | None,
     settings: tuple[str, ...],
     iterations: int,
     restarts: int,
@@ -82,11 +106,11 @@ def upsample(
     dry_run: bool,
     as_json: bool,
 ) -> int | None:
-    """Make T1-weighted FILES of thick slices into volumes on the grid of MODEL.
+    """Make T1-weighted FILES of thick slices, or with gaps, into volumes on the grid of MODEL.
 
     The direction and the thickness of the slices are found in the file. A result lies where its
-    scan lies. What it shows between the slices is the model's guess: it is no measurement. A file
-    that cannot be used stops none of the others; then the exit code is 7.
+    scan lies. What it shows between the slices, or under --mask, is the model's guess: it is no
+    measurement. A file that cannot be used stops none of the others; then the exit code is 7.
     """
     from vitrael.core.workbench.folder import load_model, read_document  # noqa: PLC0415
     from vitrael.core.workbench.request import known_covariates  # noqa: PLC0415
@@ -95,6 +119,12 @@ def upsample(
     known = known_covariates(document, settings)
     if factor is not None and thickness_mm is not None:
         raise UsageError("--factor and --thickness-mm say the same", fix="give one of the two")
+    if mask is not None and (factor, thickness_mm, axis, profile) != (None, None, None, "thick"):
+        raise UsageError(
+            "--mask is for scans on the model's grid, which have no slices to tell of",
+            fix="leave --factor, --thickness-mm, --axis and --profile out",
+        )
+    hidden = None if mask is None else _read_hidden(mask, document)
     if dry_run:
         _tell_plan(files, to, as_json=as_json)
         return None
@@ -111,6 +141,8 @@ def upsample(
         thickness_mm=thickness_mm,
         factor=factor,
         axis=axis,
+        profile=profile,
+        hidden=hidden,
         prepared=prepared,
         known=known,
         settings=search,
@@ -122,6 +154,12 @@ def upsample(
     return _tell_refused(refused, done=len(done))
 
 
+def _read_hidden(mask: Path, document: ModelDocument) -> HiddenVoxels:
+    from vitrael.core.workbench.masked import read_hidden  # noqa: PLC0415
+
+    return read_hidden(mask, document)
+
+
 def _tell_upsampled(
     done: Sequence[Upsampled], refused: Sequence[Refused], *, as_json: bool
 ) -> None:
@@ -131,7 +169,12 @@ def _tell_upsampled(
         return
     for result in done:
         stretched = ", slices taken as of that thickness" if result.is_stretched else ""
-        click.echo(f"{result.path}: slices of {result.factor} voxels{stretched}")
+        what = f"every {result.factor} voxels a thin slice"
+        if result.measured == "masked":
+            what = "what the mask leaves"
+        elif result.measured == "thick":
+            what = f"slices of {result.factor} voxels"
+        click.echo(f"{result.path}: {what}{stretched}")
 
 
 def _describe(result: Upsampled) -> dict[str, Any]:
@@ -141,7 +184,8 @@ def _describe(result: Upsampled) -> dict[str, Any]:
         "source": str(result.source),
         "path": str(result.path),
         "digest": result.digest,
-        "axis": AXES[result.axis],
+        "measured": result.measured,
+        "axis": None if result.axis is None else AXES[result.axis],
         "factor": result.factor,
         "stretched": result.is_stretched,
         "loss": result.loss,

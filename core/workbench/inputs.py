@@ -84,7 +84,8 @@ def _by_recipe(scan: Scan, document: ModelDocument) -> Scan:
     return Scan(ready.arrays["image"], ready.affine, "T1w")
 
 
-def _as_it_is(scan: Scan, document: ModelDocument) -> Scan:
+def demand_grid(scan: Scan, document: ModelDocument, *, fix: str) -> None:
+    """Raise ScanError, which advises ``fix``, unless a scan has the grid of the model."""
     shape = scan.image_CDHW.shape[1:]
     wanted = np.eye(3) * document.spacing_mm
     if shape != document.grid_vox or not np.allclose(
@@ -93,9 +94,13 @@ def _as_it_is(scan: Scan, document: ModelDocument) -> Scan:
         grid = " x ".join(map(str, document.grid_vox))
         raise ScanError(
             "its grid is not that of the model",
-            why=f"{grid} voxels of {document.spacing_mm:g} mm are expected of a prepared file",
-            fix="leave --prepared out",
+            why=f"{grid} voxels of {document.spacing_mm:g} mm are expected",
+            fix=fix,
         )
+
+
+def demand_unit_range(scan: Scan) -> None:
+    """Raise ScanError unless the intensities of a prepared scan lie in [0, 1]."""
     low, high = float(scan.image_CDHW.min()), float(scan.image_CDHW.max())
     if low < -_ROUNDING or high > 1 + _ROUNDING:
         raise ScanError(
@@ -103,4 +108,9 @@ def _as_it_is(scan: Scan, document: ModelDocument) -> Scan:
             why="those of a prepared file do not",
             fix="leave --prepared out",
         )
+
+
+def _as_it_is(scan: Scan, document: ModelDocument) -> Scan:
+    demand_grid(scan, document, fix="leave --prepared out")
+    demand_unit_range(scan)
     return Scan(np.clip(scan.image_CDHW, 0, 1), scan.affine, "T1w")

@@ -5,14 +5,14 @@ Axes: B rows, K covariates.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from vitrael.core.data.measure import measure_volumes
-from vitrael.core.metrics.intervals import pearson_interval, pearson_r, permuted_r
+from vitrael.core.errors import DataError
+from vitrael.core.metrics.conditioning import audit_condition
 from vitrael.core.records import SampleRequest
 from vitrael.core.rng import stream, stream_seed
 from vitrael.core.workbench.batches import reconstruct_rows
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from vitrael.core.workbench.intake import Rows
 
 _ASKED: Final = "ventricle_ml"
-_PERMUTATIONS: Final = 1000
-_FEWEST_PAIRS: Final = 4
-"""Below which a correlation says nothing."""
+_MEASURER: Final = "core.data.measure"
+_OF_AUDIT: Final = ("r", "r_low", "r_high", "shuffled_r", "shuffled_r_high")
 _BATCH_IMAGES: Final = 8
 
 
 def measure_ceiling(codec: KLCodec, held: Rows, *, bf16: bool = False) -> dict[str, Any]:
     """Return how well ventricle volumes of held-out scans survive the codec: no sample does better.
 
-    ``r`` with its interval (None for fewer than four scans), ``mae_ml`` and ``n``.
+    ``r`` with its interval (None for fewer than four scans), ``mae_ml`` and ``n``; beside them the
+    mean and the 95 % quantile of ``|r|`` over 1,000 shufflings, which is the control.
     """
     before, after = [], []
     for row, item in enumerate(held.items):
@@ -42,7 +42,8 @@ def measure_ceiling(codec: KLCodec, held: Rows, *, bf16: bool = False) -> dict[s
         decoded = reconstruct_rows(codec, held, [row], bf16=bf16)
         before.append(measure_volumes(held.images.batch([row]), affine)[0][0])
         after.append(measure_volumes(decoded, affine)[0][0])
-    return correlate(np.array(before), np.array(after))
+    rng = stream(0, "ceiling control")
+    return audit_volumes(np.array(before), np.array(after), measurer=_MEASURER, rng=rng)
 
 
 def measure_obedience(
@@ -55,8 +56,7 @@ def measure_obedience(
 ) -> dict[str, Any]:
     """Return how the ventricle volumes that are asked for and those that are drawn go together.
 
-    As ``measure_ceiling``; beside it the mean and the 95 % quantile of ``|r|`` over 1,000
-    shufflings of what was asked, which is the control.
+    As ``measure_ceiling``.
     """
     found = []
     for first in range(0, len(condition_BK), _BATCH_IMAGES):
@@ -68,27 +68,24 @@ def measure_obedience(
         tell("draw samples", first + len(part), len(condition_BK))
     column = [covariate.name for covariate in covariates].index(_ASKED)
     asked, drawn = unscale_values(condition_BK, covariates)[:, column], np.concatenate(found)
-    report = correlate(asked, drawn)
-    if report["r"] is not None:
-        rng = stream(seed, "audit control")
-        control = permuted_r(asked, drawn, rng=rng, draws=_PERMUTATIONS)
-        report |= {"shuffled_r": control.mean, "shuffled_r_high": control.high}
-    return report
+    rng = stream(seed, "audit control")
+    return audit_volumes(asked, drawn, measurer=_MEASURER, rng=rng)
 
 
-def correlate(first_B: np.ndarray, second_B: np.ndarray) -> dict[str, Any]:
-    """Return ``r``, ``r_low``, ``r_high``, ``mae_ml`` and ``n`` of two series in ml.
+def audit_volumes(
+    asked_B: np.ndarray, found_B: np.ndarray, *, measurer: str, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Return what the audit of two series in ml says: ``core.metrics.conditioning``.
 
-    ``r`` is None for fewer than four pairs and for a series that does not vary.
+    ``r``, ``r_low``, ``r_high``, ``shuffled_r`` and ``shuffled_r_high`` are None where no
+    correlation exists: for fewer than four pairs and for a series that does not vary.
     """
-    n = len(first_B)
-    r = pearson_r(first_B, second_B) if n >= _FEWEST_PAIRS else math.nan
-    low, high = pearson_interval(r, n)
-    known = math.isfinite(r)
-    return {
-        "r": r if known else None,
-        "r_low": low if known else None,
-        "r_high": high if known else None,
-        "mae_ml": float(np.abs(first_B - second_B).mean()),
-        "n": n,
-    }
+    error_ml = float(np.abs(asked_B - found_B).mean())
+    report: dict[str, Any] = {**dict.fromkeys(_OF_AUDIT), "mae_ml": error_ml, "n": len(asked_B)}
+    try:
+        audit = audit_condition(asked_B, found_B, condition=_ASKED, measurer=measurer, rng=rng)
+    except DataError:  # too few pairs, or all the same: the error alone can be told
+        return report
+    control = audit.permuted_r
+    found = (audit.r.value, audit.r.low, audit.r.high, control.value, control.high)
+    return report | dict(zip(_OF_AUDIT, found, strict=True))

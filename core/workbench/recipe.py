@@ -105,6 +105,10 @@ class ModelRecipe(Section):
         if any(size % divisor for size in self.data.grid_vox):
             msg = f"every axis of data.grid_vox must be a multiple of {divisor}"
             raise ValueError(msg)
+        critic = self.model.codec.critic
+        if critic is not None and min(self.data.grid_vox) < critic.least_vox:
+            msg = f"the critic needs axes of at least {critic.least_vox} voxels"
+            raise ValueError(msg)
         return self
 
 

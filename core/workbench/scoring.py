@@ -47,7 +47,7 @@ class Scored:
     scores: Mapping[str, float]
     """By the names of ``core.scoring.calibration.SCORES``; higher is more foreign."""
     p_values: Mapping[str, float]
-    """Conformal: how often a familiar scan scores as high."""
+    """Approximately conformal: how often a familiar scan scores as high."""
     z: Mapping[str, float]
     """Each part of the scores, in standard deviations of familiar scans."""
     maps: tuple[Path, ...] = ()
@@ -190,6 +190,7 @@ def _reconstructor(
         plan=plan,
         identity=identity,
         batch_images=_BATCH_IMAGES,
+        decode=codec.decode_in_parts,
         device=next(codec.parameters()).device,
     )
 

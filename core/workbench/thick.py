@@ -2,7 +2,8 @@
 
 Two grids belong together: that of the model, and one whose voxels are ``factor`` of its voxels
 along one axis. The model's grid lies around the brain and is moved by less than a slice, so that
-the thick slices of its grid are the slices that were acquired. Axes: D H W, x y z of RAS+.
+the thick slices of its grid are the slices that were acquired. Slices that are thin, with gaps
+between them, are each one slice of the model's grid. Axes: D H W, x y z of RAS+.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ AxisName = Literal["left-right", "front-back", "up-down"]
 AXES: Final[tuple[AxisName, ...]] = ("left-right", "front-back", "up-down")
 """Of RAS+ images, in order."""
 
+ProfileName = Literal["thick", "thin"]
+"""What a slice shows: the mean over its distance to the next, or one slice of the model alone."""
+
 _THICK: Final = 1.5
 """How much longer than the others a voxel of a thick slice is, at least."""
 _OBLIQUE: Final = 0.05
@@ -42,9 +46,20 @@ class Slices:
     axis: int
     """Of D, H, W."""
     factor: int
-    """Voxels of the model's grid in one slice."""
+    """Voxels of the model's grid from one slice to the next."""
     is_stretched: bool
     """Whether slices of ``factor`` voxels are only about as thick as those that were acquired."""
+    profile: ProfileName = "thick"
+
+    @property
+    def first(self) -> int:
+        """The voxel of the model's grid that the first of thin slices is."""
+        return (self.factor - 1) // 2
+
+    @property
+    def middle_vox(self) -> float:
+        """Where the middle of the first slice lies on the model's grid."""
+        return (self.factor - 1) / 2 if self.profile == "thick" else float(self.first)
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -52,8 +67,9 @@ class ThickScan:
     """A scan on the grid of thick slices, and the model's grid that belongs to it."""
 
     low_CDHW: np.ndarray
-    """float32 in [0, 1]."""
+    """float32 in [0, 1]; of thin slices on the model's grid, with 0 between them."""
     low_affine: Affine
+    """Of the slices."""
     affine: Affine
     """Of the model's grid."""
 
@@ -65,6 +81,7 @@ def find_slices(
     thickness_mm: float | None = None,
     factor: int | None = None,
     axis: AxisName | None = None,
+    profile: ProfileName = "thick",
 ) -> Slices:
     """Return the direction and the thickness of a scan's slices, in voxels of the model.
 
@@ -91,7 +108,7 @@ def find_slices(
     voxels = round(thick_mm / document.spacing_mm) if factor is None else factor
     _demand_factor(voxels, along, document)
     misfit = abs(voxels * document.spacing_mm - sizes[along]) / sizes[along]
-    return Slices(along, voxels, is_stretched=bool(misfit > _MISFIT))
+    return Slices(along, voxels, is_stretched=bool(misfit > _MISFIT), profile=profile)
 
 
 def place_slices(
@@ -123,6 +140,8 @@ def place_slices(
         low_affine = _coarse_affine(affine, slices)
         low = resample_volume(volume, scan.affine, low_affine, shape=(x, y, z))
     low = np.clip(low, 0, 1) if prepared else scale_intensity(low)
+    if slices.profile == "thin":
+        low = _set_apart(low, slices)
     return ThickScan(np.asarray(low[None], dtype=np.float32), low_affine, affine)
 
 
@@ -151,12 +170,23 @@ def _lies_on(scan: Scan, shape: tuple[int, ...], slices: Slices, document: Model
     )
 
 
+def _set_apart(low_DHW: np.ndarray, slices: Slices) -> np.ndarray:
+    """Return the model's grid, where each slice is one of its own and all others are 0."""
+    shape = list(low_DHW.shape)
+    shape[slices.axis] *= slices.factor
+    fine = np.zeros(shape, dtype=low_DHW.dtype)
+    np.moveaxis(fine, slices.axis, 0)[slices.first :: slices.factor] = np.moveaxis(
+        low_DHW, slices.axis, 0
+    )
+    return fine
+
+
 def _fine_affine(coarse: Affine, slices: Slices) -> Affine:
     """Return the grid of which ``factor`` voxels make one of ``coarse``."""
     fine = coarse.copy()
     step = coarse[:3, slices.axis] / slices.factor
     fine[:3, slices.axis] = step
-    fine[:3, 3] -= step * (slices.factor - 1) / 2
+    fine[:3, 3] -= step * slices.middle_vox
     return fine
 
 
@@ -165,7 +195,7 @@ def _coarse_affine(fine: Affine, slices: Slices) -> Affine:
     coarse = fine.copy()
     step = fine[:3, slices.axis]
     coarse[:3, slices.axis] = step * slices.factor
-    coarse[:3, 3] += step * (slices.factor - 1) / 2
+    coarse[:3, 3] += step * slices.middle_vox
     return coarse
 
 

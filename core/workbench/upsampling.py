@@ -1,4 +1,4 @@
-"""Thick-slice scans to the full grid of a model, by InverseSR (Wang et al. 2023).
+"""Scans of thick slices, or with gaps, to the full grid of a model: InverseSR (Wang et al. 2023).
 
 Axes: B C D H W of an image, K conditions.
 """
@@ -19,15 +19,21 @@ from vitrael.core.digest import Digest, digest_file
 from vitrael.core.errors import DataError, ScanError
 from vitrael.core.models.brain_ldm import latent_denoiser, latent_levels
 from vitrael.core.sampling.inverse import InversionSettings, Prior, SuperResolver
-from vitrael.core.sampling.operators import ThickSlices
+from vitrael.core.sampling.operators import SliceMask, ThickSlices, VoxelMask
 from vitrael.core.workbench.covariates import scale_values, unscale_values
 from vitrael.core.workbench.inputs import Refused, reason_of, stem_of
+from vitrael.core.workbench.masked import HiddenVoxels, place_masked
 from vitrael.core.workbench.progress import Tell, silent
-from vitrael.core.workbench.thick import AxisName, find_slices, place_slices
+from vitrael.core.workbench.thick import AxisName, ProfileName, find_slices, place_slices
 
 if TYPE_CHECKING:
+    from vitrael.core.geometry import Affine
     from vitrael.core.models.nets.autoencoder import KLCodec
-    from vitrael.core.workbench.folder import Model
+    from vitrael.core.sampling.operators import Operator
+    from vitrael.core.workbench.folder import Model, ModelDocument
+
+MeasuredName = Literal["thick", "thin", "masked"]
+"""Thick slices, thin ones with gaps, or what a mask leaves."""
 
 _MIDDLE: Final = 0.5
 _STEPS: Final = 46
@@ -42,6 +48,9 @@ class UpsamplingOrder:
     thickness_mm: float | None = None
     factor: int | None = None
     axis: AxisName | None = None
+    profile: ProfileName = "thick"
+    hidden: HiddenVoxels | None = None
+    """What was not measured of scans that lie on the model's grid: no slices are looked for."""
     prepared: bool = False
     """The scans show a brain alone, with intensities in [0, 1]."""
     known: Mapping[str, float] = field(default_factory=dict)
@@ -59,8 +68,10 @@ class Upsampled:
     source: Path
     path: Path
     digest: Digest
-    axis: int
+    axis: int | None
+    """From slice to slice; None where a mask told what was measured."""
     factor: int
+    measured: MeasuredName
     is_stretched: bool
     """Whether the slices were taken as thicker or thinner than they are by more than 2 %."""
     loss: float
@@ -126,25 +137,56 @@ class _Job(NamedTuple):
     path: Path
 
 
-def _upsample(
-    model: Model, scan: Scan, order: UpsamplingOrder, job: _Job, *, tell: Tell
-) -> Upsampled:
-    document = model.document
+class _Measured(NamedTuple):
+    """What was measured of a scan, and how."""
+
+    name: MeasuredName
+    low_CDHW: np.ndarray
+    affine: Affine
+    """Of the model's grid."""
+    operator: Operator
+    axis: int | None = None
+    factor: int = 1
+    is_stretched: bool = False
+
+
+def _measure(scan: Scan, document: ModelDocument, order: UpsamplingOrder) -> _Measured:
+    if order.hidden is not None:
+        low_CDHW = place_masked(scan, order.hidden, document, prepared=order.prepared)
+        operator = VoxelMask(torch.from_numpy(~order.hidden.hidden_DHW))
+        return _Measured("masked", low_CDHW, scan.affine, operator)
     slices = find_slices(
         scan,
         document,
         thickness_mm=order.thickness_mm,
         factor=order.factor,
         axis=order.axis,
+        profile=order.profile,
     )
-    thick = place_slices(scan, slices, document, prepared=order.prepared)
+    placed = place_slices(scan, slices, document, prepared=order.prepared)
+    return _Measured(
+        slices.profile,
+        placed.low_CDHW,
+        placed.affine,
+        SliceMask(slices.axis, slices.factor, slices.first)
+        if slices.profile == "thin"
+        else ThickSlices(slices.axis, slices.factor),
+        slices.axis,
+        slices.factor,
+        slices.is_stretched,
+    )
+
+
+def _upsample(
+    model: Model, scan: Scan, order: UpsamplingOrder, job: _Job, *, tell: Tell
+) -> Upsampled:
+    document = model.document
+    seen = _measure(scan, document, order)
     device = next(model.codec.parameters()).device
-    resolver = build_resolver(
-        model, ThickSlices(slices.axis, slices.factor), order, number=job.number, tell=tell
-    )
-    found = resolver.invert(torch.from_numpy(thick.low_CDHW[None]).to(device), first=job.number - 1)
+    resolver = build_resolver(model, seen.operator, order, number=job.number, tell=tell)
+    found = resolver.invert(torch.from_numpy(seen.low_CDHW[None]).to(device), first=job.number - 1)
     image_CDHW = found.image[0].float().clamp(0, 1).cpu().numpy()
-    write_nifti(Scan(np.ascontiguousarray(image_CDHW), thick.affine, "T1w"), job.path)
+    write_nifti(Scan(np.ascontiguousarray(image_CDHW), seen.affine, "T1w"), job.path)
     condition: dict[str, float] = {}
     if found.condition is not None:
         values = unscale_values(found.condition.cpu().numpy(), document.covariates)[0]
@@ -155,9 +197,10 @@ def _upsample(
         source=job.source,
         path=job.path,
         digest=digest_file(job.path),
-        axis=slices.axis,
-        factor=slices.factor,
-        is_stretched=slices.is_stretched,
+        axis=seen.axis,
+        factor=seen.factor,
+        measured=seen.name,
+        is_stretched=seen.is_stretched,
         loss=float(found.restarts.min(dim=0).values[0]),
         condition=condition,
     )
@@ -165,13 +208,13 @@ def _upsample(
 
 def build_resolver(
     model: Model,
-    operator: ThickSlices,
+    operator: Operator,
     order: UpsamplingOrder,
     *,
     number: int = 1,
     tell: Tell = silent,
 ) -> SuperResolver:
-    """Return the Predictor of full images that a model is for one kind of slices."""
+    """Return the Predictor of full images that a model is for one kind of measurement."""
     document = model.document
     device = next(model.codec.parameters()).device
     part = document.system.teacher.model_copy(

@@ -6,9 +6,11 @@ else, ways in turn A B C A B C. Memory is the growth of the child's peak over wh
 its first decode. Cold is that first decode, warm the second. ``psnr`` is against the peer's image,
 whose range is the peak.
 
-What bfloat16 may take in time is demanded where the processor computes in it (AMX): one that only
-has avx512_bf16 works through it at half the rate of float32, so there activations are kept in
-bfloat16, the arithmetic is float32, and the time is printed alone.
+Images and memory are demanded everywhere. Of time the target is the same everywhere, and each run
+prints whether it is met; it is demanded of bfloat16 where the processor has matrix units (AMX). One
+that only has avx512_bf16 works through bfloat16 at half the rate of float32, so there activations
+are kept in it and the arithmetic is float32: the target is out of reach, and printed as not met.
+On a busy machine no time is demanded at all: the test is skipped after the rest is checked.
 """
 
 from __future__ import annotations
@@ -174,18 +176,32 @@ def show(name: str, threads: int, found: dict[str, Any]) -> None:
         )
 
 
+def show_targets(found: dict[str, Any], *, demanded: dict[str, bool]) -> None:
+    """Print for each way its share of the peer's time beside what it may be."""
+    whole = found[WAYS[0]]
+    for way, most in TIME.items():
+        ratio = found[way]["min_s"] / whole["min_s"]
+        print(
+            f"  {way}: time {ratio:.2f} of whole, target {most:.2f}: "
+            f"{'met' if ratio <= most else 'not met'}"
+            f"{'' if demanded[way] else ' (this processor has no matrix units: not demanded)'}"
+        )
+
+
 @pytest.mark.bench
 @pytest.mark.parametrize("threads", [1, 2])
 def test_slabs_decode_the_same_image_in_two_fifths_of_the_memory(
     threads: int, tmp_path: Path
 ) -> None:
-    assert os.getloadavg()[0] <= (os.cpu_count() or 1), "the machine is busy: figures would lie"
     import torch
 
     from vitrael.core.training.compute import computes_in_bfloat16
 
+    load = os.getloadavg()[0]
     found = measure("2.34 M", threads, tmp_path)
+    demanded = {way: way == WAYS[1] or computes_in_bfloat16(torch.device("cpu")) for way in TIME}
     show("2.34 M", threads, found)
+    show_targets(found, demanded=demanded)
     report = {"network": "2.34 M", "threads": threads, "slab_vox": SLAB_VOX, "ways": found}
     print("  " + json.dumps(report))
     if place := os.environ.get("VITRAEL_BENCH_DIR"):
@@ -194,7 +210,9 @@ def test_slabs_decode_the_same_image_in_two_fifths_of_the_memory(
     whole = found[WAYS[0]]
     assert found["slabs, float32"]["max_abs"] <= MAX_ABS
     assert found["slabs, bfloat16"]["psnr_db"] >= PSNR_DB
-    for way, most in TIME.items():
+    for way in TIME:
         assert found[way]["peak_kib"] <= MEMORY * whole["peak_kib"]
-        if way == "slabs, float32" or computes_in_bfloat16(torch.device("cpu")):
-            assert found[way]["min_s"] <= most * whole["min_s"]
+    if load > (os.cpu_count() or 1):
+        pytest.skip(f"load {load:.1f} before the first decode: times are not demanded of it")
+    for way, most in TIME.items():
+        assert not demanded[way] or found[way]["min_s"] <= most * whole["min_s"]

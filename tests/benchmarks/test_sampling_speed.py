@@ -10,9 +10,11 @@ trained network does, and the U-Net moves it. How far is printed: the cosine wit
 Gaussian answer alone, which must fail the bound.
 
 Ways are taken in turn A B C A B C; one call of each before is the warm-up, printed as cold. The
-time is demanded where the processor computes in bfloat16 (AMX). One that only has avx512_bf16
-works through it at half the rate of float32; there the times are printed alone, with those of the
-float32 copy, which is what ``arithmetic_dtype`` chooses there.
+target holds for a processor with avx512_bf16 or AMX, and each run prints whether it is met. It is
+demanded with AMX alone: avx512_bf16 works through bfloat16 at half the rate of float32, the target
+is out of reach there, and printed as not met beside the float32 copy, which is what
+``arithmetic_dtype`` chooses there. On a busy machine no time is demanded at all: the test is
+skipped after the latents are checked.
 """
 
 from __future__ import annotations
@@ -166,16 +168,35 @@ def show(threads: int, samples: int, found: dict[str, Any]) -> None:
         print(line)
 
 
+def show_target(found: dict[str, Any]) -> None:
+    """Print the best copy's share of the peer's time beside what it may be, where it is asked."""
+    import torch
+
+    known = torch.cpu.get_capabilities()
+    units = [name for name in ("avx512_bf16", "amx_bf16") if known.get(name, False)]
+    copies = {name: found[name]["min_s"] for name in found if name.startswith("copy")}
+    best = min(copies, key=copies.__getitem__)
+    for name in sorted({"copy, bfloat16", best}):
+        ratio = copies[name] / found["peer, float32"]["min_s"]
+        print(
+            f"  {name}: time {ratio:.2f} of the peer, target {TIME:.2f}: "
+            f"{'met' if ratio <= TIME else 'not met'}"
+            f"{'' if units else ' (asked with avx512_bf16 or amx_bf16 alone)'}"
+            f"{'' if 'amx_bf16' in units else ' (no matrix units here: not demanded)'}"
+        )
+
+
 @pytest.mark.bench
 @pytest.mark.parametrize("threads", [1, 2])
 def test_copy_samples_the_same_latents_sooner(threads: int) -> None:
-    assert os.getloadavg()[0] <= (os.cpu_count() or 1), "the machine is busy: figures would lie"
     import torch
 
     from vitrael.core.training.compute import computes_in_bfloat16
 
+    load = os.getloadavg()[0]
     found = run(threads)
     show(threads, SAMPLES, found)
+    show_target(found)
     print("  " + json.dumps(found))
     if place := os.environ.get("VITRAEL_BENCH_DIR"):
         text = json.dumps(found, indent=1)
@@ -183,5 +204,7 @@ def test_copy_samples_the_same_latents_sooner(threads: int) -> None:
     assert found["Gaussian alone"]["cosine"] < COSINE  # the control: the U-Net matters
     assert found["copy, float32"]["cosine"] >= 1 - 1e-5
     assert found["copy, bfloat16"]["cosine"] >= COSINE
+    if load > (os.cpu_count() or 1):
+        pytest.skip(f"load {load:.1f} before the first call: times are not demanded of it")
     if computes_in_bfloat16(torch.device("cpu")):
         assert found["copy, bfloat16"]["min_s"] <= TIME * found["peer, float32"]["min_s"]

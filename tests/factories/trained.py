@@ -15,6 +15,7 @@ from vitrael.core.configs import BrainLDMConfig
 from vitrael.core.data.measure import measure_volumes
 from vitrael.core.data.measure_areas import measure_areas
 from vitrael.core.data.phantoms.cohorts import draw_scan
+from vitrael.core.digest import Digest, digest_bytes, digest_json
 from vitrael.core.geometry import Affine, centered_affine
 from vitrael.core.models import SYSTEMS
 from vitrael.core.models.brain_ldm import (
@@ -28,6 +29,8 @@ from vitrael.core.models.nets.unet import HybridUNet
 from vitrael.core.rng import torch_stream
 from vitrael.core.training.checkpoints import FileCheckpoints
 from vitrael.core.training.loop import fit
+from vitrael.core.training.objectives import companion_of
+from vitrael.core.version import lock_digest
 
 PLANE_RANGES = np.array([[18.0, 95.0], [0.0, 1.0], [2.0, 34.0], [95.0, 205.0]])
 """Years, sex, ventricle and brain area in square centimeters: low and high."""
@@ -169,27 +172,36 @@ def train(
     bf16: bool = False,
     checkpoints: Path | None = None,
 ) -> Trained:
-    """Train a model in place on images and their mirror images, and return it."""
+    """Train a model in place on images and their mirror images, and return it.
+
+    ``checkpoints`` is a folder in which an interrupted training is found again; one of other
+    images, seed, precision or software there is never gone on from.
+    """
     config, codec, device = model.config, model.codec, model.device
     spec, one = SYSTEMS[config.kind], torch.from_numpy(shown.image)
     both = torch.cat([one, one.flip(mirrored_axis)])
 
     def kept(part: str) -> FileCheckpoints | None:
-        return FileCheckpoints(checkpoints / part, key=str(seed)) if checkpoints else None
+        if checkpoints is None:
+            return None
+        key = training_key(model, shown, seed=seed, mirrored_axis=mirrored_axis, bf16=bf16)
+        return FileCheckpoints(checkpoints / part, key=key)
 
     def draw(count: int, rng: torch.Generator) -> torch.Tensor:
         return both[torch.randint(len(both), (count,), generator=rng)].to(device)
 
     length = config.codec.training.length_images
+    objective = spec.objective(config, "codec")
     fit(
         codec,
-        spec.objective(config, "codec"),
+        objective,
         draw,
         config.codec.training,
         length_images=length,
         rng=torch_stream(seed, "codec training"),
         bf16=bf16,
         checkpoints=kept("codec"),
+        companion=companion_of(objective),
     )
     with torch.no_grad():
         mean = torch.cat([codec.posterior(part.to(device))[0] for part in both.split(_CHUNK)])
@@ -209,3 +221,22 @@ def train(
         checkpoints=kept("denoiser"),
     )
     return model
+
+
+def training_key(
+    model: Trained, shown: Shown, *, seed: int, mirrored_axis: int, bf16: bool
+) -> Digest:
+    """Return the name of all that decides a training.
+
+    Images are told by their shape and by what was measured of each: equal codes, equal phantoms.
+    """
+    facts = np.ascontiguousarray(shown.covariate_BK, np.float64)
+    return digest_json(
+        [
+            model.config.model_dump(mode="json"),
+            [list(model.grid_vox), model.spacing_mm, model.ranges_K2.tolist()],
+            [list(shown.image.shape), str(shown.image.dtype), digest_bytes(facts.tobytes())],
+            [seed, mirrored_axis, bf16, str(model.device)],
+            lock_digest(),
+        ]
+    )

@@ -154,10 +154,9 @@ def _train(
     clock: Callable[[], float],
     report: Callable[[], None],
 ) -> _Stopwatch:
-    step_images = config.batch_images * config.accumulated_batches
-    watch = _Stopwatch(clock, report, step_images)
+    watch = _Stopwatch(clock, report, config.step_images)
     watch.start()
-    length = STEPS * step_images
+    length = STEPS * config.step_images
     with contextlib.suppress(_EnoughError):
         fit(
             network,

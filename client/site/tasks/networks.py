@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vitrael.core.models.nets.autoencoder import KLCodec
 
 _ENCODE_BATCH = 32
+_AT_ONCE_VOX = 1 << 19
+"""Voxels of the images that are encoded at once: 37 of 24 cubed, two of 64 cubed."""
 
 
 def site_compute(context: SiteContext) -> Compute:
@@ -51,15 +53,22 @@ def draw_images(images: torch.Tensor, device: str) -> Draw:
 @torch.no_grad()
 def encode_images(codec: KLCodec, images: torch.Tensor, device: str) -> torch.Tensor:
     """Return the posterior means ``[B, C, d, h, w]``, not scaled, on the CPU."""
-    parts = [
-        codec.posterior(part.to(device))[0].float().cpu() for part in images.split(_ENCODE_BATCH)
-    ]
+    parts = [codec.posterior(part.to(device))[0].float().cpu() for part in _parts(images)]
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def reconstruct_images(codec: KLCodec, image_BCDHW: np.ndarray, device: str) -> np.ndarray:
-    """Return images after the codec's round trip, float32 in [0, 1]."""
-    parts = torch.from_numpy(image_BCDHW).split(_ENCODE_BATCH)
-    decoded = [codec.decode(codec.encode(part.to(device))).float().cpu() for part in parts]
-    return torch.cat(decoded).numpy()
+    """Return images after the codec's round trip, float32 in [0, 1]; large ones slab by slab."""
+    parts = [
+        codec.decode_in_parts(codec.encode(part.to(device))).float().cpu()
+        for part in _parts(torch.from_numpy(image_BCDHW))
+    ]
+    return torch.cat(parts).numpy()
+
+
+def _parts(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return images few at a time, the fewer the larger they are."""
+    most = max(1, min(_ENCODE_BATCH, _AT_ONCE_VOX // images[0].numel()))
+    parts: tuple[torch.Tensor, ...] = images.split(most)
+    return parts

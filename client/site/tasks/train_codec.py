@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from vitrael.client.site.checkpoints import open_checkpoints
@@ -16,6 +17,8 @@ from vitrael.core.training.loop import fit
 from vitrael.core.training.objectives import companion_of
 from vitrael.core.weights import Tensors, module_tensors
 
+logger = logging.getLogger(__name__)
+
 
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
     """Return the ``codec`` tensors after this round, and the loss curve."""
@@ -26,6 +29,12 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     if len(images) == 0:
         raise CohortError("no patient of this site falls into the training split")
     codec = load_codec(context, inputs["codec"], compute.device)
+    logger.info(
+        "the codec learns with perceptual weight %g (edges), critic weight %g",
+        config.perceptual_weight,
+        0.0 if config.critic is None else config.critic.weight,
+        extra={"stage": task.stage, "round": task.round + 1},
+    )
     objective = SYSTEMS[system.kind].objective(system, "codec")
     length = -(-config.training.length_images // config.training.rounds)
     curve = fit(

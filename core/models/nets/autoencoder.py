@@ -11,6 +11,7 @@ from monai.networks.nets.autoencoderkl import AutoencoderKL
 from torch import nn
 
 from vitrael.core.configs import AutoencoderConfig
+from vitrael.core.errors import DataError
 from vitrael.core.models.nets.slabs import decode_in_slabs
 
 
@@ -35,6 +36,7 @@ class KLCodec(nn.Module):
         super().__init__()
         levels = len(config.channels)
         self.config = config
+        self.dimensions = dimensions
         self.net = AutoencoderKL(
             spatial_dims=dimensions,
             in_channels=config.patch_vox**dimensions,
@@ -61,7 +63,11 @@ class KLCodec(nn.Module):
         )
 
     def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and standard deviation of the latents, not scaled."""
+        """Return mean and standard deviation of the latents, not scaled.
+
+        Raises DataError for images of other axes, or of a grid that the levels cannot halve.
+        """
+        self._check(x)
         whole, cubes = _PATCHES[x.ndim - 2]
         mean, std = self.net.encode(rearrange(x, f"{whole} -> {cubes}", **self._edges(x)))
         return mean, std
@@ -79,7 +85,7 @@ class KLCodec(nn.Module):
         return dict.fromkeys("pqr"[: like.ndim - 2], self.config.patch_vox)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the scaled mean latents ``[B, C, d, h, w]``."""
+        """Return the scaled mean latents ``[B, C, d, h, w]``; DataError as for ``posterior``."""
         mean, _ = self.posterior(x)
         return self.scale(mean)
 
@@ -109,12 +115,24 @@ class KLCodec(nn.Module):
         """Return the images of scaled latents as they are: a gradient passes everywhere."""
         return self.reconstruct(self._unscale(z))
 
+    def _check(self, x: torch.Tensor) -> None:
+        """Raise DataError for images that would fail inside, or pass with their edges cut."""
+        axes, step = self.dimensions + 2, self.config.downsampling
+        fits = x.ndim == axes and x.shape[1] == 1
+        if not fits or any(size < step or size % step for size in x.shape[2:]):
+            raise DataError(
+                f"images of shape {tuple(x.shape)} cannot be encoded",
+                why=f"the codec takes {axes} axes with one channel, each axis of space a "
+                f"multiple of {step}",
+                fix="bring them to the model's grid",
+            )
+
     def _unscale(self, z: torch.Tensor) -> torch.Tensor:
         return z * _channels(self.latent_std, z) + _channels(self.latent_mean, z)
 
 
-_LARGE_VOX: Final = 48**3
-"""From here on a whole decode takes hundreds of MiB for an image."""
+_LARGE_VOX: Final = 80**3
+"""From here on a whole decode takes many hundreds of MiB; below, slabs take longer."""
 _AT_ONCE_VOX: Final = 1 << 19
 _SLAB_VOX: Final = 8
 

@@ -22,7 +22,7 @@ class PatchNetwork(nn.Module):
     def __init__(self, config: CriticConfig, *, dimensions: int) -> None:
         """Build the network with fresh weights."""
         super().__init__()
-        self.layers = config.layers
+        self.config = config
         self.net = PatchDiscriminator(
             spatial_dims=dimensions,
             channels=config.channels,
@@ -34,13 +34,13 @@ class PatchNetwork(nn.Module):
     @property
     def least_vox(self) -> int:
         """The shortest edge that an image may have: its last map is then a voxel wide."""
-        return 3 << self.layers
+        return self.config.least_vox
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the scores; ConfigError for images on which no patch fits."""
         if min(x.shape[2:]) < self.least_vox:
             raise ConfigError(
-                f"a critic of {self.layers} layers cannot judge these images",
+                f"a critic of {self.config.layers} layers cannot judge these images",
                 why=f"their edges must have at least {self.least_vox} voxels",
                 fix="lower critic.layers",
             )

@@ -8,19 +8,19 @@ When which of them is used:
 - **Channels last** together with bfloat16, whose convolutions want it; in float32 small grids were
   slower so, and large ones hardly faster. Upsampling and decoding in slabs are channels last
   always: a transposed convolution took half the time.
-- **CUDA graphs or compilation** where ``compile_policy`` says that the calls to come earn it back.
-  Never on a CPU, where compiling took minutes and gave slower code.
+- **CUDA graphs or compilation** are left to the caller: worth it on a GPU where the calls to come
+  (samples over batch size, times sampling steps) save more than capture or compilation costs, once
+  for each shape of batch. Never on a CPU, where compiling took minutes and gave slower code.
 
 What stays float32 in every copy: the statistics and parameters of normalizations, the softmax of
-attentions (the fused kernel's), the embedding of timesteps, the last layer, and the output. The
-state of a sampler is the caller's, and float32 too.
+attentions (the fused kernel's), the embedding of timesteps, the last layer, and the output. On a
+CPU so does the mean over neighboring voxels, for which it has no kernel in bfloat16. The state of
+a sampler is the caller's, and float32 too.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -38,6 +38,7 @@ _M = TypeVar("_M", bound=nn.Module)
 _VOLUME, _PLANE = 5, 4
 _WEIGHTED = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 _NORMS = (nn.GroupNorm, nn.LayerNorm)
+_POOLS = (nn.AvgPool2d, nn.AvgPool3d)
 
 
 def arithmetic_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -65,18 +66,7 @@ def inference_copy(module: _M, *, dtype: torch.dtype) -> _M:
     _sum_upsampling(made)
     kept = _kept_in_float32(made)
     for part in made.modules():
-        if isinstance(part, _WEIGHTED):
-            part.to(torch.float32 if part in kept else dtype)
-            part.register_forward_pre_hook(_to_weight)
-        elif isinstance(part, TransposedUpsampling):
-            part.to(dtype)
-        elif isinstance(part, _NORMS):
-            part.float()
-            part.register_forward_pre_hook(_to_weight)
-            if part not in kept and dtype != torch.float32:
-                part.register_forward_hook(_to_bfloat16)
-        elif isinstance(part, SABlock | CrossAttentionBlock):
-            _fuse(part)
+        _prepare(part, dtype=torch.float32 if part in kept else dtype)
     if dtype == torch.bfloat16:
         for weight in (*made.parameters(), *made.buffers()):
             weight.data = _channels_last(weight.data)
@@ -85,31 +75,23 @@ def inference_copy(module: _M, *, dtype: torch.dtype) -> _M:
     return made
 
 
-@dataclass(frozen=True, slots=True)
-class Speedup:
-    """A way to run a network faster, as measured on the device at hand."""
-
-    name: str
-    """Such as ``graphs`` or ``compile``."""
-    cost_s: float
-    """What it takes once: capture or compilation with its warm-up."""
-    saved_s: float
-    """What it spares at each call; negative where it makes calls slower."""
-
-
-def compile_policy(
-    device: torch.device, *, calls: int, speedups: Sequence[Speedup]
-) -> Speedup | None:
-    """Return the speedup that spares most over so many calls, or None where none pays back.
-
-    One pays back only if ``calls * saved_s > cost_s``. On a CPU none is ever taken. Calls are
-    samples over batch size times sampling steps; the cost is that of one shape of batch.
-    """
-    if device.type == "cpu":
-        return None
-    gains = {speedup: calls * speedup.saved_s - speedup.cost_s for speedup in speedups}
-    best = max(gains, key=gains.__getitem__, default=None)
-    return best if best is not None and gains[best] > 0 else None
+def _prepare(part: nn.Module, *, dtype: torch.dtype) -> None:
+    """Let one layer compute in a dtype, and hand it on to the next."""
+    if isinstance(part, _WEIGHTED):
+        part.to(dtype)
+        part.register_forward_pre_hook(_to_weight)
+    elif isinstance(part, TransposedUpsampling):
+        part.to(dtype)
+    elif isinstance(part, _NORMS):
+        part.float()
+        part.register_forward_pre_hook(_to_weight)
+        if dtype != torch.float32:
+            part.register_forward_hook(_to_bfloat16)
+    elif isinstance(part, _POOLS) and dtype != torch.float32:
+        part.register_forward_pre_hook(_pool_in_float32)
+        part.register_forward_hook(_to_bfloat16)
+    elif isinstance(part, SABlock | CrossAttentionBlock):
+        _fuse(part)
 
 
 def _sum_upsampling(module: nn.Module) -> None:
@@ -130,19 +112,26 @@ def _kept_in_float32(module: nn.Module) -> set[nn.Module]:
 
 
 def _fuse(attention: SABlock | CrossAttentionBlock) -> None:
-    """Let an attention run through torch's fused kernel, whose softmax is float32.
+    """Let an attention run through torch's fused kernel, whose scores and softmax are float32.
 
-    It knows no relative positions; those stay with the attention that has them.
+    It knows no relative positions; those stay with the attention that has them. It wants queries,
+    keys and values of one dtype, of which MONAI's own widening leaves the values out.
     """
     if attention.rel_positional_embedding is not None:
         return
     attention.use_flash_attention = True
+    attention.attention_dtype = None
     attention.dropout_rate = 0.0  # the kernel would drop out in evaluation too
 
 
 def _to_weight(part: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     weight = part.get_parameter("weight")
     return tuple(arg.to(weight.dtype) for arg in args)
+
+
+def _pool_in_float32(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Widen what a CPU would pool: for volumes it knows no bfloat16."""
+    return tuple(arg.float() if arg.device.type == "cpu" else arg for arg in args)
 
 
 def _channels_last_inputs(_: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:

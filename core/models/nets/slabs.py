@@ -48,9 +48,6 @@ _VOLUME = 5
 _LEAST_ROWS = 2
 """What a slab needs, so that the next reads no row that has been written over."""
 
-_EDGE_ROWS = 4
-"""What two convolutions of three read beyond a slab."""
-
 
 def decode_in_slabs(
     net: AutoencoderKL,
@@ -93,28 +90,6 @@ def check_decoder(net: AutoencoderKL) -> None:
             why=f"it holds {wrong[0]}, which looks at the whole grid",
             fix="build it without attention, or decode it whole",
         )
-
-
-def decoding_bytes(
-    net: AutoencoderKL, latent: tuple[int, ...], *, slab_vox: int, dtype: torch.dtype
-) -> int:
-    """Return about how many bytes ``decode_in_slabs`` takes for one latent ``(C, d, h, w)``.
-
-    The largest of all levels: what is stored, the slabs being worked on, and the image. Weights
-    and the libraries' own memory (tens of MiB) are not counted.
-    """
-    check_decoder(net)
-    work = _plan(net, latent, slab_vox=slab_vox, storage=dtype, arithmetic=dtype)
-    grid, most = torch.Size(latent[1:]), 0
-    for block in _blocks(net):
-        if isinstance(block, UpSample):
-            grid = torch.Size(2 * size for size in grid)
-        elif isinstance(block, AEKLResBlock):
-            wide = block.in_channels + block.out_channels
-            kept = block.out_channels if work.spares(grid) else wide
-            slab = min(grid.numel(), work.slab + _EDGE_ROWS * math.prod(grid[1:]))
-            most = max(most, grid.numel() * kept * dtype.itemsize + 2 * slab * wide * 4)
-    return most + 4 * grid.numel() * _decoder(net).out_channels
 
 
 @dataclass(frozen=True, slots=True)

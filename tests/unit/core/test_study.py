@@ -104,6 +104,9 @@ WRONG = {
     "reid-rounds": (REID_ROUNDS, REID_ROUNDS.replace("{", "{ rounds = 7,"), "training.rounds"),
     "student-rounds": (STUDENT, STUDENT.replace("{", "{ rounds = 7,"), "student.training.rounds"),
     "student-levels": (LEVELS, DEEPER, "data.grid_vox"),
+    "betas": (TEACHER, f"{TEACHER}\nbeta_start = 0.03", "below beta_end"),
+    "steps": (TEACHER, f"{TEACHER}\ntimesteps = 20", "sampling_steps"),
+    "critic": ("patch_vox = 2", "patch_vox = 2\ncritic = { layers = 4 }", "protocol.systems"),
 }
 
 
@@ -282,3 +285,12 @@ def test_every_change_of_the_protocol_changes_its_digest(
 ) -> None:
     before = read(tmp_path, text)
     assert read(tmp_path, changed(text, old, new)).protocol.digest != before.protocol.digest
+
+
+def test_critic_that_fits_the_grid_is_accepted(text: str, tmp_path: Path) -> None:
+    fitting = changed(text, "patch_vox = 2", "patch_vox = 2\ncritic = { layers = 3 }")
+    critic = read(tmp_path, fitting).protocol.generator.codec.critic
+    assert critic is not None
+    assert critic.least_vox == 24  # the grid's own edge
+    with pytest.raises(StudyError, match="edges of at least 48 voxels"):
+        read(tmp_path, changed(fitting, "layers = 3", "layers = 4"))

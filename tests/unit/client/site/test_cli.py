@@ -308,7 +308,7 @@ def test_device_that_is_not_there_is_told_before_the_steward_listens(
 
     listened: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: there)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda _: None)
     monkeypatch.setattr(
         "vitrael.client.site.service.serve", lambda settings, *_, **__: listened.append(settings)

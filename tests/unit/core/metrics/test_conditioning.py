@@ -5,7 +5,7 @@ import pytest
 
 from vitrael.core.errors import DataError
 from vitrael.core.metrics.conditioning import ConditionAudit, audit_condition
-from vitrael.core.metrics.intervals import pearson_interval, pearson_r
+from vitrael.core.metrics.intervals import pearson_interval, pearson_r, permuted_r
 from vitrael.core.rng import stream
 
 
@@ -34,6 +34,18 @@ def test_what_was_asked_and_drawn_is_found() -> None:
     assert audit.mae.low < audit.mae.value < audit.mae.high < audit.permuted_mae
     assert audit.r.n == audit.mae.n == 64
     assert "hand" in audit.r.method
+
+
+def test_the_control_is_the_one_of_the_audit_of_sites() -> None:
+    rng = stream(6, "one control")
+    asked, measured = rng.uniform(size=24), rng.uniform(size=24)
+    audit = _audit(asked, measured)
+    control = permuted_r(asked, measured, rng=stream(0, "audit"), draws=300)
+    bounds = (audit.permuted_r.low, audit.permuted_r.value, audit.permuted_r.high)
+    assert bounds == (control.low, control.mean, control.high)
+    assert audit.p == (sum(control.values_P >= abs(audit.r.value)) + 1) / 301
+    pairs = np.abs(asked[:, None] - measured)
+    assert audit.permuted_mae == pytest.approx(pairs.mean())
 
 
 def test_a_generator_that_does_not_listen_is_found_out() -> None:

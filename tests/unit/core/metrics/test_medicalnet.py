@@ -7,30 +7,20 @@ import numpy as np
 import pytest
 import torch
 
+from tests.factories.medicalnet import medicalnet_tensors
 from vitrael.core.digest import digest_file
 from vitrael.core.errors import DataError, WeightsError
 from vitrael.core.metrics.features import extract_features
 from vitrael.core.metrics.medicalnet import STAGES, build_medicalnet, medicalnet_extractor
-from vitrael.core.rng import stream, torch_stream
-from vitrael.core.weights import module_tensors, pack_tensors
+from vitrael.core.rng import torch_stream
+from vitrael.core.weights import pack_tensors
 
 VOLUMES = torch.rand((2, 1, 24, 24, 24), generator=torch_stream(1, "volumes"))
 
 
 @pytest.fixture(scope="module")
 def tensors() -> Mapping[str, np.ndarray]:
-    with torch.device("meta"):
-        module = build_medicalnet("resnet10").to_empty(device="cpu")
-    rng = stream(1, "medicalnet")
-    return {name: _draw(rng, name, like) for name, like in module_tensors(module).items()}
-
-
-def _draw(rng: np.random.Generator, name: str, like: np.ndarray) -> np.ndarray:
-    """Return a made-up tensor that keeps the scale of what passes: He's, or near 1."""
-    if like.ndim < 5:
-        return np.full_like(like, 0 if name.endswith(("bias", "mean", "tracked")) else 1)
-    scale = np.sqrt(2 / np.prod(like.shape[1:]))
-    return rng.standard_normal(like.shape, np.float32) * np.float32(scale)
+    return medicalnet_tensors()
 
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
@@ -75,6 +65,23 @@ def test_a_volume_is_standardized_first(tmp_path: Path, tensors: Mapping[str, np
     first = extract_features(extractor, VOLUMES)
     np.testing.assert_allclose(first, extract_features(extractor, 5 * VOLUMES - 2), rtol=1e-3)
     assert not np.allclose(first[0], first[1], rtol=1e-3)
+
+
+def test_the_network_is_told_from_the_names(
+    tmp_path: Path, tensors: Mapping[str, np.ndarray]
+) -> None:
+    assert medicalnet_extractor(_write(tmp_path / "w", tensors)).name.startswith(
+        "medicalnet-resnet10-"
+    )
+    deeper = {**tensors, "layer1.0.conv3.weight": np.zeros((256, 64, 1, 1, 1), np.float32)}
+    with pytest.raises(WeightsError, match=r"tensor layer1\.0\.bn3"):  # a bottleneck of resnet50
+        medicalnet_extractor(_write(tmp_path / "deeper", deeper))
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path / "w", {"conv.weight": np.zeros((1, 1), np.float32)})
+    with pytest.raises(WeightsError, match=r"no weights of MedicalNet.*resnet_10 or resnet_50"):
+        medicalnet_extractor(path)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,14 @@ import pytest
 import torch
 
 from vitrael.core.errors import DataError
-from vitrael.core.interfaces import Predictor
-from vitrael.core.metrics.features import anatomy_extractor
-from vitrael.core.metrics.predictor import _deal, cross_predict, fit_predictor, fit_ridge
+from vitrael.core.metrics.features import anatomy_extractor, extract_features
+from vitrael.core.metrics.predictor import (
+    PredictedAudit,
+    _deal,
+    audit_predicted,
+    cross_fit,
+    fit_ridge,
+)
 from vitrael.core.rng import stream
 
 
@@ -34,6 +39,17 @@ def test_a_constant_feature_is_not_used() -> None:
     np.testing.assert_allclose(rule(x + np.array([0, 100])), np.arange(9.0), atol=1e-6)
 
 
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_a_feature_that_says_nothing_new_gives_finite_rules(penalty: float) -> None:
+    line, y = np.arange(9.0), np.arange(9.0) * 2 + 1
+    constant, twice = (np.column_stack([line, other]) for other in (np.ones(9), line))
+    for x in (constant, twice):
+        found = fit_ridge(x, y, penalty)(x)
+        assert np.isfinite(found).all()
+        if penalty == 0:
+            np.testing.assert_allclose(found, y)
+
+
 def test_no_patient_is_on_both_sides() -> None:
     patients = np.repeat(np.arange(13), 3)
     fold_B = _deal(patients, 4, stream(1, "deal"))
@@ -47,42 +63,62 @@ def test_the_ceiling_of_noise_is_chance_and_leaking_patients_would_raise_it() ->
     x = rng.normal(size=(30, 40))[who] + 0.1 * rng.normal(size=(120, 40))
     y = rng.normal(size=30)[who]  # a patient's own number, which nothing but the patient tells
     apart, mixed = (
-        np.corrcoef(y, cross_predict(x, y, patients=patients, rng=stream(2, "folds")))[0, 1]
+        np.corrcoef(y, cross_fit(x, y, patients=patients, rng=stream(2, "folds"))(x))[0, 1]
         for patients in (who, np.arange(120))
     )
     assert abs(apart) < 0.4
     assert mixed > 0.8
 
 
-def test_age_is_predicted_and_shuffled_age_is_not(
-    real_slices: Drawn,
-) -> None:
-    images, ages = real_slices.images, real_slices.ages
-    found, chance = (
-        fit_predictor(
-            images,
-            target,
-            condition="age_years",
-            extractor=anatomy_extractor(),
-            patients=range(len(ages)),
-            rng=stream(3, "folds"),
-        )
-        for target in (ages, stream(3, "shuffle").permutation(ages))
+def _audit(real: Drawn, target: np.ndarray, drawn_BE: np.ndarray | None = None) -> PredictedAudit:
+    real_BE = extract_features(anatomy_extractor(), real.images)
+    return audit_predicted(
+        real_BE,
+        real_BE if drawn_BE is None else drawn_BE,
+        target,
+        condition="age_years",
+        extractor="anatomy-v1",
+        patients=range(len(target)),
+        rng=stream(3, "folds"),
     )
-    assert found.name == "age_years by ridge regression on anatomy-v1"
-    assert isinstance(found, Predictor)
-    assert found.predict(images).shape == ages.shape
+
+
+def test_age_is_predicted_and_shuffled_age_is_not(real_slices: Drawn) -> None:
+    ages = real_slices.ages
+    found, chance = (
+        _audit(real_slices, target) for target in (ages, stream(3, "shuffle").permutation(ages))
+    )
     assert found.ceiling.r.low > 0.5
     assert found.ceiling.p < 0.01
     assert found.ceiling.mae.value < found.ceiling.permuted_mae
+    assert "ridge regression on anatomy-v1" in found.ceiling.r.method
     assert chance.ceiling.r.low < 0.2
-    assert np.corrcoef(found.predict(images), ages)[0, 1] > found.ceiling.r.value
+
+
+def test_repeated_real_images_reach_the_ceiling_and_do_not_pass_it(real_slices: Drawn) -> None:
+    # A number that only a rule that saw the patient could know.
+    target = stream(4, "shuffle").permutation(real_slices.ages)
+    found = _audit(real_slices, target)
+    assert found.drawn == found.ceiling
+    real_BE = extract_features(anatomy_extractor(), real_slices.images)
+    by_heart = np.corrcoef(fit_ridge(real_BE, target, 1e-4)(real_BE), target)[0, 1]
+    assert by_heart > found.drawn.r.value + 0.3  # the control
+
+
+def test_images_of_other_ages_fall_short_of_the_ceiling(real_slices: Drawn) -> None:
+    real_BE = extract_features(anatomy_extractor(), real_slices.images)
+    deaf = _audit(real_slices, real_slices.ages, stream(5, "deaf").permutation(real_BE))
+    assert deaf.drawn.r.high < deaf.ceiling.r.low
+
+
+def test_images_without_partner_are_refused(real_slices: Drawn) -> None:
+    real_BE = extract_features(anatomy_extractor(), real_slices.images)
+    with pytest.raises(DataError, match="as many images"):
+        _audit(real_slices, real_slices.ages, real_BE[1:])
 
 
 def test_too_few_patients_are_refused() -> None:
     with pytest.raises(DataError, match="3 patients cannot be dealt into 5 folds"):
-        cross_predict(
-            np.ones((6, 2)), np.ones(6), patients=np.repeat([1, 2, 3], 2), rng=stream(1, "f")
-        )
+        cross_fit(np.ones((6, 2)), np.ones(6), patients=np.repeat([1, 2, 3], 2), rng=stream(1, "f"))
     with pytest.raises(DataError, match="not equally many"):
-        cross_predict(np.ones((6, 2)), np.ones(5), patients=np.arange(6), rng=stream(1, "f"))
+        cross_fit(np.ones((6, 2)), np.ones(5), patients=np.arange(6), rng=stream(1, "f"))

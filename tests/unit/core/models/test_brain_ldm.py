@@ -10,7 +10,7 @@ import torch
 
 from tests.factories.systems import GRID, brain_ldm
 from vitrael.core.configs import BrainLDMConfig, DiffusionConfig, SamplerName
-from vitrael.core.errors import UsageError
+from vitrael.core.errors import DataError, UsageError
 from vitrael.core.geometry import centered_affine
 from vitrael.core.models.brain_ldm import (
     LatentGenerator,
@@ -22,6 +22,7 @@ from vitrael.core.models.brain_ldm import (
 )
 from vitrael.core.records import SampleRequest
 from vitrael.core.sampling.samplers import SAMPLERS
+from vitrael.core.sampling.schedules import cosine_sigmas, linear_sigmas, scaled_linear_sigmas
 from vitrael.core.weights import load_weights, module_tensors
 
 
@@ -52,6 +53,31 @@ def test_noise_levels_are_those_of_the_config() -> None:
     assert len(trained_sigmas(config.teacher)) == config.teacher.timesteps
     shorter = config.teacher.model_copy(update={"beta_end": 0.01})
     assert trained_sigmas(shorter)[-1] < trained_sigmas(config.teacher)[-1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "made"),
+    [
+        ("scaled_linear", scaled_linear_sigmas(100, beta_start=0.0015, beta_end=0.0205)),
+        ("linear", linear_sigmas(100, beta_start=0.0015, beta_end=0.0205)),
+        ("cosine", cosine_sigmas(100)),
+    ],
+)
+def test_schedule_is_that_of_the_config(schedule: str, made: torch.Tensor) -> None:
+    given = {**brain_ldm().teacher.model_dump(), "schedule": schedule}
+    part = DiffusionConfig.model_validate(given)
+    assert trained_sigmas(part).equal(made)
+    default = trained_sigmas(brain_ldm().teacher)
+    assert trained_sigmas(part).equal(default) == (schedule == "scaled_linear")
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_schedule_is_sampled(schedule: str, sampler: SamplerName) -> None:
+    part = brain_ldm().teacher.model_copy(update={"schedule": schedule, "sampler": sampler})
+    image = generator(part).sample(request()).image_BCDHW
+    assert np.isfinite(image).all()
+    assert image.std() > 0
 
 
 def generator(
@@ -127,3 +153,20 @@ def test_model_that_always_saw_conditions_cannot_be_guided() -> None:
     other = dataclasses.replace(request(), condition_BK=1 - request().condition_BK)
     unasked = generator(able, guidance=0.0).sample(other).image_BCDHW
     np.testing.assert_array_equal(unasked, nothing)  # what is asked for does not matter
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        (np.full((3, 4), np.nan), "not finite"),
+        (np.array([[0.5, 0.5, np.inf, 0.5]]), "not finite"),
+        (np.zeros((3, 5)), "4 numbers"),
+        (np.zeros((3, 3)), "4 numbers"),
+        (np.zeros(4), "4 numbers"),
+        (np.zeros((0, 4)), "at least one row"),
+    ],
+)
+def test_request_that_cannot_be_answered_is_refused(condition: np.ndarray, words: str) -> None:
+    asked = SampleRequest(condition.astype(np.float32), seed=5)
+    with pytest.raises(DataError, match=words):
+        generator(brain_ldm().teacher).sample(asked)

@@ -293,6 +293,19 @@ def test_guidance_outside_its_interval_is_the_conditional_answer_alone() -> None
     torch.testing.assert_close(unconditional[outside], plain(0.3)[outside])
 
 
+@pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf])
+def test_weight_that_is_no_number_is_refused(weight: float) -> None:
+    with pytest.raises(UsageError, match="weight"):
+        guided(weight)
+
+
+@pytest.mark.parametrize("interval", [(2.0, 1.0), (math.nan, 1.0), (0.1, math.nan), (-2.0, -1.0)])
+def test_interval_that_holds_no_level_is_refused(interval: tuple[float, float]) -> None:
+    with pytest.raises(UsageError, match="interval"):
+        guided(3.0, interval)
+    assert guided(3.0, (0.0, math.inf))[0].equal(guided(3.0)[0])  # the control: all levels
+
+
 def test_null_condition_lies_outside_what_is_asked() -> None:
     assert NULL_CONDITION < 0
     assert math.isfinite(NULL_CONDITION)

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import torch
 
+from tests.unit.core.sampling.test_samplers import Wide
+from vitrael.core.configs import SamplerName
 from vitrael.core.errors import DataError, UsageError
 from vitrael.core.interfaces import Predictor
+from vitrael.core.rng import torch_stream
 from vitrael.core.sampling.inverse import (
     InversionSettings,
     Prior,
     SuperResolver,
     invert_latent,
     invert_noise,
+    recompute,
 )
+from vitrael.core.sampling.noise import RowNoise
 from vitrael.core.sampling.operators import SliceMask, ThickSlices
+from vitrael.core.sampling.samplers import SAMPLERS
+from vitrael.core.sampling.schedules import log_snr_sigmas
 
 LATENT = (2, 3)
 SIGMAS = torch.tensor([8.0, 2.0, 0.5, 0.0])
@@ -211,3 +218,51 @@ def test_search_with_nothing_to_begin_with_is_refused() -> None:
         SuperResolver(decode, THICK, LATENT, start=torch.zeros(LATENT), strategy="noise")
     with pytest.raises(UsageError, match="begin"):
         SuperResolver(decode, THICK, LATENT)
+
+
+EVERY_SAMPLER: Final = pytest.mark.parametrize("name", SAMPLERS)
+
+
+def pull(name: SamplerName, *, recomputed: bool, steps: int = 6) -> tuple[list[torch.Tensor], int]:
+    """Return gradients to start, condition and weights, and the numbers kept for them."""
+    rng = torch_stream(3, "pull")
+    x_t = (9 * torch.randn(2, 4, generator=rng).double()).requires_grad_()
+    condition = torch.rand(2, 2, generator=rng).double().requires_grad_()
+    source = RowNoise([torch_stream(4, "row", row) for row in range(2)], (4,), dtype=torch.float64)
+    network, kept = Wide(), 0
+
+    def keep(saved: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += saved.numel()
+        return saved
+
+    denoiser = recompute(network) if recomputed else network
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        levels = log_snr_sigmas(0.1, 9, steps=steps)
+        end = SAMPLERS[name].sample(denoiser, x_t, levels, condition, noise=source)
+        loss = (end**2).sum()
+    loss.backward()
+    found = [x_t.grad, condition.grad, *(weight.grad for weight in network.parameters())]
+    assert all(gradient is not None for gradient in found)
+    return [gradient for gradient in found if gradient is not None], kept
+
+
+@EVERY_SAMPLER
+def test_gradient_is_the_same_where_the_network_is_evaluated_again(name: SamplerName) -> None:
+    plain, _ = pull(name, recomputed=False)
+    again, _ = pull(name, recomputed=True)
+    other, _ = pull(name, recomputed=True, steps=5)
+    for one, two, far in zip(plain, again, other, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, two, atol=0, rtol=1e-12)
+        assert not torch.allclose(one, far)  # the control
+
+
+@EVERY_SAMPLER
+def test_evaluating_again_keeps_memory_flat_in_the_steps(name: SamplerName) -> None:
+    _, few = pull(name, recomputed=True, steps=4)
+    _, many = pull(name, recomputed=True, steps=32)
+    _, plain = pull(name, recomputed=False, steps=32)
+    one_evaluation = 2 * 512
+    assert many - few < one_evaluation
+    assert plain > 32 * one_evaluation  # the control

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch.nn import functional
@@ -12,7 +10,6 @@ from vitrael.core.errors import DataError, UsageError
 from vitrael.core.sampling.operators import (
     Downsample,
     Identity,
-    KSpaceTruncation,
     Operator,
     SliceMask,
     ThickSlices,
@@ -43,9 +40,6 @@ CASES: list[tuple[Operator, tuple[int, ...]]] = [
     (Downsample(4), PLANE),
     (Downsample(2), VOLUME),
     (Downsample(1), VOLUME),
-    (KSpaceTruncation((0,), 2), PLANE),
-    (KSpaceTruncation((0, 1), 4), PLANE),
-    (KSpaceTruncation((0, 2), 4), VOLUME),
 ]
 every_operator = pytest.mark.parametrize(
     ("operator", "shape"), CASES, ids=[f"{type(o).__name__}-{i}" for i, (o, _) in enumerate(CASES)]
@@ -133,19 +127,6 @@ def test_downsample_is_trilinear_resizing(factor: int) -> None:
     torch.testing.assert_close(Downsample(factor)(image), expected)
 
 
-def test_truncation_keeps_low_frequencies_and_loses_high_ones() -> None:
-    place = torch.arange(24, dtype=torch.float64)
-    coarse = torch.arange(8, dtype=torch.float64) * 3 + 1
-    cut = KSpaceTruncation((1,), 3)
-    for wave in range(1, 12):
-
-        def shown(at: torch.Tensor, wave: int = wave) -> torch.Tensor:
-            return torch.cos(2 * math.pi * wave * at / 24 + 0.4)[None, None, None]
-
-        expected = shown(coarse) if wave < 4 else torch.zeros(1, 1, 1, 8, dtype=torch.float64)
-        torch.testing.assert_close(cut(shown(place)), expected, atol=1e-12, rtol=0)
-
-
 @pytest.mark.parametrize("operator", [ThickSlices(0, 4), Downsample(4), SliceMask(0, 4)])
 def test_cubic_interpolation_follows_a_parabola(operator: Operator) -> None:
     """Keys 1981, section III: the error is of third order; a mean of thick slices adds a constant.
@@ -177,12 +158,11 @@ def test_every_hidden_voxel_is_filled_from_its_neighbors() -> None:
         (VoxelMask(SPECKLE), (2, 1, 8, 8), "does not fit"),
         (ThickSlices(0, 3), PLANE, "do not divide"),
         (Downsample(8), PLANE, "do not divide"),
-        (KSpaceTruncation((1,), 5), PLANE, "do not divide"),
         (ThickSlices(2, 4), PLANE, "axes of space"),
         (ThickSlices(-1, 4), PLANE, "axes of space"),
         (ThickSlices(0, 4), (8, 8), "number of axes"),
     ],
-    ids=[str(case) for case in range(8)],
+    ids=[str(case) for case in range(7)],
 )
 def test_image_that_does_not_fit_is_refused(
     operator: Operator, shape: tuple[int, ...], what: str
@@ -211,7 +191,3 @@ def test_operator_that_makes_no_sense_is_refused() -> None:
         Downsample(-2)
     with pytest.raises(UsageError, match="first slice"):
         SliceMask(0, 4, first=4)
-    with pytest.raises(UsageError, match="axis"):
-        KSpaceTruncation((), 2)
-    with pytest.raises(UsageError, match="axis"):
-        KSpaceTruncation((0, 0), 2)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.factories.reconstruction import PLAN, MeanCodec, build_reconstructor, draw_smooth
+from tests.factories.systems import brain_ldm
 from vitrael.core.errors import DataError
+from vitrael.core.models.nets.autoencoder import KLCodec
 from vitrael.core.sampling.schedules import scaled_linear_sigmas
-from vitrael.core.scoring.reconstruction import StartPlan, spread_starts
+from vitrael.core.scoring.reconstruction import Decode, StartPlan, spread_starts
 
 X = draw_smooth(6, "test")
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
@@ -115,6 +119,77 @@ def test_no_more_images_are_decoded_at_once_than_allowed() -> None:
     build_reconstructor(codec=many, batch_images=64).examine(X, maps=True)
     assert max(few.seen) == 2
     assert max(many.seen) == 6 * len(PLAN.levels)  # the control
+
+
+def test_images_that_are_large_are_decoded_one_by_one() -> None:
+    large = torch.rand(2, 1, 64, 64, 64, generator=torch.Generator().manual_seed(1))
+    seen: list[int] = []
+    plan = replace(PLAN, steps=1, levels=PLAN.levels[:2])
+    build_reconstructor(
+        codec=CountingCodec(seen, MeanCodec()), denoiser=keep_state, plan=plan
+    ).examine(large)
+    assert max(seen) == 1
+    seen.clear()
+    build_reconstructor(
+        codec=CountingCodec(seen, MeanCodec()), denoiser=keep_state, plan=plan
+    ).examine(large[..., :32, :32, :32])
+    assert max(seen) == 4  # the control
+
+
+def keep_state(x_t: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    del sigma, condition
+    return x_t
+
+
+def test_decoding_in_another_way_gives_the_same_features() -> None:
+    asked: list[int] = []
+
+    def decode(z: torch.Tensor) -> torch.Tensor:
+        asked.append(len(z))
+        return torch.cat([MeanCodec().decode(row) for row in z.split(1)])
+
+    whole = CountingCodec([], MeanCodec())
+    plain = build_reconstructor(codec=whole).examine(X, maps=True)
+    other = CountingCodec([], MeanCodec())
+    parts = build_reconstructor(codec=other, decode=decode).examine(X, maps=True)
+    torch.testing.assert_close(parts.feature_BF, plain.feature_BF, **CLOSE)
+    assert sum(asked) == len(X) * (1 + len(PLAN.levels))  # every image of codec and starts
+    assert sum(other.seen) == len(X)  # the codec only encoded
+    assert sum(whole.seen) == len(X) + sum(asked)  # the control
+
+
+class LargestOutput(TorchDispatchMode):
+    """Remembers how many numbers the largest result of any operation held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.most = max(self.most, out.numel())
+        return out
+
+
+def test_large_volumes_are_decoded_with_few_activations() -> None:
+    codec = KLCodec(brain_ldm().codec).eval()
+    x = torch.rand(2, 1, 80, 80, 80, generator=torch.Generator().manual_seed(2))
+    plan = replace(PLAN, steps=1, levels=PLAN.levels[:1])
+    made = {"codec": codec, "denoiser": keep_state, "plan": plan}
+    runs = []
+    for decode in (codec.decode, codec.decode_in_parts):
+        most: list[int] = []
+
+        def watch(z: torch.Tensor, decode: Decode = decode, most: list[int] = most) -> torch.Tensor:
+            with LargestOutput() as largest:
+                image = decode(z)
+            most.append(largest.most)
+            return image
+
+        build_reconstructor(decode=watch, **made).examine(x)
+        runs.append(max(most))
+    assert runs[1] < runs[0]  # the control is the codec's own decode
 
 
 def test_condition_and_true_levels_reach_the_denoiser() -> None:

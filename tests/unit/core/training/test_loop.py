@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from vitrael.core.configs import TrainingConfig
-from vitrael.core.errors import DataError
+from vitrael.core.errors import DataError, TaskStopped
+from vitrael.core.interfaces import Objective
 from vitrael.core.records import Loss
 from vitrael.core.training.loop import fit, learning_rate
+from vitrael.core.training.state import State
 
 
 class Point(nn.Module):
@@ -269,3 +271,100 @@ def test_weights_are_those_of_a_plain_loop_to_the_bit() -> None:
     given = config(ema_halflife_images=16)
     assert trained(1, ema_halflife_images=16).equal(plainly(1, given))
     assert not trained(1, ema_halflife_images=16).equal(plainly(2, given))
+
+
+class Kept:
+    """Checkpoints that are due after every step and count what they were given."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def load(self) -> State | None:
+        return None
+
+    def is_due(self) -> bool:
+        return True
+
+    def save(self, state: State) -> None:
+        assert all(tensor.isfinite().all() for tensor in state.tensors.values())
+        self.steps.append(state.step)
+
+
+def spoiled(at: int, *, loss: float, slope: float) -> Objective:
+    """Return an objective whose loss or gradient is multiplied by a number at one step."""
+    steps = iter(range(1, 1000))
+
+    def objective(model: nn.Module, batch: torch.Tensor, rng: torch.Generator) -> Loss:
+        del batch, rng
+        place, now = next(model.parameters()), next(steps) == at
+        total = -place.sum() * (slope if now else 1.0)
+        total = total + (total.detach() * (loss if now else 1.0) - total.detach())
+        if not now:
+            return Loss(total=total, parts={})
+        return Loss(total=total.nan_to_num() if math.isfinite(loss) else total, parts={})
+
+    return objective
+
+
+@pytest.mark.parametrize(
+    ("loss", "slope", "what"),
+    [(math.nan, 1.0, "a loss"), (math.inf, 1.0, "a loss"), (1.0, math.inf, "a weight")],
+)
+def test_training_that_is_no_longer_finite_is_never_saved(
+    loss: float, slope: float, what: str
+) -> None:
+    given, kept = config(length_images=4000), Kept()  # 20 steps for a point of the curve
+    with pytest.raises(DataError, match=f"{what} is not finite") as caught:
+        fit(
+            Point(),
+            spoiled(7, loss=loss, slope=slope),
+            nothing,
+            given,
+            length_images=4000,
+            rng=generator(),
+            checkpoints=kept,
+        )
+    assert kept.steps == [1, 2, 3, 4, 5, 6]
+    assert "28 images" in caught.value.why
+    assert "learning_rate" in caught.value.fix
+    sound = Kept()  # the control: nothing is refused where all is finite
+    fit(
+        Point(),
+        spoiled(7, loss=1.0, slope=1.0),
+        nothing,
+        given,
+        length_images=80,
+        rng=generator(),
+        checkpoints=sound,
+    )
+    assert sound.steps == [*range(1, 21)]
+
+
+def test_training_that_is_told_to_stop_is_not_saved_when_it_is_no_longer_finite() -> None:
+    def stop(done: int, _: int) -> None:
+        if done >= 32:
+            raise TaskStopped("the task was told to stop")
+
+    for at, expected in ((7, DataError), (9, TaskStopped)):
+        kept = Kept()
+        kept.is_due = lambda: False  # type: ignore[method-assign]
+        with pytest.raises(expected):
+            fit(
+                Point(),
+                spoiled(at, loss=math.nan, slope=1.0),
+                nothing,
+                config(length_images=4000),
+                length_images=4000,
+                rng=generator(),
+                poll=stop,
+                checkpoints=kept,
+            )
+        assert kept.steps == ([] if expected is DataError else [8])
+
+
+def test_warm_up_counts_the_images_of_a_step() -> None:
+    whole, parts = config(batch_images=12), config(batch_images=4, accumulated_batches=3)
+    assert [learning_rate(parts, at) for at in (0, 12, 24)] == [
+        learning_rate(whole, at) for at in (0, 12, 24)
+    ]
+    assert learning_rate(config(), 0) < learning_rate(parts, 0)  # the control: a shorter step

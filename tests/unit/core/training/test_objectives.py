@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.factories.systems import brain_ldm, images
-from vitrael.core.configs import CriticConfig
+from vitrael.core.configs import BrainLDMConfig, CriticConfig
 from vitrael.core.models.brain_ldm import build_codec
 from vitrael.core.models.nets.critic import build_critic_network
 from vitrael.core.training.critic import Critic
@@ -61,6 +61,28 @@ def test_divergence_is_that_of_the_closed_form() -> None:
     normal, own = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(0.7, 0.4)
     expected = torch.distributions.kl_divergence(own, normal).item()
     assert loss.parts["kl"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_divergence_of_the_published_preset_weighs_what_the_authors_sum_weighs() -> None:
+    """They take 1e-8 of the sum over channels and space, by image; here it is a mean."""
+    published = BrainLDMConfig.model_validate({"kind": "brain_ldm", "preset": "pinaya2022"})
+    rng = generator()
+    mean = torch.randn((2, 3, 20, 28, 20), generator=rng)
+    std = 0.1 + torch.rand(mean.shape, generator=rng)
+
+    class Published(PerfectCodec):
+        def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            self.image = x
+            return mean, std
+
+    weight = published.codec.kl_weight
+    codec: Any = Published()
+    loss = AutoencoderObjective(kl_weight=weight, square_weight=0.0)(codec, images(2), generator())
+    normal, own = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(mean, std)
+    divergence = torch.distributions.kl_divergence(own, normal)
+    expected = 1e-8 * divergence.sum().item() / len(mean)
+    assert loss.total.item() == pytest.approx(expected, rel=1e-3)
+    assert 1e-8 * loss.parts["kl"].item() < expected / 30_000  # the control: 1e-8 of the mean
 
 
 def test_how_an_image_looks_is_added_with_its_weights() -> None:

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.factories import models
-from tests.unit.core.workbench.test_thick import fine_scan, thicken
+from tests.unit.core.workbench.test_masked import draw_hidden, write_mask
+from tests.unit.core.workbench.test_thick import fine_scan, skip_slices, thicken
 from vitrael.core.cli import run
 from vitrael.core.data.nifti import read_nifti, write_nifti
 from vitrael.core.errors import EXIT_PARTIAL
@@ -131,6 +133,38 @@ def test_upsample_writes_what_can_be_and_ends_with_7(
     assert [one["factor"] for one in found["files"]] == [2]
     assert "not thick" in found["skipped"][0]["reason"]
     assert read_nifti(Path(found["files"][0]["path"])).image_CDHW.shape == (1, 16, 16, 16)
+
+
+def test_upsample_takes_thin_slices_and_masks(
+    model_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    thin, whole = tmp_path / "thin.nii.gz", tmp_path / "whole.nii.gz"
+    write_nifti(skip_slices(fine_scan(), 2, 2), thin)
+    write_nifti(fine_scan(), whole)
+    mask = str(write_mask(tmp_path / "mask.nii", draw_hidden()))
+    brief = ["--to", str(tmp_path / "out"), "--iterations", "2", "--json", *ONE_THREAD]
+    command = ["model", "upsample", str(model_folder)]
+    assert run([*command, str(thin), *brief, "--profile", "thin"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"][0]["measured"] == "thin"
+    assert run([*command, str(whole), str(thin), *brief, "--mask", mask]) == EXIT_PARTIAL
+    found = json.loads(capsys.readouterr().out)
+    assert (found["files"][0]["measured"], found["files"][0]["axis"]) == ("masked", None)
+    assert "not that of the model" in found["skipped"][0]["reason"]
+
+
+def test_mask_that_hides_everything_is_one_sentence(
+    model_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    mask = write_mask(tmp_path / "mask.nii", np.ones((16, 16, 16)))
+    command = ["model", "upsample", str(model_folder), "a.nii", "--to", str(tmp_path / "out")]
+    command += ["--mask", str(mask), "--dry-run", "--json"]
+    assert run(command) == 3
+    error = told(capsys)["error"]
+    assert isinstance(error, dict)
+    assert error["what"] == "the mask hides everything"
+    write_mask(mask, draw_hidden())
+    assert run(command) == 0  # the control
+    assert run([*command, "--profile", "thin"]) == 2
 
 
 def test_score_of_a_model_without_scorer_is_one_sentence(

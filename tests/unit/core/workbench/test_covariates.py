@@ -45,6 +45,26 @@ def test_value_outside_the_trained_range_is_refused_unless_asked(age: float) -> 
     assert beyond == pytest.approx((age - 18) / 77)
 
 
+@pytest.mark.parametrize(
+    ("settings", "secret"),
+    [
+        (["age_years=107.25"], "107.25"),
+        (["sex=107.25x"], "107.25"),
+        (["107.25"], "107.25"),
+        (["age_years=61.5", "age_years=107.25"], "107.25"),
+    ],
+)
+def test_refusal_names_the_covariate_and_never_its_value(settings: list[str], secret: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        ask_for({**WHOLE, **parse_settings(settings)}, covariates())
+    told = f"{refused.value.what} {refused.value.why} {refused.value.fix}"
+    assert secret not in told
+    assert secret in " ".join(settings)  # the control
+    if len(settings) == 1 and settings[0].startswith("age_years"):
+        assert "age_years lies outside" in told
+        assert "18 to 95" in told
+
+
 def test_value_that_is_not_finite_is_refused_even_when_extrapolating() -> None:
     with pytest.raises(UsageError, match="sex is not finite"):
         ask_for({**WHOLE, "sex": float("nan")}, covariates(), extrapolate=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.factories import models
+from vitrael.core.data.manifest import Item
 from vitrael.core.errors import CohortError, ConfigError
 from vitrael.core.geometry import centered_affine
 from vitrael.core.records import SampleRequest, Samples
@@ -69,12 +70,51 @@ def test_scans_themselves_score_perfectly(perfect: dict[str, Line]) -> None:
     assert audited.value < 0.6
 
 
-def test_noise_is_told_from_scans(rows: Rows, perfect: dict[str, Line]) -> None:
-    noise = report(rows, is_noise=True)
+@pytest.fixture(scope="module")
+def noise(rows: Rows) -> dict[str, Line]:
+    return report(rows, is_noise=True)
+
+
+def test_noise_is_told_from_scans(perfect: dict[str, Line], noise: dict[str, Line]) -> None:
     apart = [name for name in perfect if "frechet" in name or "fid" in name.lower()]
     assert apart
     for name in apart:
         assert noise[name].measured.value > 10 * max(perfect[name].measured.value, 1e-6)
+
+
+def test_distances_stand_beside_those_of_as_many_scans(
+    perfect: dict[str, Line], noise: dict[str, Line]
+) -> None:
+    found = [name for name in perfect if name.split()[0] in {"fid", "kid", "density", "coverage"}]
+    assert len(found) == 8  # of two extractors
+    for name in found:
+        beside = perfect[name].baseline
+        assert beside is not None
+        assert beside.n == perfect[name].measured.n == COUNT // 2
+        assert beside == perfect[name].measured  # for what is drawn are the scans of a half
+        assert noise[name].measured != noise[name].baseline == beside
+    assert "lost modes" in perfect["density anatomy-v1"].target
+
+
+def test_age_stands_beside_what_the_predictor_says_of_scans(
+    perfect: dict[str, Line], noise: dict[str, Line]
+) -> None:
+    for extractor in ("random-conv-0", "anatomy-v1"):
+        line = perfect[f"age_years_r {extractor}"]
+        assert "ridge regression" in line.measured.method
+        assert line.measured == line.baseline  # what is drawn are the scans: no more than theirs
+        assert noise[f"age_years_r {extractor}"].baseline == line.baseline
+        assert noise[f"age_years_r {extractor}"].measured != line.measured
+        assert perfect[f"age_years_permuted_r {extractor}"].measured.n == 1000
+
+
+def test_scans_that_tell_no_age_are_not_asked_for_one(rows: Rows) -> None:
+    def without_age(item: Item) -> Item:
+        told = {name: value for name, value in item.covariates.items() if name != "age_years"}
+        return item.model_copy(update={"covariates": told})
+
+    silent = replace(rows, items=tuple(without_age(item) for item in rows.items))
+    assert not any(name.startswith("age") for name in report(silent))
 
 
 def test_every_number_has_interval_count_and_method(perfect: dict[str, Line]) -> None:

@@ -57,6 +57,11 @@ def test_preset_stands_for_both_networks(tmp_path: Path) -> None:
         ("timesteps = 100", "timestep = 100", r"model\.denoiser\.timestep .*the key is unknown"),
         ("spacing_mm = 12.0", "", r"data\.spacing_mm.*missing"),
         ("[16, 16, 16]", "[16, 16, 18]", "multiple of"),
+        (
+            "[model.codec]",
+            "[model.codec]\ncritic = { layers = 3 }",
+            "critic needs axes of",
+        ),
         ("covariates.sex = { low = 0.0, high = 1.0 }", "", "ranges are missing for sex"),
         ("[model.denoiser]", "[model.teacher]", "codec and denoiser"),
         ("[model.codec]", "[model.codec", "is not TOML"),

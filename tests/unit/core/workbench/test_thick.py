@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.factories import models
 from vitrael.core.data.phantoms.cohorts import draw_scan
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ScanError
+from vitrael.core.sampling.operators import SliceMask
 from vitrael.core.workbench.thick import find_slices, place_slices
 
 FINE = (16, 16, 16)
@@ -101,3 +103,42 @@ def test_prepared_scan_keeps_its_intensities() -> None:
     bright = Scan(thick.image_CDHW * np.float32(5), thick.affine, "T1w")
     with pytest.raises(ScanError, match=r"outside \[0, 1\]"):
         place_slices(bright, slices, document, prepared=True)
+
+
+def skip_slices(scan: Scan, axis: int, factor: int) -> Scan:
+    """Return every ``factor``-th slice of the scan, where they lay."""
+    first = (factor - 1) // 2
+    image = np.moveaxis(scan.image_CDHW, axis + 1, -1)[..., first::factor]
+    affine = scan.affine.copy()
+    affine[:3, axis] *= factor
+    affine[:3, 3] += scan.affine[:3, axis] * first
+    return Scan(np.ascontiguousarray(np.moveaxis(image, -1, axis + 1)), affine, "T1w")
+
+
+@pytest.mark.parametrize(("axis", "factor"), [(0, 2), (1, 4), (2, 2)])
+def test_thin_slices_are_slices_of_the_grid_with_nothing_between(axis: int, factor: int) -> None:
+    fine, document = fine_scan(), models.document()
+    thin = skip_slices(Scan(np.clip(fine.image_CDHW, 0, 1), fine.affine, "T1w"), axis, factor)
+    slices = find_slices(thin, document, profile="thin")
+    assert (slices.axis, slices.factor, slices.profile) == (axis, factor, "thin")
+    placed = place_slices(thin, slices, document, prepared=True)
+    np.testing.assert_allclose(placed.affine, fine.affine, atol=1e-9)
+    low = torch.from_numpy(placed.low_CDHW[None])
+    clipped = torch.from_numpy(np.clip(fine.image_CDHW, 0, 1)[None])
+    assert torch.equal(low, SliceMask(axis, factor, slices.first)(clipped))
+    as_thick = find_slices(thin, document)  # the control: half a slice apart
+    other = place_slices(thin, as_thick, document, prepared=True)
+    assert not np.allclose(other.affine, fine.affine, atol=1e-3)
+
+
+def test_grid_of_the_model_meets_thin_slices_that_lie_elsewhere() -> None:
+    fine, _, _ = draw_scan(1, "north", 0, 0, grid_vox=(40, 40, 40), spacing_mm=6.0)
+    thin, document = skip_slices(fine, 2, 4), models.document()
+    slices = find_slices(thin, document, profile="thin")
+    placed = place_slices(thin, slices, document)
+    assert placed.low_CDHW.shape == (1, 16, 16, 16)
+    assert placed.low_CDHW[..., slices.first :: 2].any()
+    assert not placed.low_CDHW[..., slices.first + 1 :: 2].any()
+    middle_mm = placed.affine[2, 3] + models.SPACING_MM * slices.first
+    off = (middle_mm - thin.affine[2, 3]) / thin.affine[2, 2]
+    assert off == pytest.approx(round(off), abs=1e-9)

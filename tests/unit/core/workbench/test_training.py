@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.factories import models
+from tests.factories.medicalnet import write_medicalnet
 from vitrael.core.errors import CohortError, StorageError, WeightsError
 from vitrael.core.training.compute import Compute
 from vitrael.core.workbench.folder import ModelDocument, load_model, read_document
@@ -155,3 +157,30 @@ def test_perceptual_weights_that_are_not_there_are_refused(scans: Path, tmp_path
     )
     with pytest.raises(WeightsError, match="MedicalNet cannot be read"):
         train_model(wrong)
+
+
+def test_codec_of_other_perceptual_weights_is_not_gone_on_with(scans: Path, tmp_path: Path) -> None:
+    text = models.RECIPE.replace(
+        "latent_channels = 2",
+        "latent_channels = 2\nperceptual_weight = 0.1\nperceptual = 'medicalnet'",
+        1,
+    )
+    plain = order(scans, tmp_path / "model", text=text)
+    weights = [write_medicalnet(tmp_path / f"weights-{seed}", seed=seed) for seed in (1, 2)]
+
+    def trains_codec(perceptual: Path) -> bool:
+        """Return whether a codec was trained; all ends before the denoiser is done."""
+        steps: list[str] = []
+
+        def kill(now: str, _done: int, _total: int) -> None:
+            steps.append(now)
+            if now == "train denoiser":
+                raise KilledError
+
+        with pytest.raises(KilledError):
+            train_model(replace(plain, perceptual_weights=perceptual), tell=kill)
+        return "train codec" in steps
+
+    assert trains_codec(weights[0])
+    assert not trains_codec(weights[0])  # the control: what is finished is kept
+    assert trains_codec(weights[1])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.factories import models
-from tests.unit.core.workbench.test_thick import fine_scan, thicken
+from tests.unit.core.workbench.test_masked import draw_hidden
+from tests.unit.core.workbench.test_thick import fine_scan, skip_slices, thicken
 from vitrael.core.data.nifti import read_nifti, write_nifti
+from vitrael.core.data.scan import Scan
 from vitrael.core.sampling.inverse import InversionSettings
 from vitrael.core.workbench.folder import load_model
+from vitrael.core.workbench.masked import HiddenVoxels
 from vitrael.core.workbench.upsampling import (
     UpsamplingOrder,
     result_name,
@@ -54,6 +58,47 @@ def test_search_comes_closer_to_what_was_acquired(
         done, _ = upsample_files(model, [thick], tmp_path / str(iterations), order)
         losses.append(done[0].loss)
     assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("measured", ["thin", "masked"])
+def test_what_was_measured_stands_in_the_result_where_it_lay(
+    measured: str, model_folder: Path, tmp_path: Path
+) -> None:
+    fine = fine_scan()
+    inside = Scan(np.clip(fine.image_CDHW, 0, 1), fine.affine, "T1w")
+    path = tmp_path / "scan.nii.gz"
+    exact = replace(SHORT, consistent=True)
+    hidden_DHW = draw_hidden()
+    if measured == "thin":
+        write_nifti(skip_slices(inside, 2, 2), path)
+        order = UpsamplingOrder(profile="thin", prepared=True, settings=exact)
+        hidden_DHW = np.zeros_like(hidden_DHW)
+        hidden_DHW[..., 1::2] = True
+    else:
+        write_nifti(inside, path)
+        order = UpsamplingOrder(
+            hidden=HiddenVoxels(hidden_DHW, fine.affine), prepared=True, settings=exact
+        )
+    done, refused = upsample_files(load_model(model_folder), [path], tmp_path / "whole", order)
+    assert not refused
+    assert done[0].measured == measured
+    found = read_nifti(done[0].path)
+    np.testing.assert_allclose(found.affine, fine.affine, atol=1e-4)
+    seen = ~hidden_DHW
+    np.testing.assert_allclose(found.image_CDHW[0][seen], inside.image_CDHW[0][seen], atol=1e-6)
+    assert found.image_CDHW[0][hidden_DHW].any()
+    assert not np.allclose(found.image_CDHW[0][hidden_DHW], inside.image_CDHW[0][hidden_DHW])
+
+
+def test_scan_that_does_not_lie_where_the_mask_does_stops_none_of_the_others(
+    thick: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    scan = tmp_path / "whole.nii.gz"
+    write_nifti(fine_scan(), scan)
+    order = UpsamplingOrder(hidden=HiddenVoxels(draw_hidden(), fine_scan().affine), settings=SHORT)
+    done, refused = upsample_files(load_model(model_folder), [thick, scan], tmp_path / "w", order)
+    assert [one.number for one in done] == [2]
+    assert "not that of the model" in refused[0].reason
 
 
 def test_file_that_cannot_be_used_stops_none_of_the_others(

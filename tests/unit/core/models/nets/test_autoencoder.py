@@ -7,6 +7,7 @@ import torch
 
 from tests.factories.systems import GRID, brain_ldm, images
 from vitrael.core.configs import AutoencoderConfig
+from vitrael.core.errors import DataError
 from vitrael.core.models.brain_ldm import build_codec
 from vitrael.core.models.nets.autoencoder import KLCodec
 from vitrael.core.weights import load_weights, module_tensors
@@ -89,7 +90,7 @@ def test_plane_makes_the_round_trip_as_a_volume_does() -> None:
 
 
 @pytest.mark.parametrize("upsampling", ["transposed", "nearest"])
-@pytest.mark.parametrize("grid_vox", [(8, 8, 8), (48, 48, 48)])
+@pytest.mark.parametrize("grid_vox", [(8, 8, 8), (80, 80, 80)])
 def test_decoding_in_parts_is_decoding(upsampling: str, grid_vox: tuple[int, int, int]) -> None:
     config = brain_ldm().codec.model_copy(update={"upsampling": upsampling})
     codec = KLCodec(config).eval()
@@ -113,3 +114,22 @@ def test_rendering_is_decoding_that_was_not_clipped(codec: KLCodec) -> None:
     assert z.grad.any()
     with torch.no_grad():
         assert codec.decode(z).equal(image.clamp(0, 1))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 16, 16, 18),  # whole cubes, and a grid that the levels would round
+        (1, 1, 16, 22, 16),
+        (1, 1, 15, 16, 16),  # no whole cubes
+        (1, 1, 16, 16, 0),
+        (1, 2, 16, 16, 16),
+        (1, 1, 16, 16),
+        (1, 16, 16, 16),
+    ],
+)
+def test_images_on_another_grid_are_refused(codec: KLCodec, shape: tuple[int, ...]) -> None:
+    with torch.no_grad():
+        assert codec.encode(torch.zeros(1, 1, 16, 20, 16)).shape[2:] == (4, 5, 4)  # the control
+        with pytest.raises(DataError, match="multiple of 4"):
+            codec.encode(torch.zeros(shape))
