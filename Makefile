@@ -29,7 +29,7 @@ test-faults: $(INSTALLED)  ## Kill, stop, cut off and fill the disk of each proc
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m faults $(ARGS)
 
 test-slow: $(INSTALLED)  ## Run the tests that take minutes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --durations 0 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -s --durations 0 $(ARGS)
 
 test-gpu: $(INSTALLED)  ## Run the tests that need a CUDA device
 	$(BIN)/pytest -m gpu --durations 0 $(ARGS)

@@ -46,6 +46,12 @@ RENAMED: Final[Sequence[tuple[str, str]]] = (
 BUNDLE_ORDER: Final = ("sex", "age_years", "ventricle_ml", "brain_ml")
 """Of the condition vector that the bundle's weights expect."""
 
+ORIENTATION: Final = "LAS"
+"""Where the index axes of what the bundle's weights have seen point to; ours are RAS.
+
+The authors' own saver writes their samples with the affine diagonal (-1, 1, 1).
+"""
+
 _LATENT_BUFFERS: Final = ("latent_mean", "latent_std")
 
 

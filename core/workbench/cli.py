@@ -19,7 +19,9 @@ from vitrael.core.workbench.options import (
     THREADS,
     Device,
     count_threads,
+    end_code,
     open_compute,
+    tell_shortcomings,
 )
 from vitrael.core.workbench.sample_cli import sample
 
@@ -51,6 +53,11 @@ def model() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="MedicalNet as safetensors, for a recipe that asks for it. [default: edges stand in]",
 )
+@click.option(
+    "--no-scorer",
+    is_flag=True,
+    help="Calibrate none: it would keep a score of each held-out scan and two mean images of them.",
+)
 @SEED
 @DEVICE
 @THREADS
@@ -62,6 +69,7 @@ def train(
     scans: Path,
     to: Path,
     perceptual_weights: Path | None,
+    no_scorer: bool,
     seed: int,
     device: Device,
     threads: int | None,
@@ -71,12 +79,14 @@ def train(
     """Train the model of RECIPE, a TOML file, on T1-weighted scans, and say how good it became.
 
     Some patients are held out. What is finished lies in TO.training until the model is written: a
-    command that was killed goes on from there when it is given again. Ends with exit code 7 when
-    some scans could not be used; each reason is told.
+    command that was killed goes on from there when it is given again. It holds prepared brains and
+    latents, and is as private as the scans: remove it when you do not go on. Ends with exit code 7
+    when some scans could not be used, under torchrun with 0; each reason is told.
     """
     from vitrael.core.workbench.recipe import read_recipe  # noqa: PLC0415
 
     document = read_recipe(recipe)
+    to = to.resolve()
     if dry_run:
         return _plan(document, scans, to, as_json=as_json)
     from vitrael.core.workbench.progress import Progress  # noqa: PLC0415
@@ -84,7 +94,14 @@ def train(
 
     compute = open_compute(device, threads)
     order = TrainingOrder(
-        document, scans, to, seed, compute, threads or count_threads(), perceptual_weights
+        document,
+        scans,
+        to,
+        seed,
+        compute,
+        threads or count_threads(),
+        perceptual_weights=perceptual_weights,
+        scorer=not no_scorer,
     )
     trained = train_model(order, tell=Progress())
     if trained is None:  # another process of torchrun tells
@@ -111,8 +128,6 @@ def _plan(recipe: ModelRecipe, scans: Path, to: Path, *, as_json: bool) -> int |
 
 
 def _tell_trained(trained: Trained, to: Path, *, as_json: bool) -> int | None:
-    from vitrael.core.errors import EXIT_PARTIAL  # noqa: PLC0415
-
     document = trained.document
     if as_json:
         facts = {
@@ -120,17 +135,22 @@ def _tell_trained(trained: Trained, to: Path, *, as_json: bool) -> int | None:
             "patients": trained.patients,
             "left_out": dict(trained.left_out),
             "clipped": dict(trained.clipped),
+            "cut": trained.cut,
+            "leftover": None if trained.leftover is None else str(trained.leftover),
         }
         told = {"folder": str(to), "digest": document.digest, "measured": document.measured}
         click.echo(json.dumps({**facts, **told, "written": True}))
     else:
         click.echo(f"{to}: learned from {trained.scans} scans of {trained.patients} patients")
         _tell_measured(document.measured)
-    for reason, count in sorted(trained.left_out.items()):
-        click.echo(f"left out: {count} {reason}", err=True)
-    for name, count in trained.clipped.items():
-        click.echo(f"{count} scans lie outside the range of {name} and count as its end", err=True)
-    return EXIT_PARTIAL if trained.left_out else None
+    tell_shortcomings(trained.left_out, trained.clipped, trained.cut)
+    if trained.leftover is not None:
+        click.echo(
+            f"{trained.leftover} could not be removed whole: it may hold prepared brains and what "
+            "was learned from them; remove it by hand",
+            err=True,
+        )
+    return end_code(is_partial=bool(trained.left_out))
 
 
 def _tell_measured(measured: dict[str, Any]) -> None:
@@ -201,6 +221,7 @@ def import_bundle(bundle: Path, *, to: Path, dry_run: bool, as_json: bool) -> No
     """
     from vitrael.core.workbench.foreign import import_pinaya  # noqa: PLC0415
 
+    to = to.resolve()
     document = import_pinaya(bundle, to, dry_run=dry_run)
     if as_json:
         click.echo(

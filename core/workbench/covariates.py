@@ -15,7 +15,12 @@ from typing import Final
 import numpy as np
 
 from vitrael.core.configs import Section
-from vitrael.core.data.layouts.facts import FactReader, word_for_sex
+from vitrael.core.data.layouts.facts import (
+    AGE_COLUMNS,
+    SEX_COLUMNS,
+    FactReader,
+    word_for_sex,
+)
 from vitrael.core.data.layouts.ledger import Ledger
 from vitrael.core.data.tables import Row, Table, read_table
 from vitrael.core.errors import DataError, UsageError
@@ -31,7 +36,15 @@ UNITS: Final[Mapping[str, str]] = {
 NULL: Final = -1.0
 """Every entry of the condition that means *none*; see ``core.sampling.denoisers``."""
 
+ASK_WITHIN: Final = "ask for a value within, or give --extrapolate"
+"""The remedy for a value outside its range, where extrapolating can be chosen."""
+
 _ASKED: Final = "asked_"
+_CALLED: Final[Mapping[str, str]] = {
+    **dict.fromkeys(AGE_COLUMNS, "age_years"),
+    **dict.fromkeys(SEX_COLUMNS, "sex"),
+}
+"""Name of a column -> its covariate, where the two differ or may."""
 
 
 class Covariate(Section):
@@ -44,12 +57,17 @@ class Covariate(Section):
 
 
 def ask_for(
-    values: Mapping[str, float], covariates: Sequence[Covariate], *, extrapolate: bool = False
+    values: Mapping[str, float],
+    covariates: Sequence[Covariate],
+    *,
+    extrapolate: bool = False,
+    fix: str = ASK_WITHIN,
 ) -> np.ndarray:
     """Return one condition ``[K]``, float32, for values in their units.
 
     Raises UsageError, which names the covariate and never its value, for one that is missing,
-    unknown or not finite, and for one outside the trained range unless ``extrapolate``.
+    unknown or not finite, and for one outside the trained range unless ``extrapolate``: that one
+    advises ``fix``.
     """
     names = [covariate.name for covariate in covariates]
     if unknown := sorted(set(values) - set(names)):
@@ -63,18 +81,23 @@ def ask_for(
             fix=f"give --set {missing[0]}=VALUE, or --unconditional where the model allows it",
         )
     for covariate in covariates:
-        _demand_trained(values[covariate.name], covariate, extrapolate=extrapolate)
+        _demand_finite(values[covariate.name], covariate)
+        if not extrapolate:
+            _demand_trained(values[covariate.name], covariate, fix=fix)
     return scale_values(np.array([[values[name] for name in names]]), covariates).reshape(-1)
 
 
-def _demand_trained(value: float, covariate: Covariate, *, extrapolate: bool) -> None:
+def _demand_finite(value: float, covariate: Covariate) -> None:
     if not np.isfinite(value):
         raise UsageError(f"the covariate {covariate.name} is not finite", fix="give a number")
-    if not extrapolate and not covariate.low <= value <= covariate.high:
+
+
+def _demand_trained(value: float, covariate: Covariate, *, fix: str) -> None:
+    if not covariate.low <= value <= covariate.high:
         raise UsageError(
             f"{covariate.name} lies outside the trained range",
             why=f"the model has seen {covariate.low:g} to {covariate.high:g} ({covariate.unit})",
-            fix="ask for a value within, or give --extrapolate",
+            fix=fix,
         )
 
 
@@ -95,14 +118,15 @@ def _ranges(covariates: Sequence[Covariate]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, float]:
-    """Return what ``age_years=70`` and ``sex=F`` say.
+    """Return what ``age_years=70`` and ``sex=F`` say; ``age=70`` says the first, as in a table.
 
     Raises UsageError for what cannot be understood; no message holds a value, which may be a
     patient's.
     """
     values: dict[str, float] = {}
     for text in settings:
-        name, equals, said = (part.strip() for part in text.partition("="))
+        given, equals, said = (part.strip() for part in text.partition("="))
+        name = _CALLED.get(given, given)
         if not equals or not name or name in values:
             raise UsageError(
                 f"--set {name} cannot be understood" if equals and name else "a --set has no name",
@@ -153,7 +177,8 @@ def _read_row(
 ) -> dict[str, float]:
     told = reader.read(row).covariates
     wanted = {covariate.name for covariate in covariates}
-    if vague := sorted((wanted & row.cells.keys()) - told.keys()):
+    named = {_CALLED.get(column, column) for column in row.cells}
+    if vague := sorted((wanted & named) - told.keys()):
         raise DataError(
             f"row {number} of the table of conditions cannot be understood",
             why=f"{vague[0]} is no possible value",

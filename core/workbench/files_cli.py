@@ -21,12 +21,14 @@ from vitrael.core.workbench.options import (
     THREADS,
     Device,
     open_compute,
+    tell_shortcomings,
 )
 
 if TYPE_CHECKING:
     from vitrael.core.workbench.folder import ModelDocument
     from vitrael.core.workbench.inputs import Refused
     from vitrael.core.workbench.masked import HiddenVoxels
+    from vitrael.core.workbench.scoring import Scored
     from vitrael.core.workbench.thick import AxisName, ProfileName
     from vitrael.core.workbench.upsampling import Upsampled
 
@@ -110,13 +112,19 @@ def upsample(
 
     The direction and the thickness of the slices are found in the file. A result lies where its
     scan lies. What it shows between the slices, or under --mask, is the model's guess: it is no
-    measurement. A file that cannot be used stops none of the others; then the exit code is 7.
+    measurement. A result that is there is kept when the same is asked for again; nothing else is
+    written over. A file that cannot be used stops none of the others; then the exit code is 7.
     """
     from vitrael.core.workbench.folder import load_model, read_document  # noqa: PLC0415
     from vitrael.core.workbench.request import known_covariates  # noqa: PLC0415
 
     document = read_document(model)
-    known = known_covariates(document, settings)
+    try:
+        known = known_covariates(document, settings)
+    except UsageError as error:  # what would be asked of a sample is not offered here
+        beyond = "--extrapolate" in error.fix
+        fix = "give a value within, or leave it out: it is searched then" if beyond else error.fix
+        raise UsageError(error.what, why=error.why, fix=fix) from None
     if factor is not None and thickness_mm is not None:
         raise UsageError("--factor and --thickness-mm say the same", fix="give one of the two")
     if mask is not None and (factor, thickness_mm, axis, profile) != (None, None, None, "thick"):
@@ -149,8 +157,10 @@ def upsample(
         seed=seed,
     )
     loaded = load_model(model, device=compute.device)
+    _tell_origin(document)
     done, refused = upsample_files(loaded, files, to, order, tell=Progress())
     _tell_upsampled(done, refused, as_json=as_json)
+    _tell_cut(done)
     return _tell_refused(refused, done=len(done))
 
 
@@ -174,7 +184,8 @@ def _tell_upsampled(
             what = "what the mask leaves"
         elif result.measured == "thick":
             what = f"slices of {result.factor} voxels"
-        click.echo(f"{result.path}: {what}{stretched}")
+        kept = ", kept" if result.kept else ""
+        click.echo(f"{result.path}: {what}{stretched}{kept}")
 
 
 def _describe(result: Upsampled) -> dict[str, Any]:
@@ -190,6 +201,8 @@ def _describe(result: Upsampled) -> dict[str, Any]:
         "stretched": result.is_stretched,
         "loss": result.loss,
         "found": dict(result.condition),
+        "cut_frac": result.cut_frac,
+        "kept": result.kept,
     }
 
 
@@ -201,6 +214,24 @@ def _tell_plan(files: Sequence[Path], to: Path | None, *, as_json: bool) -> None
     else:
         where = "nothing would be written" if to is None else f"results would be written into {to}"
         click.echo(f"{len(files)} files would be read; {where}")
+
+
+def _tell_origin(document: ModelDocument) -> None:
+    """Say on stderr what the networks of an imported model have seen in other scans than these."""
+    if document.provenance.origin != "imported":
+        return
+    for line in ("the model was imported; it is known of it:", *document.provenance.notes):
+        click.echo(line, err=True)
+
+
+def _tell_cut(done: Sequence[Upsampled | Scored]) -> None:
+    """Say on stderr whose brain the model's grid cuts."""
+    from vitrael.core.workbench.inputs import CUT_FRAC  # noqa: PLC0415
+
+    for one in done:
+        if one.cut_frac > CUT_FRAC:
+            share = f"{100 * one.cut_frac:.1f} % of its brain lies outside the model's grid"
+            click.echo(f"file {one.number}: {share}", err=True)
 
 
 def _skipped(refused: Sequence[Refused]) -> list[dict[str, Any]]:
@@ -253,10 +284,12 @@ def score(
 ) -> int | None:
     """Say how foreign T1-weighted FILES are to MODEL; higher is more foreign.
 
-    The p-value is how often a scan of the model's own kind scores as high. A file that cannot be
-    used stops none of the others; then the exit code is 7.
+    The p-value is how often a scan of the model's own kind scores as high. Maps that are there are
+    kept when they are of the same scan and model; nothing else is written over. A file that cannot
+    be used stops none of the others; then the exit code is 7.
     """
     from vitrael.core.workbench.folder import load_model, read_document  # noqa: PLC0415
+    from vitrael.core.workbench.generation import within_memory  # noqa: PLC0415
     from vitrael.core.workbench.progress import Progress  # noqa: PLC0415
     from vitrael.core.workbench.scoring import score_files  # noqa: PLC0415
 
@@ -266,7 +299,9 @@ def score(
         return None
     compute = open_compute(device, threads)
     loaded = load_model(model, device=compute.device)
-    done, refused = score_files(loaded, files, maps=maps, prepared=prepared, tell=Progress())
+    _tell_origin(loaded.document)
+    with within_memory("the restorations of an image", fix="give --device cpu, or a larger GPU"):
+        done, refused = score_files(loaded, files, maps=maps, prepared=prepared, tell=Progress())
     if as_json:
         told = [
             {
@@ -277,6 +312,8 @@ def score(
                 "p_values": dict(one.p_values),
                 "z": dict(one.z),
                 "maps": [str(path) for path in one.maps],
+                "cut_frac": one.cut_frac,
+                "kept": one.kept,
             }
             for one in done
         ]
@@ -285,6 +322,7 @@ def score(
         click.echo(f"{kind:>10}  p-value  file")
         for one in done:
             click.echo(f"{one.scores[kind]:>10.3f}  {one.p_values[kind]:>7.4f}  {one.path}")
+    _tell_cut(done)
     return _tell_refused(refused, done=len(done))
 
 
@@ -314,8 +352,12 @@ def evaluate(
 ) -> int | None:
     """Say how good samples of MODEL are beside the scans of a folder that it has not learned from.
 
-    One sample is drawn for each scan, with the scan's covariates. Beside each number stands what
-    two halves of the scans give. Exit code 7: some scans could not be used.
+    That it has not must be known to you: the command cannot notice, and flatters a model that has.
+    One sample is drawn for each scan, with the scan's covariates. Each number names what stands
+    beside it: halves of the scans, a predictor's ceiling, or shuffled questions. The prepared scans
+    lie in a folder of yours alone under the system's temporary one (TMPDIR) until the command ends;
+    one that is killed leaves them there. Scans and samples are held in memory. Exit code 7: some
+    scans could not be used.
     """
     from vitrael.core.workbench.evaluating import evaluate_against  # noqa: PLC0415
     from vitrael.core.workbench.progress import Progress  # noqa: PLC0415
@@ -332,11 +374,15 @@ def evaluate(
     )
     if as_json:
         lines = [line.describe() for line in report.lines]
-        facts = {"scans": report.scans, "left_out": dict(report.left_out)}
+        facts = {
+            "scans": report.scans,
+            "left_out": dict(report.left_out),
+            "clipped": dict(report.clipped),
+            "cut": report.cut,
+        }
         click.echo(json.dumps({"model": report.model, **facts, "lines": lines}))
     else:
         for line in report.lines:
             click.echo(line.row())
-    for reason, count in sorted(report.left_out.items()):
-        click.echo(f"left out: {count} {reason}", err=True)
+    tell_shortcomings(report.left_out, report.clipped, report.cut)
     return EXIT_PARTIAL if report.left_out else None

@@ -63,6 +63,8 @@ class ModelDocument(Section):
     grid_vox: tuple[Positive, Positive, Positive]
     spacing_mm: float = Field(gt=0)
     recipe: RecipeSettings
+    orientation: Literal["RAS", "LAS"] = "RAS"
+    """Where the index axes of what the networks see point to; images are RAS in any case."""
     covariates: tuple[Covariate, ...]
     provenance: Provenance
     measured: dict[str, Any] = Field(default_factory=dict)  # JSON
@@ -214,6 +216,7 @@ def load_model(folder: Path, *, device: str = "cpu") -> Model:
     system = document.system
     codec = build_codec(system, seed=0)
     fit_weights(codec, read_tensors(folder, document, CODEC), part=CODEC)
+    codec.mirrored = document.orientation == "LAS"
     denoiser = build_denoiser(system, system.teacher, seed=0)
     fit_weights(denoiser, read_tensors(folder, document, DENOISER), part=DENOISER)
     scorer = read_tensors(folder, document, SCORER)

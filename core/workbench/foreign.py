@@ -7,7 +7,7 @@ from typing import Final
 
 from vitrael.core.configs import BrainLDMConfig
 from vitrael.core.data.recipes import settings_for
-from vitrael.core.models.bundle import read_bundle
+from vitrael.core.models.bundle import ORIENTATION, read_bundle
 from vitrael.core.version import package_version
 from vitrael.core.workbench.covariates import UNITS, Covariate
 from vitrael.core.workbench.folder import (
@@ -20,6 +20,11 @@ from vitrael.core.workbench.folder import (
 
 _GRID_VOX: Final = (160, 224, 160)
 _SPACING_MM: Final = 1.0
+HEADS: Final = (
+    "probably trained on whole heads that were placed rigidly and scaled, not on brains alone, "
+    "which the recipe brain-t1 makes"
+)
+"""What is known of the scans behind the weights, which nobody here has seen."""
 _SHARE: Final = "share of the range in the UK Biobank, 0 to 1"
 _COVARIATES: Final = (
     Covariate(name="age_years", low=44.0, high=82.0, unit=UNITS["age_years"]),
@@ -48,6 +53,7 @@ def import_pinaya(
         grid_vox=_GRID_VOX,
         spacing_mm=_SPACING_MM,
         recipe=settings_for("brain-t1", grid_vox=_GRID_VOX, spacing_mm=_SPACING_MM),
+        orientation=ORIENTATION,
         covariates=_COVARIATES,
         provenance=Provenance(
             package_version=package_version(),
@@ -56,6 +62,7 @@ def import_pinaya(
             critic=True,
             notes=(
                 "weights of the MONAI bundle brain_image_synthesis_latent_diffusion_model",
+                HEADS,
                 "ventricle_ml and brain_ml are asked for as shares, not in ml",
             ),
         ),

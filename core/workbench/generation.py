@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +51,17 @@ def build_generator(
         bf16=bf16,
         guidance=guidance,
     )
+
+
+@contextmanager
+def within_memory(step: str, *, fix: str) -> Iterator[None]:
+    """Do a step; where the memory does not hold it, raise ConfigError that names it and ``fix``."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"the memory of the GPU does not hold {step}", fix=fix) from error
+    except MemoryError as error:
+        raise ConfigError(f"the memory of this machine does not hold {step}", fix=fix) from error
 
 
 class FrugalGenerator:

@@ -28,6 +28,7 @@ from vitrael.core.data.walk import walk_files
 from vitrael.core.digest import digest_json
 from vitrael.core.errors import CohortError, ScanError
 from vitrael.core.workbench.covariates import Covariate, scale_values
+from vitrael.core.workbench.inputs import CUT_FRAC, demand_whole
 from vitrael.core.workbench.progress import Tell, silent
 
 SHARDS: Final = "shards"
@@ -47,6 +48,9 @@ class Intake:
     left_out: Mapping[str, int]
     """Reason -> how many files or visits."""
     shards: Path
+    cut: int = 0
+    """Of how many brains more than half a percent lies outside the grid, so that their volumes
+    are too small."""
 
     def __repr__(self) -> str:
         """Show counts alone."""
@@ -123,9 +127,11 @@ def take_in(
     share.meet()
     known = _read_ledgers(workshop)
     items: list[Item] = []
+    cut = 0
     for line in (known[code] for code in codes):
         if "item" in line:
             items.append(Item.model_validate_json(json.dumps(line["item"])))
+            cut += float(str(line["cut_frac"])) > CUT_FRAC
         else:
             left_out[str(line["reason"])] += 1
     if not items:
@@ -135,7 +141,7 @@ def take_in(
             why=reasons or "it holds none that the recipe takes",
             fix="give a folder with .nii or .nii.gz files of T1-weighted brains",
         )
-    return Intake(tuple(items), dict(left_out), workshop / SHARDS)
+    return Intake(tuple(items), dict(left_out), workshop / SHARDS, cut)
 
 
 def look_into(folder: Path, settings: RecipeSettings) -> Found:
@@ -226,6 +232,7 @@ def _prepare(
     try:
         prepared = prepare(read_source(source), settings)
         measured = _possible(prepared)
+        _demand_inside(prepared)
     except ScanError as error:
         return {"reason": error.why or error.what}
     except OSError:
@@ -241,7 +248,15 @@ def _prepare(
         affine=tuple(tuple(row) for row in prepared.affine.tolist()),
         covariates={**source.covariates, **measured},
     )
-    return {"item": item.model_dump(mode="json")}
+    return {"item": item.model_dump(mode="json"), "cut_frac": prepared.cut_frac}
+
+
+def _demand_inside(prepared: Prepared) -> None:
+    """Raise ScanError, of one reason for all, for a brain of which the grid cuts off much."""
+    try:
+        demand_whole(prepared.cut_frac)
+    except ScanError as error:
+        raise ScanError(error.what) from None
 
 
 def _possible(prepared: Prepared) -> Mapping[str, float]:
@@ -274,6 +289,7 @@ def _read_ledgers(workshop: Path) -> dict[str, dict[str, object]]:
             line = json.loads(text)
             if "item" in line:
                 Item.model_validate_json(json.dumps(line["item"]))
+                float(line["cut_frac"])
             known[line.pop("source")] = line
         except (ValueError, KeyError, TypeError, ValidationError):
             continue

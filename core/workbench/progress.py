@@ -53,10 +53,6 @@ class Progress:
             self._write(f"{step}: {done} of {total}\n")
         self._tenth = tenth
 
-    def say(self, sentence: str) -> None:
-        """Show a sentence on a line of its own."""
-        self._write(f"{sentence}\n")
-
     def _left(self, done: int, total: int) -> str:
         new = done - self._first
         if new <= 0 or done >= total:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitrael.core.errors import UsageError
-from vitrael.core.workbench.covariates import NULL, ask_for, parse_settings, read_conditions
+from vitrael.core.workbench.covariates import (
+    ASK_WITHIN,
+    NULL,
+    ask_for,
+    parse_settings,
+    read_conditions,
+)
 from vitrael.core.workbench.sampling import SetRequest
 
 if TYPE_CHECKING:
@@ -55,6 +61,8 @@ def make_request(
         sampler=sampler or part.sampler,
         steps=steps or part.sampling_steps,
         guidance=guidance,
+        origin=document.provenance.origin,
+        notes=document.provenance.notes,
     )
 
 
@@ -100,12 +108,14 @@ def _no_dropout(what: str, option: str) -> UsageError:
     )
 
 
-def known_covariates(document: ModelDocument, settings: Sequence[str]) -> dict[str, float]:
+def known_covariates(
+    document: ModelDocument, settings: Sequence[str], *, fix: str = ASK_WITHIN
+) -> dict[str, float]:
     """Return what is known of a patient, in units; it may leave covariates out.
 
-    Raises UsageError for what the model was not trained on.
+    Raises UsageError, which advises ``fix``, for what the model was not trained on.
     """
     known = parse_settings(settings)
     middle = {c.name: (c.low + c.high) / 2 for c in document.covariates}
-    ask_for({**middle, **known}, document.covariates)
+    ask_for({**middle, **known}, document.covariates, fix=fix)
     return known

@@ -4,7 +4,7 @@
 
     sub-syn0001/anat/sub-syn0001_T1w.nii.gz   the image
     sub-syn0001/anat/sub-syn0001_T1w.json     what was asked, measured, and the image's digest
-    participants.tsv  participants.json  dataset_description.json  .bidsignore
+    participants.tsv  participants.json  dataset_description.json  README  .bidsignore
     manifest.json                             request, and every image with its digest
 
 Each sample has a seed of its own, so shards that write into one folder make what one process
@@ -60,6 +60,10 @@ class SetRequest:
     sampler: SamplerName
     steps: int
     guidance: float = 1.0
+    origin: str = "trained"
+    """Where the model's weights come from, and what it says of itself: told with the set. The
+    model's digest stands for both, so they are no part of a sample's name."""
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -190,6 +194,8 @@ def finish_set(request: SetRequest, folder: Path) -> bool:
     manifest = {
         "format": "vitrael/samples/1",
         **request.describe(),
+        "origin": request.origin,
+        "notes": list(request.notes),
         "count": len(request),
         "covariates": [covariate.model_dump() for covariate in request.covariates],
         "files": files,
@@ -303,12 +309,27 @@ def _about(request: SetRequest) -> dict[str, str]:
         "BIDSVersion": "1.9.0",
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "vitrael", "Version": package_version()}],
+        "ModelDigest": request.model,
+        "ModelOrigin": request.origin,
+        "Notes": list(request.notes),
     }
     return {
         "participants.json": _json(columns),
         "dataset_description.json": _json(description),
+        "README": _readme(request),
         ".bidsignore": f"{MANIFEST}\n",
     }
+
+
+def _readme(request: SetRequest) -> str:
+    """Return what a person who finds the folder must know first."""
+    lines = [
+        "Synthetic T1-weighted brain volumes: nobody was scanned for them.",
+        f"They were drawn from the {request.origin} model {request.model}.",
+        "This set is no release: it comes without a proof that it tells nothing of a patient.",
+        *(f"{note[:1].upper()}{note[1:]}".rstrip(".") + "." for note in request.notes),
+    ]
+    return "\n\n".join(lines) + "\n"
 
 
 def _json(document: Mapping[str, Any]) -> str:

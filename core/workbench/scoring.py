@@ -8,21 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
 
-from vitrael.core.data.nifti import write_nifti
+from vitrael.core.data.nifti import encode_nifti
 from vitrael.core.data.scan import Scan
-from vitrael.core.errors import ConfigError, DataError, ScanError
+from vitrael.core.digest import digest_file, digest_json
+from vitrael.core.errors import ConfigError, DataError, ScanError, StorageError
 from vitrael.core.models.brain_ldm import latent_denoiser, trained_sigmas
 from vitrael.core.sampling.denoisers import NULL_CONDITION
 from vitrael.core.scoring.calibration import Calibration, read_calibration
 from vitrael.core.scoring.reconstruction import Reconstructor, StartPlan, spread_starts
 from vitrael.core.scoring.scorer import ErrorMaps, ReconstructionScorer, calibrate
 from vitrael.core.workbench.folder import CODEC, DENOISER
-from vitrael.core.workbench.inputs import Input, Refused, read_inputs, stem_of
+from vitrael.core.workbench.inputs import (
+    Input,
+    Refused,
+    read_input,
+    read_record,
+    reason_of,
+    stem_of,
+    tell_finished,
+    write_record,
+)
 from vitrael.core.workbench.progress import Tell, silent
 
 if TYPE_CHECKING:
@@ -51,6 +61,10 @@ class Scored:
     z: Mapping[str, float]
     """Each part of the scores, in standard deviations of familiar scans."""
     maps: tuple[Path, ...] = ()
+    cut_frac: float = 0.0
+    """Share of the brain that lies outside the model's grid."""
+    kept: bool = False
+    """Whether its maps were there already, whole, with the scores beside them."""
 
 
 def calibrate_scorer(
@@ -122,59 +136,130 @@ def score_files(
     """Return the scores of files, and those that cannot be used with their reasons.
 
     With ``maps`` two NIfTI files for each lie in that folder, where its scan lies in the world:
-    the error, and the error in standard deviations of familiar scans. A file that cannot be used
-    stops none of the others.
+    the error, and the error in standard deviations of familiar scans. Maps that are there are
+    kept when they are of the same scan and model, and nothing is written over. A file that cannot
+    be used stops none of the others. Raises StorageError, which names the files that are finished,
+    when the disk refuses.
     """
     scorer = open_scorer(model)
     done: list[Scored] = []
     refused: list[Refused] = []
     names: dict[str, int] = {}
-    for read in read_inputs(files, model.document, prepared=prepared):
-        if isinstance(read, Refused):
-            refused.append(read)
-        elif maps is not None and stem_of(read.path) in names:
-            reason = f"file {names[stem_of(read.path)]} has the same name, so would its maps"
-            refused.append(Refused(read.number, read.path, reason))
+    for number, path in enumerate(files, 1):
+        stem = stem_of(path)
+        if maps is not None and stem in names:
+            reason = f"file {names[stem]} has the same name, so would its maps"
+            result: Scored | Refused = Refused(number, path, reason)
         else:
-            names[stem_of(read.path)] = read.number
             try:
-                result = _score(scorer, read, maps)
-            except (DataError, ScanError) as error:
-                refused.append(Refused(read.number, read.path, error.what))
-                continue
+                result = _score_file(model, scorer, path, maps, number=number, prepared=prepared)
+            except StorageError as error:
+                raise tell_finished(error, [one.number for one in done]) from error
+        if isinstance(result, Refused):
+            refused.append(result)
+        else:
+            names[stem] = number
             done.append(result)
             if scored is not None:
                 scored(result)
-        tell("score files", read.number, len(files))
+        tell("score files", number, len(files))
     return done, refused
 
 
-def _score(scorer: ReconstructionScorer, read: Input, maps: Path | None) -> Scored:
+class _Maps(NamedTuple):
+    """Where the maps of a scan lie, and what stands beside them."""
+
+    error: Path
+    zscore: Path
+    record: Path
+
+    @classmethod
+    def of(cls, path: Path, folder: Path) -> _Maps:
+        stem = stem_of(path)
+        ends = ("error.nii.gz", "zscore.nii.gz", "scores.json")
+        return cls(*(folder / f"{stem}_{end}" for end in ends))
+
+    @property
+    def images(self) -> tuple[Path, Path]:
+        return self.error, self.zscore
+
+
+def _score_file(
+    model: Model,
+    scorer: ReconstructionScorer,
+    path: Path,
+    maps: Path | None,
+    *,
+    number: int,
+    prepared: bool,
+) -> Scored | Refused:
+    """Return the scores of one file, computed or kept, or why it cannot be used."""
+    place = None if maps is None else _Maps.of(path, maps)
+    try:
+        key = digest_json([model.document.digest, digest_file(path), prepared])
+        kept = None if place is None else _recall(place, key, path, number=number)
+        if kept is not None:
+            return kept
+        read = read_input(path, model.document, number=number, prepared=prepared)
+        return read if isinstance(read, Refused) else _score(scorer, read, place, key=key)
+    except ScanError as error:
+        return Refused(number, path, reason_of(error))
+    except DataError as error:
+        return Refused(number, path, error.what)
+    except OSError as error:
+        return Refused(number, path, error.strerror or "it cannot be opened")
+
+
+def _recall(place: _Maps, key: Digest, path: Path, *, number: int) -> Scored | None:
+    """Return the scores that stand beside whole maps; None where there are none yet."""
+    record = read_record(place.record, key, place.images)
+    if record is None:
+        return None
+    try:
+        scores, p_values, z = (dict(record[name]) for name in ("scores", "p_values", "z"))
+        cut_frac = float(record["cut_frac"])
+    except (KeyError, TypeError, ValueError):
+        raise ScanError("the scores beside its maps were changed", fix="remove both") from None
+    return Scored(number, path, scores, p_values, z, place.images, cut_frac, kept=True)
+
+
+def _score(
+    scorer: ReconstructionScorer, read: Input, place: _Maps | None, *, key: Digest
+) -> Scored:
     image = torch.from_numpy(np.ascontiguousarray(read.image_CDHW[None]))
-    written: tuple[Path, ...] = ()
-    if maps is None:
+    errors: ErrorMaps | None = None
+    if place is None:
         parts = scorer.score_parts(image)
     else:
         parts, errors = scorer.judge(image)
-        written = _write_maps(errors, read, maps)
-    return Scored(
+    scored = Scored(
         number=read.number,
         path=read.path,
         scores={name: float(value[0]) for name, value in parts.score_B.items()},
         p_values={name: float(value[0]) for name, value in parts.p_value_B.items()},
         z={name: float(value) for name, value in zip(parts.names, parts.z_BF[0], strict=True)},
-        maps=written,
+        maps=() if place is None else place.images,
+        cut_frac=read.cut_frac,
     )
+    if place is not None and errors is not None:
+        _write_maps(errors, read, place, scored=scored, key=key)
+    return scored
 
 
-def _write_maps(errors: ErrorMaps, read: Input, folder: Path) -> tuple[Path, ...]:
-    written = []
-    for name, map_B in (("error", errors.raw), ("zscore", errors.standardized)):
-        path = folder / f"{stem_of(read.path)}_{name}.nii.gz"
-        image_CDHW = np.ascontiguousarray(map_B.float().numpy())
-        write_nifti(Scan(image_CDHW, read.affine, name), path)
-        written.append(path)
-    return tuple(written)
+def _write_maps(
+    errors: ErrorMaps, read: Input, place: _Maps, *, scored: Scored, key: Digest
+) -> None:
+    files = {}
+    for path, map_B in zip(place.images, (errors.raw, errors.standardized), strict=True):
+        scan = Scan(np.ascontiguousarray(map_B.float().numpy()), read.affine, "T1w")
+        files[path] = encode_nifti(scan, dtype="float32", compressed=True)
+    facts = {
+        "scores": dict(scored.scores),
+        "p_values": dict(scored.p_values),
+        "z": dict(scored.z),
+        "cut_frac": scored.cut_frac,
+    }
+    write_record(place.record, key, facts, files=files, what=f"the result of file {scored.number}")
 
 
 def _reconstructor(

@@ -1,9 +1,10 @@
 """A scan of thick slices beside the grid of a model: along which axis, how thick, and where.
 
 Two grids belong together: that of the model, and one whose voxels are ``factor`` of its voxels
-along one axis. The model's grid lies around the brain and is moved by less than a slice, so that
-the thick slices of its grid are the slices that were acquired. Slices that are thin, with gaps
-between them, are each one slice of the model's grid. Axes: D H W, x y z of RAS+.
+along one axis. The model's grid lies around the brain and is moved by at most half a slice, so that
+the thick slices of its grid are the slices that were acquired; where they cannot all be, because
+they are stretched or tilted a little, they are so in the middle of the grid. Slices that are thin,
+with gaps between them, are each one slice of the model's grid. Axes: D H W, x y z of RAS+.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import numpy as np
 
 from vitrael.core.data.brain_mask import bare_brain
 from vitrael.core.data.preprocess import center_brain, scale_intensity
-from vitrael.core.data.resample import above_background, resample_volume
+from vitrael.core.data.resample import above_background, find_foreground, resample_volume
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ScanError
 from vitrael.core.geometry import Affine, spacing_mm
+from vitrael.core.workbench.inputs import demand_unit_range, demand_whole
 
 if TYPE_CHECKING:
     from vitrael.core.workbench.folder import ModelDocument
@@ -33,10 +35,12 @@ ProfileName = Literal["thick", "thin"]
 _THICK: Final = 1.5
 """How much longer than the others a voxel of a thick slice is, at least."""
 _OBLIQUE: Final = 0.05
-"""Sine of the largest angle between slices and the model's axes: 3 degrees."""
+"""Sine of the largest angle between a scan's axes and the model's: 3 degrees."""
+_MOST_DRIFT: Final = 0.25
+"""Of a slice: how far one of the model's slices may run into the next one that was acquired."""
 _MISFIT: Final = 0.02
 _TOLERANCE_MM: Final = 1e-3
-_ROUNDING: Final = 1e-3
+_HALF: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ class ThickScan:
     """Of the slices."""
     affine: Affine
     """Of the model's grid."""
+    cut_frac: float = 0.0
+    """Share of the brain that lies outside the model's grid."""
 
 
 def find_slices(
@@ -87,7 +93,8 @@ def find_slices(
 
     Without a wish they are those of the longest edge of a voxel. Raises ScanError for a scan whose
     voxels are about as long as wide unless ``axis`` is given, for slices oblique to the model's
-    axes, and for a factor that does not divide the model's grid or leaves slices as they are.
+    axes by 3 degrees or by a quarter of a slice across its grid, and for a factor that does not
+    divide the model's grid or leaves slices as they are.
     """
     sizes = np.array(spacing_mm(scan.affine))
     along = int(sizes.argmax()) if axis is None else AXES.index(axis)
@@ -98,11 +105,13 @@ def find_slices(
             fix="name the direction of the slices with --axis",
         )
     direction = np.abs(scan.affine[:3, :3] / sizes)
-    if (np.sort(direction, axis=0)[:-1] > _OBLIQUE).any():
+    drift = _drift(scan.affine, along, document)
+    if (np.sort(direction, axis=0)[:-1] > _OBLIQUE).any() or drift > _MOST_DRIFT:
         raise ScanError(
             "its slices are oblique to the axes of the body",
-            why="the model's grid runs along them",
-            fix="give a scan that was not tilted, or was resampled along its axes",
+            why="the model's grid runs along them; across it these drift by "
+            f"{drift:.2f} of a slice, and a quarter is the most",
+            fix="give a scan that was not tilted, or turn its affine onto the axes of the body",
         )
     thick_mm = float(sizes[along]) if thickness_mm is None else thickness_mm
     voxels = round(thick_mm / document.spacing_mm) if factor is None else factor
@@ -117,32 +126,32 @@ def place_slices(
     """Return a scan on the grid of its slices, without a face, intensities in [0, 1].
 
     A scan that lies on such a grid already is not moved. A ``prepared`` one shows a brain alone,
-    with intensities in [0, 1], and is only moved. Raises ScanError for one without a brain.
+    with intensities in [0, 1], and is only moved. Raises ScanError for one without a brain, and for
+    one that the model's grid cuts by more than 3 percent.
     """
     bare = scan if prepared else bare_brain(scan)[0]
     volume = scan.image_CDHW[0] if prepared else above_background(bare.image_CDHW[0])
-    if prepared and (volume.min() < -_ROUNDING or volume.max() > 1 + _ROUNDING):
-        raise ScanError(
-            "its intensities lie outside [0, 1]",
-            why="those of a prepared file do not",
-            fix="leave --prepared out",
-        )
+    if prepared:
+        demand_unit_range(scan)
     x, y, z = (
         size // (slices.factor if place == slices.axis else 1)
         for place, size in enumerate(document.grid_vox)
     )
+    cut_frac = 0.0
     if _lies_on(scan, (x, y, z), slices, document):
         affine = _fine_affine(scan.affine, slices)
         low, low_affine = volume, scan.affine
     else:
         ready, _ = center_brain(bare, document.grid_vox, document.spacing_mm)
-        affine = _meet_slices(ready.affine, scan.affine, slices)
+        affine = _meet_slices(ready.affine, scan.affine, slices, shape=(x, y, z))
+        cut_frac = _cut_frac(volume, np.linalg.inv(affine) @ scan.affine, document.grid_vox)
+        demand_whole(cut_frac)
         low_affine = _coarse_affine(affine, slices)
         low = resample_volume(volume, scan.affine, low_affine, shape=(x, y, z))
     low = np.clip(low, 0, 1) if prepared else scale_intensity(low)
     if slices.profile == "thin":
         low = _set_apart(low, slices)
-    return ThickScan(np.asarray(low[None], dtype=np.float32), low_affine, affine)
+    return ThickScan(np.asarray(low[None], dtype=np.float32), low_affine, affine, cut_frac)
 
 
 def _demand_factor(factor: int, axis: int, document: ModelDocument) -> None:
@@ -160,6 +169,22 @@ def _demand_factor(factor: int, axis: int, document: ModelDocument) -> None:
             why=f"it has {size} voxels in their direction",
             fix=f"give --factor, one of {', '.join(fitting)}",
         )
+
+
+def _drift(affine: Affine, axis: int, document: ModelDocument) -> float:
+    """Return by how many acquired slices the two far corners of one of the model's are apart."""
+    edges_mm = (np.array(document.grid_vox) - 1) * document.spacing_mm
+    edges_mm[axis] = 0
+    return float(np.abs(np.linalg.inv(affine[:3, :3])[axis]) @ edges_mm)
+
+
+def _cut_frac(volume_DHW: np.ndarray, to_grid: Affine, grid_vox: tuple[int, int, int]) -> float:
+    """Return the share of a brain's voxels whose middles lie in no voxel of a grid."""
+    index_3N = np.stack(np.nonzero(find_foreground(volume_DHW)))
+    place_3N = to_grid[:3, :3] @ index_3N + to_grid[:3, 3:]
+    size_31 = np.array(grid_vox)[:, None]
+    inside_3N = (place_3N >= -_HALF) & (place_3N <= size_31 - _HALF)
+    return float(1 - inside_3N.all(axis=0).mean())
 
 
 def _lies_on(scan: Scan, shape: tuple[int, ...], slices: Slices, document: ModelDocument) -> bool:
@@ -199,14 +224,18 @@ def _coarse_affine(fine: Affine, slices: Slices) -> Affine:
     return coarse
 
 
-def _meet_slices(affine: Affine, acquired: Affine, slices: Slices) -> Affine:
+def _meet_slices(
+    affine: Affine, acquired: Affine, slices: Slices, *, shape: tuple[int, int, int]
+) -> Affine:
     """Return the model's grid, moved by at most half a slice onto the middles of what was acquired.
 
-    Slices that are stretched meet in the middle of the grid alone.
+    ``shape`` is that of the thick slices' grid. Slices that are stretched or tilted meet in its
+    middle alone; where two share it, each is as far from its own as the other.
     """
     axis = slices.axis
     moved = affine.copy()
-    step_mm = float(np.abs(acquired[:3, :3]).max(axis=0)[axis])
-    apart_mm = _coarse_affine(affine, slices)[axis, 3] - acquired[axis, 3]
-    moved[axis, 3] -= (apart_mm + step_mm / 2) % step_mm - step_mm / 2
+    middle_vox = (np.array(shape) - 1) / 2
+    to_acquired = np.linalg.inv(acquired) @ _coarse_affine(affine, slices)
+    place = float(to_acquired[axis, :3] @ middle_vox + to_acquired[axis, 3]) - middle_vox[axis]
+    moved[axis, 3] -= (place - round(place)) / np.linalg.inv(acquired)[axis, axis]
     return moved

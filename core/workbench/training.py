@@ -2,21 +2,28 @@
 
 Each step leaves what it has finished in the workshop, ``NAME.training`` beside the folder of the
 model. A command that was killed goes on from there when it is given again; when the model is
-written, the workshop is removed.
+written, the workshop is removed. Until then it holds prepared brains, their latents and what the
+networks, the critic among them, have learned so far: it is as private as the scans.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
+from vitrael.core.configs import TrainingConfig
+from vitrael.core.data.cache import make_private_folder
 from vitrael.core.data.latent_cache import LatentCache
 from vitrael.core.digest import Digest, digest_bytes, digest_json, write_atomically
+from vitrael.core.errors import StorageError, storage_error
 from vitrael.core.models import SYSTEMS
 from vitrael.core.models.brain_ldm import (
     LatentGenerator,
@@ -28,7 +35,7 @@ from vitrael.core.models.codec_learning import codec_learning
 from vitrael.core.models.nets.autoencoder import KLCodec
 from vitrael.core.models.nets.unet import HybridUNet
 from vitrael.core.rng import stream, torch_stream
-from vitrael.core.scoring.calibration import LEAST_IMAGES
+from vitrael.core.scoring.calibration import LEAST_IMAGES, Calibration
 from vitrael.core.training.checkpoints import FileCheckpoints
 from vitrael.core.training.compute import Compute
 from vitrael.core.training.distributed import Ranks, join_ranks
@@ -46,11 +53,19 @@ from vitrael.core.workbench.folder import (
     demand_free,
     write_model,
 )
+from vitrael.core.workbench.generation import within_memory
 from vitrael.core.workbench.intake import Rows, Share, part_by_patient, rows_of, take_in
 from vitrael.core.workbench.progress import Tell, silent
 from vitrael.core.workbench.quality import measure_ceiling, measure_obedience
 from vitrael.core.workbench.recipe import ModelRecipe
 from vitrael.core.workbench.scoring import calibrate_scorer
+
+_LOCK: Final = "lock"
+_WITHOUT_SCORER: Final = "give --no-scorer, or a larger GPU; what was trained is kept"
+_LARGER: Final = (
+    "give the command again on a larger GPU, where what was trained is kept, or with --device cpu, "
+    "where it begins anew"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +80,8 @@ class TrainingOrder:
     threads: int
     perceptual_weights: Path | None = None
     """Of MedicalNet, where the recipe asks for it."""
+    scorer: bool = True
+    """Whether one is calibrated: it keeps a score of each held-out scan and two mean images."""
 
     @property
     def workshop(self) -> Path:
@@ -83,6 +100,10 @@ class Trained:
     """Reason -> how many files or visits."""
     clipped: Mapping[str, int]
     """Covariate -> how many scans lie outside of its range and count as its end."""
+    cut: int = 0
+    """How many brains reach beyond the grid, so that their volumes are too small."""
+    leftover: Path | None = None
+    """The workshop, where it could not be removed: it holds prepared brains."""
 
 
 def train_model(order: TrainingOrder, *, tell: Tell = silent) -> Trained | None:
@@ -91,12 +112,23 @@ def train_model(order: TrainingOrder, *, tell: Tell = silent) -> Trained | None:
     Equal scans, recipe, seed, threads and machine give equal weights, whether or not the command
     was killed in between. Under torchrun the processes share the work; all but the first return
     None. Raises CohortError for a folder that cannot be used, StorageError when something lies
-    where the model shall go, DataError when a loss is not finite.
+    where the model shall go or another command trains it, DataError when a loss is not finite,
+    ConfigError where the memory does not hold a batch.
     """
+    order = replace(order, to=order.to.resolve())  # "." has no name that a workshop could have
     demand_free(order.to)
-    data = order.recipe.data
+    with ExitStack() as lock:
+        return _train(order, lock, tell)
+
+
+def _train(order: TrainingOrder, lock: ExitStack, tell: Tell) -> Trained | None:
+    data, system = order.recipe.data, order.recipe.model
     with join_ranks(device=order.compute.device) as ranks:
-        tell = tell if ranks.is_first else silent
+        if ranks.is_first:
+            lock.enter_context(_locked(order.workshop))
+            demand_free(order.to)  # once more: who held the lock may have written it
+        else:
+            tell = silent
         course = _Course(order, ranks, tell)
         intake = take_in(
             order.scans, data.settings, workshop=order.workshop, share=course.share, tell=tell
@@ -105,8 +137,12 @@ def train_model(order: TrainingOrder, *, tell: Tell = silent) -> Trained | None:
             rows_of(items, intake.shards, data.ordered)
             for items in part_by_patient(intake, data.validation_frac)
         )
-        codec = course.train_codec(learned)
-        denoiser = course.train_denoiser(codec, learned)
+        fix = _smaller(CODEC, system.codec.training)
+        with within_memory("a batch of the codec's training", fix=fix):
+            codec = course.train_codec(learned)
+        fix = _smaller(DENOISER, system.teacher.training)
+        with within_memory("a batch of the denoiser's training", fix=fix):
+            denoiser = course.train_denoiser(codec, learned)
         course.share.meet()
         if not ranks.is_first:
             return None
@@ -118,6 +154,46 @@ def train_model(order: TrainingOrder, *, tell: Tell = silent) -> Trained | None:
         patients=intake.patients,
         left_out=intake.left_out,
         clipped=learned.clipped,
+        cut=intake.cut,
+        leftover=order.workshop if os.path.lexists(order.workshop) else None,
+    )
+
+
+@contextmanager
+def _locked(workshop: Path) -> Iterator[None]:
+    """Hold a workshop alone; StorageError where another process does, or the disk refuses.
+
+    The lock ends with its process, however that ends.
+    """
+    try:
+        make_private_folder(workshop)
+        handle = os.open(workshop / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise storage_error("the folder of unfinished work", error) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(
+                "another command trains this model",
+                why="two would mix what they leave for the next attempt",
+                fix="wait until it has ended, or choose another folder",
+            ) from error
+        except OSError as error:
+            raise storage_error("the lock of unfinished work", error) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _smaller(part: str, training: TrainingConfig) -> str:
+    """Return what to set in a recipe, so that a batch needs less memory."""
+    half = training.batch_images // 2
+    if not half:
+        return "choose a smaller model or a coarser grid, or give --device cpu, or a larger GPU"
+    return (
+        f"set batch_images = {half} and accumulated_batches = {2 * training.accumulated_batches} "
+        f"in [model.{part}.training], or give --device cpu"
     )
 
 
@@ -229,18 +305,24 @@ def _finish(
     """Measure what was trained, calibrate its scorer, and write the folder."""
     order, data = course.order, course.order.recipe.data
     weights = {CODEC: module_tensors(codec), DENOISER: module_tensors(denoiser)}
-    calibration = None
-    if len(held) >= LEAST_IMAGES:
-        calibration = calibrate_scorer(
-            codec,
-            denoiser,
-            order.recipe.model.teacher,
-            held,
-            identity={part: digest_bytes(pack_tensors(own)) for part, own in weights.items()},
-            usual_K=learned.condition_BK.mean(axis=0).tolist(),
-            seed=order.seed,
-            tell=course.tell,
-        )
+    calibration: Calibration | None = None
+    if order.scorer and len(held) >= LEAST_IMAGES:
+        with within_memory("the calibration of the scorer", fix=_WITHOUT_SCORER):
+            calibration = calibrate_scorer(
+                codec,
+                denoiser,
+                order.recipe.model.teacher,
+                held,
+                identity={part: digest_bytes(pack_tensors(own)) for part, own in weights.items()},
+                usual_K=learned.condition_BK.mean(axis=0).tolist(),
+                seed=order.seed,
+                tell=course.tell,
+            )
+    with within_memory("the drawing of samples", fix=_LARGER):
+        measured = {
+            "ceiling": measure_ceiling(codec, held, bf16=order.compute.bf16),
+            "conditioning": _audit(order, learned, codec, denoiser, tell=course.tell),
+        }
     document = ModelDocument(
         system=order.recipe.model,
         grid_vox=data.grid_vox,
@@ -256,10 +338,7 @@ def _finish(
             critic=course.learning.critic is not None,
             notes=(UNSCREENED,),
         ),
-        measured={
-            "ceiling": measure_ceiling(codec, held, bf16=order.compute.bf16),
-            "conditioning": _audit(order, learned, codec, denoiser, tell=course.tell),
-        },
+        measured=measured,
         scorer=None if calibration is None else calibration.facts(),
     )
     scorer = {} if calibration is None else calibration.to_tensors()

@@ -6,22 +6,29 @@ Axes: B C D H W of an image, K conditions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from vitrael.core.data.nifti import read_nifti, write_nifti
+from vitrael.core.data.nifti import encode_nifti, read_nifti
 from vitrael.core.data.scan import Scan
-from vitrael.core.digest import Digest, digest_file
-from vitrael.core.errors import DataError, ScanError
+from vitrael.core.digest import Digest, digest_bytes, digest_file, digest_json
+from vitrael.core.errors import DataError, ScanError, StorageError
 from vitrael.core.models.brain_ldm import latent_denoiser, latent_levels
 from vitrael.core.sampling.inverse import InversionSettings, Prior, SuperResolver
 from vitrael.core.sampling.operators import SliceMask, ThickSlices, VoxelMask
 from vitrael.core.workbench.covariates import scale_values, unscale_values
-from vitrael.core.workbench.inputs import Refused, reason_of, stem_of
+from vitrael.core.workbench.inputs import (
+    Refused,
+    read_record,
+    reason_of,
+    stem_of,
+    tell_finished,
+    write_record,
+)
 from vitrael.core.workbench.masked import HiddenVoxels, place_masked
 from vitrael.core.workbench.progress import Tell, silent
 from vitrael.core.workbench.thick import AxisName, ProfileName, find_slices, place_slices
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
 MeasuredName = Literal["thick", "thin", "masked"]
 """Thick slices, thin ones with gaps, or what a mask leaves."""
 
+_GUESS: Final = "what was not measured is the guess of a model"
 _MIDDLE: Final = 0.5
 _STEPS: Final = 46
 """Evaluations of the network in a search over noise, as in the paper."""
@@ -78,6 +86,10 @@ class Upsampled:
     """Between what was acquired and what the result would give."""
     condition: Mapping[str, float]
     """Covariates that were found, in units; empty where none were searched."""
+    cut_frac: float = 0.0
+    """Share of the brain that lies outside the model's grid."""
+    kept: bool = False
+    """Whether it was there already, whole, made of the same scan in the same way."""
 
 
 def upsample_files(
@@ -91,8 +103,10 @@ def upsample_files(
 ) -> tuple[list[Upsampled], list[Refused]]:
     """Write each scan on the model's grid into a folder, and return what was and was not done.
 
-    A file that cannot be used stops none of the others, and what is finished is on disk. The
-    result lies where the scan lies in the world.
+    A file that cannot be used stops none of the others, and what is finished is on disk: it is
+    kept when the same is asked for again, and nothing else is written over. The result lies where
+    the scan lies in the world. Raises StorageError, which names the files that are finished, when
+    the disk refuses.
     """
     done: list[Upsampled] = []
     refused: list[Refused] = []
@@ -104,14 +118,17 @@ def upsample_files(
             refused.append(Refused(number, path, reason))
             continue
         try:
-            scan = read_nifti(path, label="it")
-            result = _upsample(model, scan, order, _Job(number, path, to / name), tell=tell)
+            result = _upsample_file(model, order, _Job(number, path, to / name), tell=tell)
+        except StorageError as error:
+            raise tell_finished(error, [one.number for one in done]) from error
         except ScanError as error:
             refused.append(Refused(number, path, reason_of(error)))
         except DataError as error:
             refused.append(Refused(number, path, error.what))
         except FileNotFoundError:
             refused.append(Refused(number, path, "there is no such file"))
+        except OSError as error:
+            refused.append(Refused(number, path, error.strerror or "it cannot be opened"))
         else:
             taken[name] = number
             done.append(result)
@@ -136,6 +153,11 @@ class _Job(NamedTuple):
     source: Path
     path: Path
 
+    @property
+    def record(self) -> Path:
+        """Where it stands how the result was made."""
+        return self.path.with_name(f"{stem_of(self.path)}.json")
+
 
 class _Measured(NamedTuple):
     """What was measured of a scan, and how."""
@@ -148,6 +170,7 @@ class _Measured(NamedTuple):
     axis: int | None = None
     factor: int = 1
     is_stretched: bool = False
+    cut_frac: float = 0.0
 
 
 def _measure(scan: Scan, document: ModelDocument, order: UpsamplingOrder) -> _Measured:
@@ -174,11 +197,71 @@ def _measure(scan: Scan, document: ModelDocument, order: UpsamplingOrder) -> _Me
         slices.axis,
         slices.factor,
         slices.is_stretched,
+        placed.cut_frac,
     )
 
 
+def _upsample_file(model: Model, order: UpsamplingOrder, job: _Job, *, tell: Tell) -> Upsampled:
+    key = _key_of(model.document, digest_file(job.source), order, number=job.number)
+    record = read_record(job.record, key, [job.path])
+    if record is not None:
+        return _recall(record, job)
+    scan = read_nifti(job.source, label="it")
+    return _upsample(model, scan, order, job, key=key, tell=tell)
+
+
+def _key_of(
+    document: ModelDocument, source: Digest, order: UpsamplingOrder, *, number: int
+) -> Digest:
+    """Return the name of a result: equal names, equal results. The number decides the noise."""
+    hidden = order.hidden
+    facts = {
+        "strategy": order.strategy,
+        "thickness_mm": order.thickness_mm,
+        "factor": order.factor,
+        "axis": order.axis,
+        "profile": order.profile,
+        "hidden": None
+        if hidden is None
+        else [digest_bytes(np.packbits(hidden.hidden_DHW).tobytes()), hidden.affine.tolist()],
+        "prepared": order.prepared,
+        "known": dict(order.known),
+        "settings": asdict(order.settings),
+        "steps": order.steps,
+        "seed": order.seed,
+    }
+    return digest_json([document.digest, source, number, facts])
+
+
+def _recall(record: Mapping[str, Any], job: _Job) -> Upsampled:
+    """Return what was found when the result was made; ScanError where the record was changed."""
+    try:
+        return Upsampled(
+            number=job.number,
+            source=job.source,
+            path=job.path,
+            digest=digest_file(job.path),
+            kept=True,
+            **{name: record[name] for name in _FACTS},
+        )
+    except KeyError:
+        raise ScanError("the record of its result was changed", fix="remove both") from None
+
+
+_FACTS: Final = (
+    "axis",
+    "factor",
+    "measured",
+    "is_stretched",
+    "loss",
+    "condition",
+    "cut_frac",
+)
+"""Of an Upsampled: what its record tells."""
+
+
 def _upsample(
-    model: Model, scan: Scan, order: UpsamplingOrder, job: _Job, *, tell: Tell
+    model: Model, scan: Scan, order: UpsamplingOrder, job: _Job, *, key: Digest, tell: Tell
 ) -> Upsampled:
     document = model.document
     seen = _measure(scan, document, order)
@@ -186,24 +269,32 @@ def _upsample(
     resolver = build_resolver(model, seen.operator, order, number=job.number, tell=tell)
     found = resolver.invert(torch.from_numpy(seen.low_CDHW[None]).to(device), first=job.number - 1)
     image_CDHW = found.image[0].float().clamp(0, 1).cpu().numpy()
-    write_nifti(Scan(np.ascontiguousarray(image_CDHW), seen.affine, "T1w"), job.path)
+    result = Scan(np.ascontiguousarray(image_CDHW), seen.affine, "T1w")
+    data = encode_nifti(result, dtype="float32", compressed=True)
     condition: dict[str, float] = {}
     if found.condition is not None:
         values = unscale_values(found.condition.cpu().numpy(), document.covariates)[0]
         names = [covariate.name for covariate in document.covariates]
         condition = dict(zip(names, map(float, values), strict=True))
-    return Upsampled(
+    upsampled = Upsampled(
         number=job.number,
         source=job.source,
         path=job.path,
-        digest=digest_file(job.path),
+        digest=digest_bytes(data),
         axis=seen.axis,
         factor=seen.factor,
         measured=seen.name,
         is_stretched=seen.is_stretched,
         loss=float(found.restarts.min(dim=0).values[0]),
         condition=condition,
+        cut_frac=seen.cut_frac,
     )
+    facts = {name: value for name, value in asdict(upsampled).items() if name in _FACTS}
+    facts |= {"Model": document.digest, "Note": _GUESS}
+    write_record(
+        job.record, key, facts, files={job.path: data}, what=f"the result of file {job.number}"
+    )
+    return upsampled
 
 
 def build_resolver(

@@ -30,6 +30,9 @@ class KLCodec(nn.Module):
 
     latent_mean: torch.Tensor
     latent_std: torch.Tensor
+    mirrored: bool
+    """Whether the networks see left and right exchanged: weights that were trained on LAS images.
+    What goes in and comes out is RAS, as everywhere."""
 
     def __init__(self, config: AutoencoderConfig, *, dimensions: int = 3) -> None:
         """Build the networks with fresh weights."""
@@ -37,6 +40,7 @@ class KLCodec(nn.Module):
         levels = len(config.channels)
         self.config = config
         self.dimensions = dimensions
+        self.mirrored = False
         self.net = AutoencoderKL(
             spatial_dims=dimensions,
             in_channels=config.patch_vox**dimensions,
@@ -69,6 +73,7 @@ class KLCodec(nn.Module):
         """
         self._check(x)
         whole, cubes = _PATCHES[x.ndim - 2]
+        x = x.flip(_LEFT_RIGHT) if self.mirrored else x
         mean, std = self.net.encode(rearrange(x, f"{whole} -> {cubes}", **self._edges(x)))
         return mean, std
 
@@ -79,7 +84,8 @@ class KLCodec(nn.Module):
     def _join(self, image: torch.Tensor) -> torch.Tensor:
         """Return images of their cubes."""
         whole, cubes = _PATCHES[image.ndim - 2]
-        return rearrange(image, f"{cubes} -> {whole}", **self._edges(image))
+        joined = rearrange(image, f"{cubes} -> {whole}", **self._edges(image))
+        return joined.flip(_LEFT_RIGHT) if self.mirrored else joined
 
     def _edges(self, like: torch.Tensor) -> dict[str, int]:
         return dict.fromkeys("pqr"[: like.ndim - 2], self.config.patch_vox)
@@ -131,6 +137,8 @@ class KLCodec(nn.Module):
         return z * _channels(self.latent_std, z) + _channels(self.latent_mean, z)
 
 
+_LEFT_RIGHT: Final = 2
+"""Axis of a batch of volumes that runs from left to right."""
 _LARGE_VOX: Final = 80**3
 """From here on a whole decode takes many hundreds of MiB; below, slabs take longer."""
 _AT_ONCE_VOX: Final = 1 << 19

@@ -6,6 +6,8 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,6 +112,23 @@ def dead() -> int:
     with subprocess.Popen([sys.executable, "-S", "-c", ""]) as process:
         process.wait()
         return process.pid
+
+
+@contextmanager
+def idle_process(*names: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that waits; it is there under its names, and gone in the end whatever happens.
+
+    Directly after its start the system still shows an empty command line for it.
+    """
+    code = "import time; print(flush=True); time.sleep(600)"
+    command = [sys.executable, "-S", "-c", code, *names]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_nothing_runs_that_was_not_ordered(bench: Bench) -> None:
@@ -287,8 +306,7 @@ def test_stop_ends_the_server_app_also_while_the_superlink_is_silent(bench: Benc
     bench.order()
     runs = bench.open()
     runs.tend()
-    code = "import time; time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-S", "-c", code, "flwr-serverapp"]) as ours:
+    with idle_process("flwr-serverapp") as ours:
         bench.say("running", pid=ours.pid)
         bench.link.down = True
         bench.order("stop", hour=1)
@@ -301,8 +319,7 @@ def test_stop_ends_the_server_app_also_while_the_superlink_is_silent(bench: Benc
 def test_server_app_that_obeys_no_signal_is_told(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "import time; time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-S", "-c", code, "flwr-serverapp"]) as ours:
+    with idle_process("flwr-serverapp") as ours:
         bench.say("running", pid=ours.pid)
         with monkeypatch.context() as patch:
             patch.setattr(module, "is_alive", lambda _: True)
@@ -345,13 +362,11 @@ def test_damaged_files_are_named(bench: Bench) -> None:
 
 
 def test_no_process_is_ended_that_is_no_server_app(bench: Bench) -> None:
-    with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"]) as other:
+    with idle_process() as other:
         bench.say("running", pid=other.pid)
         end_server_app(bench.home)
         assert other.poll() is None
-        other.kill()
-    code = "import time; time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-S", "-c", code, "flwr-serverapp"]) as ours:
+    with idle_process("flwr-serverapp") as ours:
         bench.say("running", pid=ours.pid)
         end_server_app(bench.home)  # the control
         assert not is_alive(ours.pid)

@@ -17,6 +17,7 @@ from vitrael.core.cli import run
 from vitrael.core.data.nifti import read_nifti, write_nifti
 from vitrael.core.errors import EXIT_PARTIAL
 from vitrael.core.workbench.folder import read_document
+from vitrael.core.workbench.options import count_threads, end_code
 
 ONE_THREAD = ("--threads", "1", "--device", "cpu")
 WHOLE = tuple(part for setting in models.ASKED for part in ("--set", setting))
@@ -55,6 +56,40 @@ def test_train_show_and_sample_go_hand_in_hand(
     assert (out / "manifest.json").exists()
 
 
+def test_model_can_be_trained_into_the_folder_that_one_stands_in(
+    scans: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, model = tmp_path / "recipe.toml", tmp_path / "model"
+    recipe.write_text(models.RECIPE, encoding="utf-8")
+    model.mkdir()
+    monkeypatch.chdir(model)
+    command = ["model", "train", "../recipe.toml", "--from", str(scans), *ONE_THREAD, "--json"]
+    assert run([*command, "--to", "/"]) == 1
+    assert "holds something already" in capsys.readouterr().err
+    assert run([*command, "--to", ".", "--no-scorer"]) == 0
+    assert told(capsys)["folder"] == str(model)
+    assert read_document(model).scorer is None
+    assert not (tmp_path / "model.training").exists()
+
+
+def test_launcher_is_not_told_that_a_share_of_the_work_crashed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert (end_code(is_partial=True), end_code(is_partial=False)) == (EXIT_PARTIAL, None)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert (end_code(is_partial=True), end_code(is_partial=False)) == (None, None)
+
+
+def test_processes_of_one_machine_share_its_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = count_threads()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert count_threads() == max(1, alone // 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(8 * alone))
+    assert count_threads() == 1
+
+
 def test_dry_run_of_sample_writes_nothing(
     model_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -73,7 +108,7 @@ def test_shards_of_the_command_make_the_whole_set(model_folder: Path, tmp_path: 
     for shard in ("1/2", "2/2"):
         assert run([*command, "--to", str(parts), "--shard", shard, "--batch", "1"]) == 0
     names = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
-    assert len(names) == 3 * 2 + 5
+    assert len(names) == 3 * 2 + 6
     for name in names:
         assert (whole / name).read_bytes() == (parts / name).read_bytes()
 
@@ -142,11 +177,12 @@ def test_upsample_takes_thin_slices_and_masks(
     write_nifti(skip_slices(fine_scan(), 2, 2), thin)
     write_nifti(fine_scan(), whole)
     mask = str(write_mask(tmp_path / "mask.nii", draw_hidden()))
-    brief = ["--to", str(tmp_path / "out"), "--iterations", "2", "--json", *ONE_THREAD]
+    brief = ["--iterations", "2", "--json", *ONE_THREAD, "--to"]
     command = ["model", "upsample", str(model_folder)]
-    assert run([*command, str(thin), *brief, "--profile", "thin"]) == 0
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    assert run([*command, str(thin), "--profile", "thin", *brief, one]) == 0
     assert json.loads(capsys.readouterr().out)["files"][0]["measured"] == "thin"
-    assert run([*command, str(whole), str(thin), *brief, "--mask", mask]) == EXIT_PARTIAL
+    assert run([*command, str(whole), str(thin), "--mask", mask, *brief, other]) == EXIT_PARTIAL
     found = json.loads(capsys.readouterr().out)
     assert (found["files"][0]["measured"], found["files"][0]["axis"]) == ("masked", None)
     assert "not that of the model" in found["skipped"][0]["reason"]

@@ -114,6 +114,28 @@ def test_cell_that_cannot_be_understood_is_named(tmp_path: Path) -> None:
         read_conditions(table, covariates())
 
 
+@pytest.mark.parametrize(
+    ("columns", "named"), [("age\tsex", "age_years"), ("asked_age\tsex", "age_years")]
+)
+def test_cell_of_a_column_by_another_name_is_named(
+    columns: str, named: str, tmp_path: Path
+) -> None:
+    table = write(tmp_path / "t.tsv", columns, "70\tF", "old\tM")
+    with pytest.raises(DataError, match=rf"row 2 .* {named}"):
+        read_conditions(table, covariates())
+    gender = write(tmp_path / "g.tsv", "age\tgender", "70\ttall")
+    with pytest.raises(DataError, match=r"row 1 .* sex"):
+        read_conditions(gender, covariates())
+
+
+def test_setting_may_have_the_name_that_tables_use() -> None:
+    assert parse_settings(["age=70", "gender=F"]) == {"age_years": 70.0, "sex": 0.0}
+    with pytest.raises(UsageError, match="set twice"):
+        parse_settings(["age=70", "age_years=71"])
+    with pytest.raises(UsageError, match="no covariate height_cm"):  # the control
+        ask_for({**WHOLE, **parse_settings(["height_cm=3"])}, covariates())
+
+
 def test_table_without_a_row_is_refused(tmp_path: Path) -> None:
     with pytest.raises((DataError, CohortError)):
         read_conditions(write(tmp_path / "t.tsv", "age_years\tsex"), covariates())

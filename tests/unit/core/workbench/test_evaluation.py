@@ -144,3 +144,31 @@ def test_model_that_knows_no_milliliters_is_not_held_against_scans(
 def test_too_few_scans_are_refused(model_folder: Path, scans: Path) -> None:
     with pytest.raises(CohortError, match="5 scans are too few"):
         evaluate_against(model_folder, scans, Compute("cpu", bf16=False))
+
+
+def test_each_number_says_what_stands_beside_it(perfect: dict[str, Line]) -> None:
+    assert "beside halves of the scans" in perfect["fid random-conv-0"].row()
+    assert "beside shuffled" in perfect["ventricle_ml_r"].row()
+    assert "beside the predictor's ceiling" in perfect["age_years_r anatomy-v1"].row()
+    assert perfect["ventricle_ml_mae"].baseline is None
+    assert "beside" not in perfect["ventricle_ml_mae"].row()
+    for line in perfect.values():
+        assert bool(line.beside) == (line.baseline is not None)
+        assert line.describe()["beside"] == line.beside
+
+
+def test_report_tells_scans_that_lie_outside_a_range(model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    document = read_document(folder)
+    narrow = [
+        covariate.model_copy(update={"low": 0.0, "high": 1.0})
+        if covariate.name == "brain_ml"
+        else covariate
+        for covariate in document.covariates
+    ]
+    changed = document.model_copy(update={"covariates": tuple(narrow)})
+    (folder / "model.json").write_text(changed.model_dump_json(), encoding="utf-8")
+    scans = models.write_scans(tmp_path / "scans", patients=12)
+    compute = Compute("cpu", bf16=False)
+    assert evaluate_against(folder, scans, compute).clipped["brain_ml"] == 12
+    assert "brain_ml" not in evaluate_against(model_folder, scans, compute).clipped  # the control

@@ -14,7 +14,12 @@ from vitrael.core.errors import ConfigError
 from vitrael.core.geometry import centered_affine
 from vitrael.core.records import SampleRequest, Samples
 from vitrael.core.workbench.folder import read_document
-from vitrael.core.workbench.generation import FrugalGenerator, build_generator, choose_part
+from vitrael.core.workbench.generation import (
+    FrugalGenerator,
+    build_generator,
+    choose_part,
+    within_memory,
+)
 
 GRID = (4, 4, 4)
 
@@ -80,3 +85,17 @@ def test_generator_draws_on_the_models_grid(tmp_path: Path) -> None:
     samples = generator.sample(SampleRequest(np.full((1, 4), 0.5, np.float32), seed=1))
     assert samples.image_BCDHW.shape == (1, 1, *model.document.grid_vox)
     assert np.array_equal(samples.affine, model.document.affine)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_lack_of_memory_says_what_to_set(error: type[Exception]) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"the scorer's calibration.*To do: buy a GPU"),
+        within_memory("the scorer's calibration", fix="buy a GPU"),
+    ):
+        raise error
+    with (
+        pytest.raises(ValueError, match="another"),  # the control
+        within_memory("the scorer's calibration", fix="buy a GPU"),
+    ):
+        raise ValueError("another")

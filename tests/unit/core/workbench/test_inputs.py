@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.factories import models
 from vitrael.core.data.nifti import read_nifti, write_nifti
 from vitrael.core.data.phantoms.cohorts import draw_scan
 from vitrael.core.data.scan import Scan
-from vitrael.core.workbench.inputs import Input, Refused, read_inputs, stem_of
+from vitrael.core.digest import digest_json
+from vitrael.core.errors import ScanError
+from vitrael.core.workbench.inputs import (
+    Input,
+    Refused,
+    read_inputs,
+    read_record,
+    stem_of,
+    write_record,
+)
 
 
 def write_phantom(path: Path, *, edge: int, spacing_mm: float) -> Path:
@@ -61,3 +71,45 @@ def test_bad_file_does_not_end_the_others(tmp_path: Path) -> None:
 def test_stem_is_the_name_without_the_suffix() -> None:
     assert stem_of(Path("x/sub-1_T1w.nii.gz")) == "sub-1_T1w"
     assert stem_of(Path("A.NII")) == "A"
+
+
+def test_brain_that_the_grid_cuts_is_refused_and_what_little_is_lost_is_told(
+    tmp_path: Path,
+) -> None:
+    path = write_phantom(tmp_path / "a.nii.gz", edge=32, spacing_mm=7.0)
+    document = models.document()
+    (whole,) = read_inputs([path], document)
+    assert isinstance(whole, Input)
+    assert whole.cut_frac < 0.005
+    narrow = (8, 16, 16)
+    settings = document.recipe.model_copy(update={"grid_vox": narrow})
+    small = document.model_copy(update={"grid_vox": narrow, "recipe": settings})
+    (cut,) = read_inputs([path], small)
+    assert isinstance(cut, Refused)
+    assert "too small for the brain" in cut.reason
+
+
+def test_record_says_what_is_whole_and_nothing_is_written_over(tmp_path: Path) -> None:
+    record, image = tmp_path / "a.json", tmp_path / "a.nii.gz"
+    key, other = digest_json(["a"]), digest_json(["b"])
+    assert read_record(record, key, [image]) is None
+    write_record(record, key, {"loss": 1.0}, files={image: b"voxels"}, what="it")
+    found = read_record(record, key, [image])
+    assert found is not None
+    assert found["loss"] == 1
+    with pytest.raises(ScanError, match="there already"):
+        read_record(record, other, [image])
+    image.write_bytes(b"changed")
+    with pytest.raises(ScanError, match="there already"):
+        read_record(record, key, [image])
+    image.unlink()
+    assert read_record(record, key, [image]) is None  # what was interrupted begins again
+    assert read_record(record, other, [image]) is None
+    image.write_bytes(b"of somebody else")
+    record.unlink()
+    with pytest.raises(ScanError, match="there already"):
+        read_record(record, key, [image])
+    image.unlink()
+    record.write_text("{}")
+    with pytest.raises(ScanError, match="there already"):
+        read_record(record, key, [image])

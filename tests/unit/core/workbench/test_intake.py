@@ -115,3 +115,29 @@ def test_folder_without_a_scan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "scans" / "a.json").write_text(json.dumps({}))
     with pytest.raises(CohortError, match="no scan of the folder can be used"):
         prepared([], tmp_path / "scans", tmp_path / "w")
+
+
+def test_brain_that_the_grid_cuts_is_told_and_one_that_it_halves_is_refused(tmp_path: Path) -> None:
+    scans = models.write_scans(tmp_path / "scans", patients=6)
+
+    def taken(grid_vox: tuple[int, int, int]) -> Intake:
+        small = settings_for("brain-t1", grid_vox=grid_vox, spacing_mm=models.SPACING_MM)
+        return take_in(scans, small, workshop=tmp_path / "-".join(map(str, grid_vox)))
+
+    assert taken((16, 16, 16)).cut == 0  # the control
+    some = taken((12, 12, 12))
+    assert some.cut > 0
+    assert len(some.items) + sum(some.left_out.values()) == 6
+    with pytest.raises(CohortError, match="grid is too small for the brain"):
+        taken((8, 16, 16))
+
+
+def test_line_that_does_not_tell_what_was_cut_is_prepared_again(
+    visits: Path, tmp_path: Path
+) -> None:
+    prepared([], visits, tmp_path)
+    ledger = next(tmp_path.glob("prepared-*.jsonl"))
+    ledger.write_text(ledger.read_text().replace('"cut_frac"', '"another"'))
+    again: list[int] = []
+    prepared(again, visits, tmp_path)
+    assert len(again) == 8

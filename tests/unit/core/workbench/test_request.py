@@ -76,7 +76,25 @@ def test_everything_that_decides_a_sample_is_in_its_name() -> None:
     assert key(count=7) == key()
 
 
+def test_request_carries_what_the_model_says_of_itself() -> None:
+    document = models.document()
+    origin = document.provenance.model_copy(update={"origin": "imported", "notes": ("look out",)})
+    noted = document.model_copy(update={"provenance": origin})
+    request = make_request(noted, settings=models.ASKED)
+    assert (request.origin, request.notes) == ("imported", ("look out",))
+    assert make_request(document, settings=models.ASKED).notes == ()  # the control
+
+
 def test_what_is_known_may_leave_covariates_out() -> None:
     assert known_covariates(models.document(), ("sex=F",)) == {"sex": 0.0}
     with pytest.raises(UsageError, match="outside the trained range"):
         known_covariates(models.document(), ("age_years=3",))
+
+
+def test_command_without_extrapolation_advises_none() -> None:
+    with pytest.raises(UsageError) as refused:
+        known_covariates(models.document(), ("age_years=99",), fix="leave --set out")
+    assert refused.value.fix == "leave --set out"
+    with pytest.raises(UsageError) as asked:
+        make_request(models.document(), settings=("age_years=99", *models.ASKED[1:]))
+    assert "--extrapolate" in asked.value.fix  # the control

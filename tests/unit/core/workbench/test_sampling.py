@@ -169,3 +169,19 @@ def test_files_say_where_they_lie_and_what_they_are(tmp_path: Path) -> None:
     assert cells["asked_age_years"] == "51"
     assert cells["asked_brain_ml"] == "n/a"
     assert float(cells["measured_brain_ml"]) >= 0
+
+
+def test_set_says_where_its_model_is_from_and_that_nothing_was_screened(tmp_path: Path) -> None:
+    noted = replace(request(), origin="trained", notes=("nobody has looked at it",))
+    frugal = FrugalGenerator(Noise(), batch_images=2)
+    draw_set(noted, frugal, tmp_path / "noted", indices=range(COUNT))
+    draw(tmp_path / "plain")
+    noted_text, plain_text = contents(tmp_path / "noted"), contents(tmp_path / "plain")
+    for name in (MANIFEST, "dataset_description.json", "README"):
+        assert b"trained" in noted_text[name]
+        assert b"obody has looked at it" in noted_text[name]
+        assert b"has looked at it" not in plain_text[name]  # the control
+    about = json.loads(noted_text["dataset_description.json"])
+    assert about["Notes"] == ["nobody has looked at it"]
+    image = image_path(0)  # what is said of a model does not enter its samples
+    assert digest_file(tmp_path / "noted" / image) == digest_file(tmp_path / "plain" / image)

@@ -12,7 +12,7 @@ from tests.factories import models
 from vitrael.core.data.nifti import read_nifti, write_nifti
 from vitrael.core.data.scan import Scan
 from vitrael.core.digest import digest_bytes
-from vitrael.core.errors import ConfigError, DataError
+from vitrael.core.errors import ConfigError, DataError, StorageError
 from vitrael.core.rng import stream
 from vitrael.core.scoring.calibration import SCORES
 from vitrael.core.weights import pack_tensors
@@ -156,3 +156,32 @@ def test_calibrated_model_comes_back_whole(scoring: Path) -> None:
     assert "scorer.safetensors" in document.files
     assert document.scorer is not None
     open_scorer(load_model(scoring))
+
+
+def test_maps_that_are_whole_are_kept_and_none_are_written_over(
+    model: Model, place: Path, tmp_path: Path
+) -> None:
+    path = scan_files(place)[0]
+    (first,), _ = score_files(model, [path], maps=tmp_path)
+    (again,), refused = score_files(model, [path], maps=tmp_path)
+    assert refused == []
+    assert again == replace(first, kept=True)
+    before = [each.read_bytes() for each in first.maps]
+    done, refused = score_files(model, [path], maps=tmp_path, prepared=True)
+    assert done == []
+    assert "there already" in refused[0].reason
+    assert [each.read_bytes() for each in first.maps] == before
+    first.maps[1].unlink()  # what was interrupted begins again
+    (redone,), _ = score_files(model, [path], maps=tmp_path)
+    assert not redone.kept
+    assert [each.read_bytes() for each in redone.maps] == before
+
+
+def test_disk_that_refuses_maps_is_told_with_what_is_finished(
+    model: Model, place: Path, tmp_path: Path
+) -> None:
+    maps = tmp_path / "maps"
+    maps.write_text("no folder")
+    with pytest.raises(StorageError, match="the result of file 1") as told:
+        score_files(model, scan_files(place)[:1], maps=maps)
+    assert "finished before it: none" in told.value.why

@@ -8,6 +8,7 @@ import torch
 
 from tests.factories import models
 from vitrael.core.data.phantoms.cohorts import draw_scan
+from vitrael.core.data.preprocess import center_brain
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ScanError
 from vitrael.core.sampling.operators import SliceMask
@@ -142,3 +143,92 @@ def test_grid_of_the_model_meets_thin_slices_that_lie_elsewhere() -> None:
     middle_mm = placed.affine[2, 3] + models.SPACING_MM * slices.first
     off = (middle_mm - thin.affine[2, 3]) / thin.affine[2, 2]
     assert off == pytest.approx(round(off), abs=1e-9)
+
+
+def tilt(scan: Scan, degrees: float) -> Scan:
+    """Return the scan, turned about the left-right axis through the middle of its grid."""
+    angle = np.radians(degrees)
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    middle = scan.affine @ np.append((np.array(scan.image_CDHW.shape[1:]) - 1) / 2, 1)
+    back, forth = np.eye(4), np.eye(4)
+    back[:3, 3], forth[:3, 3] = -middle[:3], middle[:3]
+    return Scan(scan.image_CDHW, forth @ turn @ back @ scan.affine, "T1w")
+
+
+def acquired_at(scan: Scan, low_affine: np.ndarray, place: np.ndarray) -> float:
+    """Return which of a scan's slices, from front to back of its stack, lies at a place of ours."""
+    world = low_affine @ np.append(place, 1)
+    return float((np.linalg.inv(scan.affine) @ world)[2])
+
+
+@pytest.mark.parametrize("profile", ["thick", "thin"])
+@pytest.mark.parametrize("step_mm", [24.0, 26.0, 28.0, 36.0])
+def test_stretched_slices_meet_in_the_middle_of_the_grid(step_mm: float, profile: str) -> None:
+    spacing_mm = step_mm / 4
+    edge = 4 * round(240 / step_mm)
+    fine, _, _ = draw_scan(1, "north", 0, 0, grid_vox=(edge,) * 3, spacing_mm=spacing_mm)
+    thick, document = thicken(fine, 2, 4), models.document()
+    slices = find_slices(thick, document, profile=profile, factor=2)  # type: ignore[arg-type]
+    assert slices.is_stretched == (step_mm != 24)
+    low_affine = place_slices(thick, slices, document).low_affine
+    found = np.array([acquired_at(thick, low_affine, np.array([7.5, 7.5, j])) for j in range(8)])
+    ratio = 24 / step_mm
+    middle = found[3:5].mean()
+    assert middle % 1 == pytest.approx(0.5, abs=1e-6)
+    off = found - (np.floor(middle) + np.arange(8) - 3)
+    np.testing.assert_allclose(off, (np.arange(8) - 3.5) * (ratio - 1), atol=1e-6)
+
+
+def test_slices_that_are_tilted_a_little_meet_in_the_middle_of_the_grid() -> None:
+    fine, _, _ = draw_scan(1, "north", 0, 0, grid_vox=(40, 40, 40), spacing_mm=6.0)
+    tilted, document = tilt(thicken(fine, 2, 4), 1.5), models.document()
+    slices = find_slices(tilted, document)
+    low_affine = place_slices(tilted, slices, document).low_affine
+    at = [acquired_at(tilted, low_affine, np.array([7.5, y, 4.0])) for y in (0, 7.5, 15)]
+    assert at[1] == pytest.approx(round(at[1]), abs=5e-3)
+    assert abs(at[2] - at[0]) == pytest.approx(180 * np.tan(np.radians(1.5)) / 24, rel=0.01)
+    assert max(abs(place - round(at[1])) for place in at) < 1 / 8
+
+
+@pytest.mark.parametrize(("degrees", "passes"), [(0.0, True), (1.8, True), (2.0, False)])
+def test_slices_may_drift_by_a_quarter_of_one_across_the_grid(
+    *, degrees: float, passes: bool
+) -> None:
+    fine, _, _ = draw_scan(1, "north", 0, 0, grid_vox=(40, 40, 40), spacing_mm=6.0)
+    tilted = tilt(thicken(fine, 2, 4), degrees)  # by 180 mm, and slices of 24 mm
+    if passes:
+        find_slices(tilted, models.document())
+    else:
+        with pytest.raises(ScanError, match="oblique") as told:
+            find_slices(tilted, models.document())
+        assert "quarter" in told.value.why
+
+
+def test_turn_within_the_slices_lets_none_drift() -> None:
+    fine, _, _ = draw_scan(1, "north", 0, 0, grid_vox=(40, 40, 40), spacing_mm=6.0)
+    thick, angle = thicken(fine, 2, 4), np.radians(2.5)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    find_slices(Scan(thick.image_CDHW, turn @ thick.affine, "T1w"), models.document())
+
+
+def test_brain_that_the_grid_cuts_is_refused_and_one_at_its_edge_is_told() -> None:
+    fine, _, _ = draw_scan(1, "north", 0, 0, grid_vox=(40, 40, 40), spacing_mm=6.0)
+    thick, document = thicken(fine, 2, 4), models.document()
+    slices = find_slices(thick, document)
+    assert place_slices(thick, slices, document).cut_frac < 0.005
+    small = document.model_copy(update={"grid_vox": (8, 16, 16)})
+    with pytest.raises(ScanError, match="too small for the brain"):
+        place_slices(thick, slices, small)
+
+
+def test_what_the_moved_grid_cuts_counts() -> None:
+    fine, _, _ = draw_scan(1, "north", 0, 0, grid_vox=(48, 48, 48), spacing_mm=4.0)
+    thick = thicken(fine, 2, 6)
+    tight = models.document().model_copy(update={"grid_vox": (24, 24, 12), "spacing_mm": 10.0})
+    assert center_brain(thick, tight.grid_vox, tight.spacing_mm)[1] == 0  # before it is moved
+    with pytest.raises(ScanError, match="too small for the brain"):
+        place_slices(thick, find_slices(thick, tight, factor=4), tight)
+    roomy = tight.model_copy(update={"grid_vox": (24, 24, 16)})
+    assert place_slices(thick, find_slices(thick, roomy, factor=4), roomy).cut_frac == 0

@@ -10,7 +10,7 @@ import torch
 
 from tests.factories import models
 from tests.factories.medicalnet import write_medicalnet
-from vitrael.core.errors import CohortError, StorageError, WeightsError
+from vitrael.core.errors import CohortError, ConfigError, StorageError, WeightsError
 from vitrael.core.training.compute import Compute
 from vitrael.core.workbench.folder import ModelDocument, load_model, read_document
 from vitrael.core.workbench.recipe import read_recipe
@@ -184,3 +184,67 @@ def test_codec_of_other_perceptual_weights_is_not_gone_on_with(scans: Path, tmp_
     assert trains_codec(weights[0])
     assert not trains_codec(weights[0])  # the control: what is finished is kept
     assert trains_codec(weights[1])
+
+
+@pytest.mark.parametrize(
+    ("step", "what", "fix"),
+    [
+        ("train codec", "the codec's training", "batch_images = 4 and accumulated_batches = 2"),
+        ("train denoiser", "the denoiser's training", "[model.denoiser.training]"),
+        ("draw samples", "the drawing of samples", "larger GPU"),
+    ],
+)
+def test_gpu_that_is_too_small_is_one_sentence(
+    step: str, what: str, fix: str, scans: Path, tmp_path: Path
+) -> None:
+    def run_out(now: str, _done: int, _total: int) -> None:
+        if now == step:
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(ConfigError) as refused:
+        train_model(order(scans, tmp_path / "model"), tell=run_out)
+    assert what in refused.value.what
+    assert fix in refused.value.fix
+
+
+def test_second_command_for_one_model_is_refused(scans: Path, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def meddle(now: str, done: int, _total: int) -> None:
+        if now == "train codec" and done and not refused:
+            with pytest.raises(StorageError, match="another command trains this model") as error:
+                train(scans, tmp_path / "model")
+            refused.append(error.value.fix)
+
+    assert train_model(order(scans, tmp_path / "model"), tell=meddle) is not None
+    assert refused
+    assert "another folder" in refused[0]
+    with pytest.raises(StorageError, match="holds something already"):  # the control: unlocked
+        train(scans, tmp_path / "model")
+
+
+def test_workshop_that_cannot_be_removed_is_told(scans: Path, tmp_path: Path) -> None:
+    ordered = order(scans, tmp_path / "model")
+    (tmp_path / "disk").mkdir()
+    ordered.workshop.symlink_to(tmp_path / "disk", target_is_directory=True)
+    trained = train_model(ordered)
+    assert trained is not None
+    assert trained.leftover == ordered.workshop
+    assert train(scans, tmp_path / "other").leftover is None  # the control
+
+
+def test_scorer_is_kept_out_of_a_model_when_it_is_not_wanted(tmp_path: Path) -> None:
+    scans = models.write_scans(tmp_path / "scans", patients=21)
+    text = models.RECIPE.replace("[data]", "[data]\nvalidation_frac = 0.49", 1)
+    without = train_model(replace(order(scans, tmp_path / "without", text=text), scorer=False))
+    assert without is not None
+    assert without.document.scorer is None
+    assert not (tmp_path / "without" / "scorer.safetensors").exists()
+    assert train(scans, tmp_path / "with", text=text).document.scorer is not None  # the control
+
+
+def test_brains_that_the_grid_cuts_are_told(scans: Path, tmp_path: Path) -> None:
+    text = models.RECIPE.replace("spacing_mm = 12.0", "spacing_mm = 9.0")
+    trained = train(scans, tmp_path / "small", text=text)
+    assert trained.cut > 0
+    assert train(scans, tmp_path / "large").cut == 0  # the control

@@ -13,6 +13,7 @@ from tests.unit.core.workbench.test_masked import draw_hidden
 from tests.unit.core.workbench.test_thick import fine_scan, skip_slices, thicken
 from vitrael.core.data.nifti import read_nifti, write_nifti
 from vitrael.core.data.scan import Scan
+from vitrael.core.errors import StorageError
 from vitrael.core.sampling.inverse import InversionSettings
 from vitrael.core.workbench.folder import load_model
 from vitrael.core.workbench.masked import HiddenVoxels
@@ -130,3 +131,63 @@ def test_what_is_known_of_a_patient_is_not_searched(model_folder: Path) -> None:
 def test_result_is_named_as_bids_would() -> None:
     assert result_name(Path("a/sub-1_T1w.nii.gz")) == "sub-1_desc-upsampled_T1w.nii.gz"
     assert result_name(Path("scan.nii")) == "scan_upsampled.nii.gz"
+
+
+def test_result_that_is_whole_is_kept_and_none_is_written_over(
+    thick: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    model, to = load_model(model_folder), tmp_path / "fine"
+    order = UpsamplingOrder(strategy="noise", settings=SHORT, steps=2)
+    (first,), _ = upsample_files(model, [thick], to, order)
+    before = first.path.read_bytes()
+    (again,), refused = upsample_files(model, [thick], to, order)
+    assert refused == []
+    assert again == replace(first, kept=True)
+    assert again.condition
+    done, refused = upsample_files(model, [thick], to, replace(order, seed=1))
+    assert done == []
+    assert "there already" in refused[0].reason
+    assert first.path.read_bytes() == before
+    first.path.unlink()  # what was interrupted begins again
+    (redone,), _ = upsample_files(model, [thick], to, order)
+    assert (redone.kept, redone.digest) == (False, first.digest)
+
+
+def test_file_of_somebody_else_is_not_written_over(
+    thick: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "fine" / result_name(thick)
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    order = UpsamplingOrder(settings=SHORT)
+    done, refused = upsample_files(load_model(model_folder), [thick], mine.parent, order)
+    assert (done, mine.read_bytes()) == ([], b"mine")
+    assert "there already" in refused[0].reason
+
+
+def test_folder_among_the_files_stops_none_of_the_others(
+    thick: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    order = UpsamplingOrder(settings=SHORT)
+    files = [tmp_path, thick]
+    done, refused = upsample_files(load_model(model_folder), files, tmp_path / "fine", order)
+    assert [one.number for one in done] == [2]
+    assert "directory" in refused[0].reason
+
+
+def test_disk_that_refuses_is_told_with_what_is_finished(
+    thick: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    second = tmp_path / "second.nii.gz"
+    second.write_bytes(thick.read_bytes())
+    to = tmp_path / "fine"
+
+    def close(_: object) -> None:
+        to.rename(tmp_path / "away")
+        to.write_text("no folder any more")
+
+    order = UpsamplingOrder(settings=SHORT)
+    with pytest.raises(StorageError, match="the result of file 2") as told:
+        upsample_files(load_model(model_folder), [thick, second], to, order, written=close)
+    assert "finished before it: 1" in told.value.why
+    assert (tmp_path / "away" / result_name(thick)).exists()
