@@ -116,6 +116,7 @@ def upsample(
     written over. A file that cannot be used stops none of the others; then the exit code is 7.
     """
     from vitrael.core.workbench.folder import load_model, read_document  # noqa: PLC0415
+    from vitrael.core.workbench.generation import within_memory  # noqa: PLC0415
     from vitrael.core.workbench.request import known_covariates  # noqa: PLC0415
 
     document = read_document(model)
@@ -158,7 +159,8 @@ def upsample(
     )
     loaded = load_model(model, device=compute.device)
     _tell_origin(document)
-    done, refused = upsample_files(loaded, files, to, order, tell=Progress())
+    with within_memory("the search for an image", fix="give --device cpu, or a larger GPU"):
+        done, refused = upsample_files(loaded, files, to, order, tell=Progress())
     _tell_upsampled(done, refused, as_json=as_json)
     _tell_cut(done)
     return _tell_refused(refused, done=len(done))
