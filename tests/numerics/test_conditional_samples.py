@@ -24,7 +24,7 @@ SAMPLES = 64
 SEED = 90_017
 
 
-def audit(model: Trained, shown: Shown) -> None:
+def check_obedience(model: Trained, shown: Shown) -> None:
     """Hold 64 samples to what was asked; print the codec's ceiling first."""
     asked = shown.covariate_BK
     after = model.measure(model.reconstruct(shown.image))
@@ -60,11 +60,11 @@ def audit(model: Trained, shown: Shown) -> None:
 
 
 def test_slices_have_the_ventricles_that_were_asked_for(plane_model: Trained) -> None:
-    audit(plane_model, show_planes(SEED, SAMPLES))
+    check_obedience(plane_model, show_planes(SEED, SAMPLES))
 
 
 def test_volumes_have_the_ventricles_that_were_asked_for(volume_model: Trained) -> None:
-    audit(volume_model, show_volumes(SEED, SAMPLES))
+    check_obedience(volume_model, show_volumes(SEED, SAMPLES))
 
 
 def test_sample_without_a_condition_is_a_brain_like_any_other(plane_model: Trained) -> None:
