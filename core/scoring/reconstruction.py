@@ -14,7 +14,7 @@ Axes: B images, S starts, R runs (pairs of image and start), F features, C chann
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -142,6 +142,10 @@ class Reconstructor:
         metrics = (*START_METRICS, *(("perceptual",) if self.perceptual else ()))
         names = [f"{metric}/{s}" for metric in metrics for s in range(len(self.plan.levels))]
         object.__setattr__(self, "names", (*names, *IMAGE_METRICS))
+
+    def one_by_one(self) -> Reconstructor:
+        """Return one that works on a single run at a time, in the least memory that there is."""
+        return replace(self, batch_latents=1, batch_images=1)
 
     def facts(self) -> dict[str, Any]:
         """Return what a calibration must have been fitted with, as JSON."""

@@ -96,6 +96,11 @@ class ReconstructionScorer:
         self.calibration = calibration
         self.kind = kind
 
+    def one_by_one(self) -> ReconstructionScorer:
+        """Return one of equal scores, but for rounding, that needs the least memory."""
+        smaller = self.reconstructor.one_by_one()
+        return ReconstructionScorer(smaller, self.calibration, kind=self.kind)
+
     def score(self, x: torch.Tensor) -> torch.Tensor:
         """Return the score of the chosen kind for images ``[B, C, (D,) H, W]``: ``[B]``."""
         return self.score_parts(x).score_B[self.kind]

@@ -65,12 +65,17 @@ def encode_rows(
             view=view,
         )
 
-    own = range(len(rows))[share.number :: share.count]
-    for done, number in enumerate(own, 1):
+    def is_kept(number: int) -> bool:
+        return all(cache.get(name, digests[number], view=view) is not None for view in _VIEWS)
+
+    def do(number: int) -> None:
         for view in _VIEWS:
             fetch([number], view)
-        tell("encode scans", done, len(own))
-    share.meet()
+
+    work = [number for number in range(len(rows)) if not is_kept(number)]
+    share.meet()  # all have looked before one of them adds to the cache
+    for done in share.share_out(work, do):
+        tell("encode scans", done, len(work))
     latents = np.concatenate([fetch(range(len(rows)), view) for view in _VIEWS])
     return torch.from_numpy(latents), torch.from_numpy(rows.condition_BK).repeat(len(_VIEWS), 1)
 

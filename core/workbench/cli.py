@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitrael.core.workbench.files_cli import evaluate, score, upsample
+from vitrael.core.workbench.judge_cli import evaluate, score
 from vitrael.core.workbench.options import (
     AS_JSON,
     DEVICE,
@@ -24,6 +24,7 @@ from vitrael.core.workbench.options import (
     tell_shortcomings,
 )
 from vitrael.core.workbench.sample_cli import sample
+from vitrael.core.workbench.upsample_cli import upsample
 
 if TYPE_CHECKING:
     from vitrael.core.workbench.folder import ModelDocument

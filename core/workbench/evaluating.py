@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from vitrael.core.errors import ConfigError
 from vitrael.core.metrics.medicalnet import medicalnet_extractor
 from vitrael.core.workbench.covariates import UNITS
+from vitrael.core.workbench.detection import evaluate_scorer
 from vitrael.core.workbench.evaluation import Line, evaluate_samples
 from vitrael.core.workbench.folder import ModelDocument, load_model, read_document
 from vitrael.core.workbench.generation import (
@@ -21,6 +22,7 @@ from vitrael.core.workbench.generation import (
 )
 from vitrael.core.workbench.intake import rows_of, take_in
 from vitrael.core.workbench.progress import Tell, silent
+from vitrael.core.workbench.scoring import open_scorer
 
 if TYPE_CHECKING:
     from vitrael.core.digest import Digest
@@ -82,6 +84,8 @@ def evaluate_against(
                 device=compute.device,
                 tell=tell,
             )
+            if model.scorer:
+                lines += evaluate_scorer(open_scorer(model), rows, seed=seed, tell=tell)
     return Report(
         model=document.digest,
         scans=len(intake.items),

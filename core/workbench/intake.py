@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -37,6 +37,9 @@ _KEY: Final = b"vitrael workbench"
 """Of pseudonyms: they hide a name from a glance and no more; all of it stays on one machine."""
 _SEX_UNKNOWN: Final = 0.5
 _KEEP_BYTES: Final = 1 << 29
+_ROUND: Final = 4
+"""Pieces of work that each process does before all meet."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -69,7 +72,20 @@ class Share:
     number: int = 0
     count: int = 1
     meet: Callable[[], None] = lambda: None
-    """Returns once all have come this far."""
+    """Returns once all have come this far; all wait for the last, so it may not be far behind."""
+
+    def share_out(self, work: Sequence[T], do: Callable[[T], None]) -> Iterator[int]:
+        """Do this process's part of work that all list alike; yield how much of it is done.
+
+        All meet after every few pieces, so that none waits for long for another, however much
+        there is to do and however unequal the machines are.
+        """
+        together = self.count * _ROUND if self.count > 1 else 1
+        for first in range(0, len(work), together):
+            for piece in work[first : first + together][self.number :: self.count]:
+                do(piece)
+            self.meet()
+            yield min(len(work), first + together)
 
 
 WHOLE: Final = Share()
@@ -115,16 +131,19 @@ def take_in(
     codes = [_code(source, folder, settings) for source in found.sources]
     known = _read_ledgers(workshop)
     places = list(zip(found.sources, _visits(found.sources), codes, strict=True))
-    # Parted before anything is left out: the processes may not see the same lines yet.
-    own = [place for place in places[share.number :: share.count] if place[2] not in known]
+    share.meet()  # all have read the same lines before one of them adds to them
+    work = [place for place in places if place[2] not in known]
     with (workshop / f"{_LEDGER}-{share.number}.jsonl").open("a", encoding="utf-8") as ledger:
         ledger.write("\n")  # behind a line that was cut
-        for number, (source, place, code) in enumerate(own, 1):
+
+        def do(piece: tuple[Source, tuple[str, int, int], str]) -> None:
+            source, place, code = piece
             line = _prepare(source, settings, place, shards=workshop / SHARDS)
             ledger.write(json.dumps({"source": code, **line}) + "\n")
             ledger.flush()
-            tell("prepare scans", number, len(own))
-    share.meet()
+
+        for done in share.share_out(work, do):
+            tell("prepare scans", done, len(work))
     known = _read_ledgers(workshop)
     items: list[Item] = []
     cut = 0

@@ -21,8 +21,14 @@ from vitrael.core.models.brain_ldm import latent_denoiser, trained_sigmas
 from vitrael.core.sampling.denoisers import NULL_CONDITION
 from vitrael.core.scoring.calibration import Calibration, read_calibration
 from vitrael.core.scoring.reconstruction import Reconstructor, StartPlan, spread_starts
-from vitrael.core.scoring.scorer import ErrorMaps, ReconstructionScorer, calibrate
+from vitrael.core.scoring.scorer import (
+    ErrorMaps,
+    ReconstructionScorer,
+    ScoreParts,
+    calibrate,
+)
 from vitrael.core.workbench.folder import CODEC, DENOISER
+from vitrael.core.workbench.generation import within_memory
 from vitrael.core.workbench.inputs import (
     Input,
     Refused,
@@ -46,6 +52,7 @@ if TYPE_CHECKING:
 _STARTS: Final = 7
 _STEPS: Final = 10
 _BATCH_IMAGES: Final = 4
+_LARGER: Final = "give --device cpu, or a larger GPU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +145,12 @@ def score_files(
     With ``maps`` two NIfTI files for each lie in that folder, where its scan lies in the world:
     the error, and the error in standard deviations of familiar scans. Maps that are there are
     kept when they are of the same scan and model, and nothing is written over. A file that cannot
-    be used stops none of the others. Raises StorageError, which names the files that are finished,
-    when the disk refuses.
+    be used stops none of the others. Where a GPU's memory does not hold a batch of restorations,
+    they are done one by one from there on. Raises StorageError, which names the files that are
+    finished, when the disk refuses, and ConfigError when not even one restoration fits; ``scored``
+    was told of all that was finished before.
     """
-    scorer = open_scorer(model)
+    scorer = _FrugalScorer(open_scorer(model))
     done: list[Scored] = []
     refused: list[Refused] = []
     names: dict[str, int] = {}
@@ -166,6 +175,31 @@ def score_files(
     return done, refused
 
 
+class _FrugalScorer:
+    """Judges images; restores them one by one once a GPU's memory did not hold several."""
+
+    def __init__(self, scorer: ReconstructionScorer) -> None:
+        self._scorer = scorer
+        self._is_least = False
+
+    def judge(self, x: torch.Tensor, *, maps: bool) -> tuple[ScoreParts, ErrorMaps | None]:
+        """Return the scores of images, and their error maps where they are wanted."""
+        if self._is_least:
+            with within_memory("the restoration of one image", fix=_LARGER):
+                return self._judge(x, maps=maps)
+        try:
+            return self._judge(x, maps=maps)
+        except torch.OutOfMemoryError:
+            pass  # what the attempt held is free once its frames are left
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._scorer, self._is_least = self._scorer.one_by_one(), True
+        return self.judge(x, maps=maps)
+
+    def _judge(self, x: torch.Tensor, *, maps: bool) -> tuple[ScoreParts, ErrorMaps | None]:
+        return self._scorer.judge(x) if maps else (self._scorer.score_parts(x), None)
+
+
 class _Maps(NamedTuple):
     """Where the maps of a scan lie, and what stands beside them."""
 
@@ -186,7 +220,7 @@ class _Maps(NamedTuple):
 
 def _score_file(
     model: Model,
-    scorer: ReconstructionScorer,
+    scorer: _FrugalScorer,
     path: Path,
     maps: Path | None,
     *,
@@ -223,15 +257,9 @@ def _recall(place: _Maps, key: Digest, path: Path, *, number: int) -> Scored | N
     return Scored(number, path, scores, p_values, z, place.images, cut_frac, kept=True)
 
 
-def _score(
-    scorer: ReconstructionScorer, read: Input, place: _Maps | None, *, key: Digest
-) -> Scored:
+def _score(scorer: _FrugalScorer, read: Input, place: _Maps | None, *, key: Digest) -> Scored:
     image = torch.from_numpy(np.ascontiguousarray(read.image_CDHW[None]))
-    errors: ErrorMaps | None = None
-    if place is None:
-        parts = scorer.score_parts(image)
-    else:
-        parts, errors = scorer.judge(image)
+    parts, errors = scorer.judge(image, maps=place is not None)
     scored = Scored(
         number=read.number,
         path=read.path,

@@ -1,10 +1,11 @@
 """A scan of thick slices beside the grid of a model: along which axis, how thick, and where.
 
 Two grids belong together: that of the model, and one whose voxels are ``factor`` of its voxels
-along one axis. The model's grid lies around the brain and is moved by at most half a slice, so that
-the thick slices of its grid are the slices that were acquired; where they cannot all be, because
-they are stretched or tilted a little, they are so in the middle of the grid. Slices that are thin,
-with gaps between them, are each one slice of the model's grid. Axes: D H W, x y z of RAS+.
+along one axis. The model's grid runs along the scan's own slices, as most thick ones are tilted to
+follow the head. It lies around the brain and is moved by at most half a slice, so that the thick
+slices of its grid are the slices that were acquired; where they cannot all be, because they are
+stretched, they are so in the middle of the grid. Slices that are thin, with gaps between them, are
+each one slice of the model's grid. Axes: D H W, x y z of RAS+.
 """
 
 from __future__ import annotations
@@ -34,12 +35,11 @@ ProfileName = Literal["thick", "thin"]
 
 _THICK: Final = 1.5
 """How much longer than the others a voxel of a thick slice is, at least."""
-_OBLIQUE: Final = 0.05
-"""Sine of the largest angle between a scan's axes and the model's: 3 degrees."""
-_MOST_DRIFT: Final = 0.25
-"""Of a slice: how far one of the model's slices may run into the next one that was acquired."""
+_MOST_TILT_DEG: Final = 20.0
+"""The model has seen heads upright along its axes; beyond this the tilt is not that of a head."""
 _MISFIT: Final = 0.02
 _TOLERANCE_MM: Final = 1e-3
+_STRAIGHT: Final = 1e-6
 _HALF: Final = 0.5
 
 
@@ -54,6 +54,8 @@ class Slices:
     is_stretched: bool
     """Whether slices of ``factor`` voxels are only about as thick as those that were acquired."""
     profile: ProfileName = "thick"
+    tilt_deg: float = 0.0
+    """Angle of the turn from the body's axes to those of the slices."""
 
     @property
     def first(self) -> int:
@@ -92,9 +94,9 @@ def find_slices(
     """Return the direction and the thickness of a scan's slices, in voxels of the model.
 
     Without a wish they are those of the longest edge of a voxel. Raises ScanError for a scan whose
-    voxels are about as long as wide unless ``axis`` is given, for slices oblique to the model's
-    axes by 3 degrees or by a quarter of a slice across its grid, and for a factor that does not
-    divide the model's grid or leaves slices as they are.
+    voxels are about as long as wide unless ``axis`` is given, for slices that are turned from the
+    body's axes by more than 20 degrees, and for a factor that does not divide the model's grid or
+    leaves slices as they are.
     """
     sizes = np.array(spacing_mm(scan.affine))
     along = int(sizes.argmax()) if axis is None else AXES.index(axis)
@@ -104,20 +106,21 @@ def find_slices(
             why="voxels of {:.3g} x {:.3g} x {:.3g} mm have no longest edge".format(*sizes),
             fix="name the direction of the slices with --axis",
         )
-    direction = np.abs(scan.affine[:3, :3] / sizes)
-    drift = _drift(scan.affine, along, document)
-    if (np.sort(direction, axis=0)[:-1] > _OBLIQUE).any() or drift > _MOST_DRIFT:
+    straight, turn = _straighten(scan, along)
+    tilt_deg = _angle_deg(turn)
+    if tilt_deg > _MOST_TILT_DEG:
         raise ScanError(
             "its slices are oblique to the axes of the body",
-            why="the model's grid runs along them; across it these drift by "
-            f"{drift:.2f} of a slice, and a quarter is the most",
-            fix="give a scan that was not tilted, or turn its affine onto the axes of the body",
+            why=f"they are turned by {tilt_deg:.0f} degrees, and {_MOST_TILT_DEG:.0f} are the most "
+            "at which a model of upright heads is asked",
+            fix="resample it along the axes of the body",
         )
-    thick_mm = float(sizes[along]) if thickness_mm is None else thickness_mm
+    apart_mm = float(straight.affine[along, along])
+    thick_mm = apart_mm if thickness_mm is None else thickness_mm
     voxels = round(thick_mm / document.spacing_mm) if factor is None else factor
     _demand_factor(voxels, along, document)
-    misfit = abs(voxels * document.spacing_mm - sizes[along]) / sizes[along]
-    return Slices(along, voxels, is_stretched=bool(misfit > _MISFIT), profile=profile)
+    misfit = abs(voxels * document.spacing_mm - apart_mm) / apart_mm
+    return Slices(along, voxels, bool(misfit > _MISFIT), profile, tilt_deg)
 
 
 def place_slices(
@@ -126,32 +129,57 @@ def place_slices(
     """Return a scan on the grid of its slices, without a face, intensities in [0, 1].
 
     A scan that lies on such a grid already is not moved. A ``prepared`` one shows a brain alone,
-    with intensities in [0, 1], and is only moved. Raises ScanError for one without a brain, and for
-    one that the model's grid cuts by more than 3 percent.
+    with intensities in [0, 1], and is only moved. Both grids run along the scan's slices. Raises
+    ScanError for one without a brain, and for one that the model's grid cuts by more than 3
+    percent.
     """
-    bare = scan if prepared else bare_brain(scan)[0]
-    volume = scan.image_CDHW[0] if prepared else above_background(bare.image_CDHW[0])
+    straight, turn = _straighten(scan, slices.axis)
     if prepared:
-        demand_unit_range(scan)
-    x, y, z = (
-        size // (slices.factor if place == slices.axis else 1)
-        for place, size in enumerate(document.grid_vox)
-    )
+        demand_unit_range(straight)
+    bare = straight if prepared else bare_brain(straight)[0]
+    volume = straight.image_CDHW[0] if prepared else above_background(bare.image_CDHW[0])
+    shape = list(document.grid_vox)
+    shape[slices.axis] //= slices.factor
     cut_frac = 0.0
-    if _lies_on(scan, (x, y, z), slices, document):
-        affine = _fine_affine(scan.affine, slices)
-        low, low_affine = volume, scan.affine
+    if _lies_on(straight, tuple(shape), slices, document):
+        affine = _fine_affine(straight.affine, slices)
+        low, low_affine = volume, straight.affine
     else:
         ready, _ = center_brain(bare, document.grid_vox, document.spacing_mm)
-        affine = _meet_slices(ready.affine, scan.affine, slices, shape=(x, y, z))
-        cut_frac = _cut_frac(volume, np.linalg.inv(affine) @ scan.affine, document.grid_vox)
+        x, y, z = shape
+        affine = _meet_slices(ready.affine, straight.affine, slices, shape=(x, y, z))
+        cut_frac = _cut_frac(volume, np.linalg.inv(affine) @ straight.affine, document.grid_vox)
         demand_whole(cut_frac)
         low_affine = _coarse_affine(affine, slices)
-        low = resample_volume(volume, scan.affine, low_affine, shape=(x, y, z))
+        low = resample_volume(volume, straight.affine, low_affine, shape=(x, y, z))
     low = np.clip(low, 0, 1) if prepared else scale_intensity(low)
     if slices.profile == "thin":
         low = _set_apart(low, slices)
-    return ThickScan(np.asarray(low[None], dtype=np.float32), low_affine, affine, cut_frac)
+    low_CDHW = np.asarray(low[None], dtype=np.float32)
+    return ThickScan(low_CDHW, turn @ low_affine, turn @ affine, cut_frac)
+
+
+def _straighten(scan: Scan, axis: int) -> tuple[Scan, Affine]:
+    """Return a scan whose slices lie across an axis of the body, and the turn that takes it back.
+
+    The turn is a rotation about the world's origin: it takes the axis to the normal of the slices,
+    exactly, and the other two as near to the rows and columns of a slice as right angles allow. It
+    is the unit matrix for slices that lie so already.
+    """
+    turn = np.eye(4)
+    directions = scan.affine[:3, :3] / np.array(spacing_mm(scan.affine))
+    normal = np.linalg.inv(scan.affine[:3, :3])[axis]
+    directions[:, axis] = normal / np.linalg.norm(normal)
+    if np.allclose(directions, np.eye(3), rtol=0, atol=_STRAIGHT):
+        return scan, turn
+    left, _, right = np.linalg.svd(directions)
+    turn[:3, :3] = left @ right
+    return Scan(scan.image_CDHW, turn.T @ scan.affine, scan.modality), turn
+
+
+def _angle_deg(turn: Affine) -> float:
+    """Return by how much a rotation turns."""
+    return float(np.degrees(np.arccos(np.clip((np.trace(turn[:3, :3]) - 1) / 2, -1, 1))))
 
 
 def _demand_factor(factor: int, axis: int, document: ModelDocument) -> None:
@@ -169,13 +197,6 @@ def _demand_factor(factor: int, axis: int, document: ModelDocument) -> None:
             why=f"it has {size} voxels in their direction",
             fix=f"give --factor, one of {', '.join(fitting)}",
         )
-
-
-def _drift(affine: Affine, axis: int, document: ModelDocument) -> float:
-    """Return by how many acquired slices the two far corners of one of the model's are apart."""
-    edges_mm = (np.array(document.grid_vox) - 1) * document.spacing_mm
-    edges_mm[axis] = 0
-    return float(np.abs(np.linalg.inv(affine[:3, :3])[axis]) @ edges_mm)
 
 
 def _cut_frac(volume_DHW: np.ndarray, to_grid: Affine, grid_vox: tuple[int, int, int]) -> float:
@@ -229,8 +250,8 @@ def _meet_slices(
 ) -> Affine:
     """Return the model's grid, moved by at most half a slice onto the middles of what was acquired.
 
-    ``shape`` is that of the thick slices' grid. Slices that are stretched or tilted meet in its
-    middle alone; where two share it, each is as far from its own as the other.
+    ``shape`` is that of the thick slices' grid. Slices that are stretched meet in its middle alone;
+    where two share it, each is as far from its own as the other.
     """
     axis = slices.axis
     moved = affine.copy()

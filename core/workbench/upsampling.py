@@ -82,6 +82,8 @@ class Upsampled:
     measured: MeasuredName
     is_stretched: bool
     """Whether the slices were taken as thicker or thinner than they are by more than 2 %."""
+    tilt_deg: float
+    """By how much the scan's own axes, and those of the result, are turned from the body's."""
     loss: float
     """Between what was acquired and what the result would give."""
     condition: Mapping[str, float]
@@ -170,6 +172,7 @@ class _Measured(NamedTuple):
     axis: int | None = None
     factor: int = 1
     is_stretched: bool = False
+    tilt_deg: float = 0.0
     cut_frac: float = 0.0
 
 
@@ -197,6 +200,7 @@ def _measure(scan: Scan, document: ModelDocument, order: UpsamplingOrder) -> _Me
         slices.axis,
         slices.factor,
         slices.is_stretched,
+        slices.tilt_deg,
         placed.cut_frac,
     )
 
@@ -253,6 +257,7 @@ _FACTS: Final = (
     "factor",
     "measured",
     "is_stretched",
+    "tilt_deg",
     "loss",
     "condition",
     "cut_frac",
@@ -285,6 +290,7 @@ def _upsample(
         factor=seen.factor,
         measured=seen.name,
         is_stretched=seen.is_stretched,
+        tilt_deg=seen.tilt_deg,
         loss=float(found.restarts.min(dim=0).values[0]),
         condition=condition,
         cut_frac=seen.cut_frac,

@@ -1,41 +1,34 @@
 """How few evaluations of the network are as good as 50 of DDIM (B2).
 
-Good is to be near what 1000 steps of DDIM make of the same noise: by the root mean square over all
-samples *and* by the median of the samples, since now and then one ends at another mode and alone
-decides the mean. The denoiser is that of mixtures of normals, where it is known exactly: wide and
-narrow, few dimensions and many. A trained model takes its place by ``smallest_evaluations``, whose
-other arguments are as they would be for sampling; a small network that learned a mixture shows how.
-Its field is rougher, more samples end elsewhere, whatever the sampler, and only the median is
-demanded of it; whether the mean square is met as well is printed. DDIM has the levels of the
-published model; each fast sampler has those that ``sampling_levels`` gives it, the same everywhere.
-A sampler counts from the number on from which none up to the largest is worse than DDIM-50: one
-lucky hit is none.
+The denoiser is that of mixtures of normals, where it is known exactly: wide and narrow, few
+dimensions and many. A small network that learned one has a rougher field, more of its samples end
+elsewhere, whatever the sampler, and only the median is demanded of it; whether the mean square is
+met as well is printed. ``tests/numerics/test_few_evaluations.py`` asks a trained model.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch.nn import functional
 
+from tests.factories.few_evaluations import (
+    AIM,
+    BUDGETS,
+    DEFAULT,
+    FAST,
+    MOST,
+    TRAINED,
+    describe,
+    smallest_evaluations,
+)
 from tests.factories.mixture import Mixture, draw_mixture
-from vitrael.core.configs import Prediction, SamplerName
-from vitrael.core.interfaces import Denoiser
+from vitrael.core.configs import SamplerName
 from vitrael.core.rng import seeded_initialization, torch_stream
 from vitrael.core.sampling.denoisers import make_denoiser, signal_and_noise
-from vitrael.core.sampling.samplers import SAMPLERS, ddim
-from vitrael.core.sampling.schedules import SPACINGS, sampling_levels, scaled_linear_sigmas
+from vitrael.core.sampling.schedules import SPACINGS
 
-MOST, AIM = 15, 12
-USUAL, FINE = 50, 1000
-BUDGETS = range(4, 41)
-FAST: tuple[SamplerName, ...] = ("plms", "heun", "dpm_solver", "unipc")
-DEFAULT: SamplerName = "unipc"
 ROWS = 96
-TRAINED = scaled_linear_sigmas(1_000, beta_start=0.0015, beta_end=0.0205)
 MIXTURES: dict[str, Mixture] = {
     "3 wide in 4": draw_mixture(1, kinds=3, dimensions=4, apart=1, stds=(0.3, 1.0)),
     "5 flat in 16": draw_mixture(2, kinds=5, dimensions=16, apart=1, stds=(0.02, 1.0)),
@@ -43,79 +36,6 @@ MIXTURES: dict[str, Mixture] = {
     "20 flat in 64": draw_mixture(4, kinds=20, dimensions=64, apart=1, stds=(0.02, 0.8)),
     "8 near in 128": draw_mixture(5, kinds=8, dimensions=128, apart=0.5, stds=(0.02, 1.0)),
 }
-
-
-class Distance(NamedTuple):
-    """How far samples are from the reference: over all numbers, and of the median sample."""
-
-    rms: float
-    median: float
-
-
-@dataclass(frozen=True)
-class Found:
-    """Distances to the reference: of DDIM-50, and of a sampler by its evaluations."""
-
-    usual: Distance
-    distances: dict[int, Distance]
-
-    def evaluations(self, *, by_median: bool = False) -> int | None:
-        """Return what equals DDIM-50 by both measures or by the median; None if nothing does."""
-        worse = [
-            count
-            for count, far in self.distances.items()
-            if far.median > self.usual.median or (far.rms > self.usual.rms and not by_median)
-        ]
-        enough = [count for count in self.distances if count > max(worse, default=0)]
-        return min(enough, default=None)
-
-
-@torch.no_grad()
-def smallest_evaluations(
-    denoiser: Denoiser,
-    noise: torch.Tensor,
-    condition: torch.Tensor,
-    *,
-    samplers: tuple[SamplerName, ...] = FAST,
-    trained: torch.Tensor = TRAINED,
-    prediction: Prediction = "velocity",
-) -> dict[SamplerName, Found]:
-    """Return for each sampler how far it is from the reference, beside DDIM-50.
-
-    ``noise`` is of unit variance ``[B, C, ...]``, ``condition`` is ``[B, K]``.
-    """
-
-    def levels(steps: int, sampler: SamplerName) -> torch.Tensor:
-        return sampling_levels(prediction, trained, steps=steps, sampler=sampler)
-
-    x_t = noise * levels(FINE, "ddim")[0]
-    reference = ddim(denoiser, x_t, levels(FINE, "ddim"), condition)
-
-    def distance(samples: torch.Tensor) -> Distance:
-        square_B = (samples - reference).double().pow(2).flatten(1).mean(1)
-        return Distance(square_B.mean().sqrt().item(), square_B.sqrt().median().item())
-
-    usual = distance(ddim(denoiser, x_t, levels(USUAL, "ddim"), condition))
-    found: dict[SamplerName, Found] = {}
-    for name in samplers:
-        spec, distances = SAMPLERS[name], {}
-        for steps in sorted({spec.steps_within(budget) for budget in BUDGETS}):
-            end = spec.sample(denoiser, x_t, levels(steps, name), condition)
-            distances[spec.evaluations(steps)] = distance(end)
-        found[name] = Found(usual, distances)
-    return found
-
-
-def describe(found: dict[SamplerName, Found]) -> str:
-    """Return a line with what each sampler needed and how far it was near the aim."""
-    words = []
-    for name, one in found.items():
-        at = min(one.distances, key=lambda count: abs(count - AIM))
-        far = one.distances[at]
-        needed, by_median = one.evaluations(), one.evaluations(by_median=True)
-        words.append(f"{name} {needed}, {by_median} ({far.rms:.3f}/{far.median:.3f} at {at})")
-    usual = next(iter(found.values())).usual
-    return f"DDIM-50 rms/median {usual.rms:.3f}/{usual.median:.3f}; " + "; ".join(words)
 
 
 @pytest.mark.bench

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -46,17 +50,57 @@ def test_line_that_was_cut_is_prepared_again(visits: Path, tmp_path: Path) -> No
     assert [item.digest for item in one.items] == [item.digest for item in two.items]
 
 
+def side_by_side(act: Callable[[Share], None], *, count: int = 2) -> None:
+    """Act as each of several processes that wait for one another, for ten seconds at most."""
+    barrier = threading.Barrier(count, timeout=10)
+    shares = [Share(number, count, lambda: barrier.wait() and None) for number in range(count)]
+    with ThreadPoolExecutor(count) as pool:
+        for running in [pool.submit(act, share) for share in shares]:
+            running.result()
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 7, 40])
+def test_each_piece_is_done_once_and_none_runs_far_ahead(pieces: int) -> None:
+    done: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    ahead: list[int] = []
+
+    def act(share: Share) -> None:
+        def do(piece: int) -> None:
+            done[share.number].append(piece)
+            ahead.append(len(done[share.number]) - min(map(len, done.values())))
+
+        assert all(0 < count <= pieces for count in share.share_out(range(pieces), do))
+
+    side_by_side(act, count=3)
+    assert sorted(chain.from_iterable(done.values())) == list(range(pieces))
+    assert max(ahead, default=0) <= 4
+
+
 def test_shares_together_are_the_whole(visits: Path, tmp_path: Path) -> None:
     whole = prepared([], visits, tmp_path / "whole")
-    counts: list[list[int]] = [[], []]
+    found: dict[int, Intake] = {}
 
-    def other() -> None:
-        if not counts[1]:
-            prepared(counts[1], visits, tmp_path / "shared", Share(1, 2))
+    def act(share: Share) -> None:
+        found[share.number] = prepared([], visits, tmp_path / "shared", share)
 
-    shared = prepared(counts[0], visits, tmp_path / "shared", Share(0, 2, meet=other))
-    assert len(counts[0]) == 4
-    assert [item.digest for item in shared.items] == [item.digest for item in whole.items]
+    side_by_side(act)
+    digests = [item.digest for item in whole.items]
+    assert [item.digest for item in found[0].items] == digests
+    assert [item.digest for item in found[1].items] == digests
+    lines = [path.read_text().split() for path in (tmp_path / "shared").glob("prepared-*.jsonl")]
+    assert len(lines) == 2
+
+
+def test_what_one_process_left_is_shared_by_all(visits: Path, tmp_path: Path) -> None:
+    prepared([], visits, tmp_path)  # one had all of it, and all but one line was lost
+    ledger = tmp_path / "prepared-0.jsonl"
+    ledger.write_text("\n".join(ledger.read_text().splitlines()[:2]))
+    side_by_side(lambda share: (prepared([], visits, tmp_path, share), None)[1])
+    counts = [
+        sum(1 for line in (tmp_path / f"prepared-{number}.jsonl").read_text().splitlines() if line)
+        for number in (0, 1)
+    ]
+    assert counts == [1 + 4, 3]
 
 
 def test_patient_is_never_on_both_sides(visits: Path, tmp_path: Path) -> None:

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.factories import models
+from vitrael.core.cli import run
 from vitrael.core.data.nifti import read_nifti, write_nifti
 from vitrael.core.data.scan import Scan
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import ConfigError, DataError, StorageError
+from vitrael.core.interfaces import Denoiser
 from vitrael.core.rng import stream
 from vitrael.core.scoring.calibration import SCORES
+from vitrael.core.scoring.scorer import ReconstructionScorer
 from vitrael.core.weights import pack_tensors
 from vitrael.core.workbench.folder import (
     Model,
@@ -94,6 +98,82 @@ def test_score_does_not_depend_on_the_other_files(model: Model, place: Path) -> 
     together, _ = score_files(model, files)
     alone, _ = score_files(model, files[2:])
     assert alone[0].scores["two_sided"] == pytest.approx(together[2].scores["two_sided"], abs=1e-4)
+
+
+class ScarceMemory:
+    """A denoiser for the first so many runs of a batch; more do not fit."""
+
+    def __init__(self, denoiser: Denoiser, *, most: int) -> None:
+        self.most = most
+        self.asked: list[int] = []
+        self._denoiser = denoiser
+
+    def __call__(
+        self, x_t: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor
+    ) -> torch.Tensor:
+        self.asked.append(len(x_t))
+        if len(x_t) > self.most:
+            raise torch.OutOfMemoryError
+        return self._denoiser(x_t, sigma, condition)
+
+
+def make_scarce(monkeypatch: pytest.MonkeyPatch, model: Model, *, most: int) -> ScarceMemory:
+    whole = open_scorer(model)
+    scarce = ScarceMemory(whole.reconstructor.denoiser, most=most)
+    scorer = ReconstructionScorer(replace(whole.reconstructor, denoiser=scarce), whole.calibration)
+    monkeypatch.setattr("vitrael.core.workbench.scoring.open_scorer", lambda _model: scorer)
+    return scarce
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_where_several_restorations_do_not_fit_they_are_done_one_by_one(
+    model: Model, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, maps: bool
+) -> None:
+    files = scan_files(place)[:2]
+    enough, _ = score_files(model, files)
+    scarce = make_scarce(monkeypatch, model, most=1)
+    found, refused = score_files(model, files, maps=tmp_path if maps else None)
+    assert refused == []
+    for one, other in zip(enough, found, strict=True):
+        assert other.scores == pytest.approx(one.scores, abs=1e-3)
+    assert scarce.asked[0] > 1
+    assert set(scarce.asked[1:]) == {1}  # the second file does not try again
+
+
+def test_where_not_one_restoration_fits_it_is_said_what_to_set(
+    model: Model, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scarce = make_scarce(monkeypatch, model, most=0)
+    with pytest.raises(ConfigError, match=r"restoration of one image.*--device cpu"):
+        score_files(model, scan_files(place)[:1])
+    assert len(scarce.asked) == 2
+
+
+def test_memory_that_ends_later_takes_nothing_from_the_files_before(
+    scoring: Path,
+    model: Model,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = list(map(str, scan_files(place)[:3]))
+    scarce = make_scarce(monkeypatch, model, most=1_000)
+    brief = ("--device", "cpu", "--threads", "1")
+    assert run(["model", "score", str(scoring), files[0], *brief]) == 0
+    calls_each, scarce.most = len(scarce.asked), 1_000
+    capsys.readouterr()
+
+    class Ending(list[int]):
+        def append(self, rows: int) -> None:
+            super().append(rows)
+            if len(self) > 2 * calls_each:
+                scarce.most = 0
+
+    scarce.asked = Ending()
+    assert run(["model", "score", str(scoring), *files, *brief]) == ConfigError.exit_code
+    shown = capsys.readouterr()
+    assert [path in shown.out for path in files] == [True, True, False]
+    assert "does not hold the restoration of one image" in shown.err
 
 
 def test_maps_lie_where_the_scan_lies(model: Model, place: Path, tmp_path: Path) -> None:

@@ -73,14 +73,12 @@ def test_isotropic_scan_is_refused_unless_a_direction_is_named() -> None:
     assert (slices.axis, slices.is_stretched) == (1, True)
 
 
-def test_oblique_slices_are_refused() -> None:
-    thick = thicken(fine_scan(), 2, 2)
-    angle = np.radians(8)
-    turn = np.eye(4)
-    turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    tilted = Scan(thick.image_CDHW, turn @ thick.affine, "T1w")
-    with pytest.raises(ScanError, match="oblique"):
-        find_slices(tilted, models.document())
+def test_scan_turned_too_far_is_refused() -> None:
+    thick, document = thicken(fine_scan(), 2, 2), models.document()
+    assert find_slices(tilt(thick, 19), document).tilt_deg == pytest.approx(19)
+    with pytest.raises(ScanError, match="oblique") as told:
+        find_slices(tilt(thick, 21), document)
+    assert "turned by 21 degrees" in told.value.why
 
 
 @pytest.mark.parametrize("wish", [{"factor": 3}, {"thickness_mm": 36.0}, {"factor": 16}])
@@ -180,37 +178,72 @@ def test_stretched_slices_meet_in_the_middle_of_the_grid(step_mm: float, profile
     np.testing.assert_allclose(off, (np.arange(8) - 3.5) * (ratio - 1), atol=1e-6)
 
 
-def test_slices_that_are_tilted_a_little_meet_in_the_middle_of_the_grid() -> None:
+@pytest.mark.parametrize("degrees", [-15.0, 0.3, 3.0, 12.0])
+@pytest.mark.parametrize("profile", ["thick", "thin"])
+def test_grid_of_the_model_follows_slices_that_are_tilted(degrees: float, profile: str) -> None:
     fine, _, _ = draw_scan(1, "north", 0, 0, grid_vox=(40, 40, 40), spacing_mm=6.0)
-    tilted, document = tilt(thicken(fine, 2, 4), 1.5), models.document()
-    slices = find_slices(tilted, document)
-    low_affine = place_slices(tilted, slices, document).low_affine
-    at = [acquired_at(tilted, low_affine, np.array([7.5, y, 4.0])) for y in (0, 7.5, 15)]
-    assert at[1] == pytest.approx(round(at[1]), abs=5e-3)
-    assert abs(at[2] - at[0]) == pytest.approx(180 * np.tan(np.radians(1.5)) / 24, rel=0.01)
-    assert max(abs(place - round(at[1])) for place in at) < 1 / 8
+    thick, document = thicken(fine, 2, 4), models.document()
+    tilted = tilt(thick, degrees)
+    slices = find_slices(tilted, document, profile=profile)  # type: ignore[arg-type]
+    assert slices.tilt_deg == pytest.approx(abs(degrees))
+    placed = place_slices(tilted, slices, document)
+    level = place_slices(thick, find_slices(thick, document, profile=profile), document)  # type: ignore[arg-type]
+    for place in np.ndindex(2, 2, 8):
+        corner = np.array([15 * place[0], 15 * place[1], place[2]])
+        at = acquired_at(tilted, placed.low_affine, corner)
+        assert at == pytest.approx(round(at), abs=1e-6)
+    np.testing.assert_allclose(placed.low_CDHW, level.low_CDHW, atol=1e-4)
+    turn = tilted.affine @ np.linalg.inv(thick.affine)
+    np.testing.assert_allclose(placed.affine, turn @ level.affine, atol=1e-6)
+    if degrees > 1:  # the control: along the body's axes they drift
+        along_body = placed.low_affine.copy()
+        along_body[:3, :3] = level.low_affine[:3, :3]
+        ends = [acquired_at(tilted, along_body, np.array([7.5, y, 4.0])) for y in (0, 15)]
+        assert abs(ends[1] - ends[0]) == pytest.approx(
+            180 * np.tan(np.radians(degrees)) / 24, rel=0.03
+        )
 
 
-@pytest.mark.parametrize(("degrees", "passes"), [(0.0, True), (1.8, True), (2.0, False)])
-def test_slices_may_drift_by_a_quarter_of_one_across_the_grid(
-    *, degrees: float, passes: bool
-) -> None:
+@pytest.mark.parametrize("shear", [0.02, 0.3])
+def test_slices_that_are_shifted_one_by_one_are_met(shear: float) -> None:
     fine, _, _ = draw_scan(1, "north", 0, 0, grid_vox=(40, 40, 40), spacing_mm=6.0)
-    tilted = tilt(thicken(fine, 2, 4), degrees)  # by 180 mm, and slices of 24 mm
-    if passes:
-        find_slices(tilted, models.document())
-    else:
-        with pytest.raises(ScanError, match="oblique") as told:
-            find_slices(tilted, models.document())
-        assert "quarter" in told.value.why
+    thick, document = thicken(fine, 2, 4), models.document()
+    along = np.eye(4)
+    along[1, 2] = shear  # each a little farther to the front than the one below
+    sheared = Scan(thick.image_CDHW, along @ thick.affine, "T1w")
+    slices = find_slices(sheared, document)
+    assert (slices.factor, slices.is_stretched, slices.tilt_deg) == (2, False, 0)
+    low_affine = place_slices(sheared, slices, document).low_affine
+    for place in np.ndindex(2, 2, 8):
+        corner = np.array([15 * place[0], 15 * place[1], place[2]])
+        at = acquired_at(sheared, low_affine, corner)
+        assert at == pytest.approx(round(at), abs=1e-6)
 
 
-def test_turn_within_the_slices_lets_none_drift() -> None:
+def test_slices_whose_planes_are_oblique_to_their_stack_are_met() -> None:
     fine, _, _ = draw_scan(1, "north", 0, 0, grid_vox=(40, 40, 40), spacing_mm=6.0)
-    thick, angle = thicken(fine, 2, 4), np.radians(2.5)
+    thick, document = thicken(fine, 2, 4), models.document()
+    across = np.eye(4)
+    across[2, 1] = np.tan(np.radians(8))
+    sheared = Scan(thick.image_CDHW, across @ thick.affine, "T1w")
+    slices = find_slices(sheared, document)
+    assert slices.tilt_deg == pytest.approx(8)
+    assert not slices.is_stretched
+    low_affine = place_slices(sheared, slices, document).low_affine
+    thickness_mm = np.linalg.norm(low_affine[:3, 2])
+    assert thickness_mm == pytest.approx(24)
+    apart_mm = 1 / np.linalg.norm(np.linalg.inv(sheared.affine[:3, :3])[2])
+    assert apart_mm == pytest.approx(24 * np.cos(np.radians(8)))
+
+
+def test_turn_within_the_slices_is_followed_too() -> None:
+    fine, _, _ = draw_scan(1, "north", 0, 0, grid_vox=(40, 40, 40), spacing_mm=6.0)
+    thick, angle = thicken(fine, 2, 4), np.radians(10)
     turn = np.eye(4)
     turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    find_slices(Scan(thick.image_CDHW, turn @ thick.affine, "T1w"), models.document())
+    turned, document = Scan(thick.image_CDHW, turn @ thick.affine, "T1w"), models.document()
+    placed = place_slices(turned, find_slices(turned, document), document)
+    np.testing.assert_allclose(placed.affine[:3, :3], 12 * turn[:3, :3], atol=1e-9)
 
 
 def test_brain_that_the_grid_cuts_is_refused_and_one_at_its_edge_is_told() -> None:
