@@ -230,5 +230,5 @@ def _as_json(error: VitraelError, arguments: Sequence[str], *, exit_code: int) -
         parts = {"what": error.what, "why": error.why, "fix": error.fix}
         said = {name: part for name, part in parts.items() if part}
         fields = {"kind": type(error).__name__, **said, "exit_code": exit_code}
-        click.echo(json.dumps({"error": fields}))
+        click.echo(json.dumps({**error.finished, "error": fields}))
     return exit_code

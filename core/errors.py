@@ -50,6 +50,8 @@ class VitraelError(Exception):
         self.what = what
         self.why = why
         self.fix = fix
+        self.finished: Mapping[str, object] = {}
+        """What was done before it, as JSON; ``--json`` shows it beside the error."""
         super().__init__(self.sentence())
 
     def sentence(self) -> str:

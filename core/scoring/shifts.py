@@ -21,13 +21,17 @@ FLATTENED: Final = (0.8, 0.1)
 
 
 def rotate_right_angle(x: torch.Tensor) -> torch.Tensor:
-    """Return images turned by 90 degrees in their last two axes, which must be equally long."""
-    if x.shape[-1] != x.shape[-2]:
-        raise DataError(
-            "images that are not square cannot be turned by 90 degrees",
-            fix="crop the last two axes to one length",
-        )
-    return torch.rot90(x, 1, dims=(-2, -1))
+    """Return images turned by 90 degrees about one axis: in the last two that are equally long.
+
+    Raises DataError where no two axes of space are.
+    """
+    for dims in ((-2, -1), (-3, -1), (-3, -2)):
+        if min(dims) + x.ndim > 1 and x.shape[dims[0]] == x.shape[dims[1]]:
+            return torch.rot90(x, 1, dims=dims)
+    raise DataError(
+        "images with no two equal axes cannot be turned by 90 degrees",
+        fix="crop two axes to one length",
+    )
 
 
 def flip_axis(x: torch.Tensor, *, axis: int) -> torch.Tensor:

@@ -72,8 +72,7 @@ def encode_rows(
         for view in _VIEWS:
             fetch([number], view)
 
-    work = [number for number in range(len(rows)) if not is_kept(number)]
-    share.meet()  # all have looked before one of them adds to the cache
+    work = {str(digests[number]): number for number in range(len(rows)) if not is_kept(number)}
     for done in share.share_out(work, do):
         tell("encode scans", done, len(work))
     latents = np.concatenate([fetch(range(len(rows)), view) for view in _VIEWS])

@@ -22,7 +22,7 @@ from vitrael.core.workbench.generation import (
 )
 from vitrael.core.workbench.intake import rows_of, take_in
 from vitrael.core.workbench.progress import Tell, silent
-from vitrael.core.workbench.scoring import open_scorer
+from vitrael.core.workbench.scoring import FrugalScorer, open_scorer
 
 if TYPE_CHECKING:
     from vitrael.core.digest import Digest
@@ -53,12 +53,14 @@ def evaluate_against(
     batch_images: int = 8,
     seed: int = 0,
     medicalnet: Path | None = None,
+    scorer: bool = True,
     tell: Tell = silent,
 ) -> Report:
     """Return the report on a model beside the scans of a folder, which its recipe prepares.
 
     The prepared scans lie in a folder of this user alone (0700) under the system's temporary one
-    until the report is made, and with the samples in the machine's memory. Raises CohortError for
+    until the report is made, and with the samples in the machine's memory. With ``scorer`` a model
+    that has one is asked first what it notices of changed scans. Raises CohortError for
     a folder that holds too few scans, ConfigError for a model that cannot be asked in the units of
     the scans, and where the memory does not hold them.
     """
@@ -71,9 +73,11 @@ def evaluate_against(
     extractors = (
         [] if medicalnet is None else [medicalnet_extractor(medicalnet, device=compute.device)]
     )
+    judge = FrugalScorer(open_scorer(model)) if scorer and model.scorer else None
     with tempfile.TemporaryDirectory(prefix="vitrael-evaluation-") as place:
         intake = take_in(scans, document.recipe, workshop=Path(place) / "scans", tell=tell)
         rows = rows_of(intake.items, intake.shards, document.covariates)
+        noticed = [] if judge is None else evaluate_scorer(judge, rows, seed=seed, tell=tell)
         with within_memory("the scans and as many samples", fix=_SMALLER):
             lines = evaluate_samples(
                 FrugalGenerator(generator, batch_images=batch_images),
@@ -84,15 +88,13 @@ def evaluate_against(
                 device=compute.device,
                 tell=tell,
             )
-            if model.scorer:
-                lines += evaluate_scorer(open_scorer(model), rows, seed=seed, tell=tell)
     return Report(
         model=document.digest,
         scans=len(intake.items),
         left_out=dict(intake.left_out),
         clipped=dict(rows.clipped),
         cut=intake.cut,
-        lines=tuple(lines),
+        lines=(*lines, *noticed),
     )
 
 

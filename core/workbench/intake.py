@@ -39,6 +39,8 @@ _SEX_UNKNOWN: Final = 0.5
 _KEEP_BYTES: Final = 1 << 29
 _ROUND: Final = 4
 """Pieces of work that each process does before all meet."""
+_DIGITS: Final = 12
+"""Of a digest in base 16: as many as a whole number of any machine holds."""
 T = TypeVar("T")
 
 
@@ -71,21 +73,25 @@ class Share:
 
     number: int = 0
     count: int = 1
-    meet: Callable[[], None] = lambda: None
-    """Returns once all have come this far; all wait for the last, so it may not be far behind."""
+    meet: Callable[[int], None] = lambda _: None
+    """Returns once all have come this far with the same number; raises ProcessError otherwise."""
 
-    def share_out(self, work: Sequence[T], do: Callable[[T], None]) -> Iterator[int]:
-        """Do this process's part of work that all list alike; yield how much of it is done.
+    def share_out(self, work: Mapping[str, T], do: Callable[[T], None]) -> Iterator[int]:
+        """Do this process's part of work that all list alike, by name; yield how much is done.
 
-        All meet after every few pieces, so that none waits for long for another, however much
-        there is to do and however unequal the machines are.
+        All compare their lists before the first piece is done, since doing one may change what
+        another would list. Then they meet after every few pieces, so that none waits for long for
+        another, however much there is to do and however unequal the machines are. Raises
+        ProcessError when the lists differ.
         """
+        self.meet(int(digest_json(list(work)).removeprefix("sha256:")[:_DIGITS], 16))
+        pieces = list(work.values())
         together = self.count * _ROUND if self.count > 1 else 1
-        for first in range(0, len(work), together):
-            for piece in work[first : first + together][self.number :: self.count]:
+        for first in range(0, len(pieces), together):
+            for piece in pieces[first : first + together][self.number :: self.count]:
                 do(piece)
-            self.meet()
-            yield min(len(work), first + together)
+            self.meet(first)
+            yield min(len(pieces), first + together)
 
 
 WHOLE: Final = Share()
@@ -130,9 +136,8 @@ def take_in(
         left_out["not NIfTI"] += len(found.rest)
     codes = [_code(source, folder, settings) for source in found.sources]
     known = _read_ledgers(workshop)
-    places = list(zip(found.sources, _visits(found.sources), codes, strict=True))
-    share.meet()  # all have read the same lines before one of them adds to them
-    work = [place for place in places if place[2] not in known]
+    places = zip(found.sources, _visits(found.sources), codes, strict=True)
+    work = {place[2]: place for place in places if place[2] not in known}
     with (workshop / f"{_LEDGER}-{share.number}.jsonl").open("a", encoding="utf-8") as ledger:
         ledger.write("\n")  # behind a line that was cut
 

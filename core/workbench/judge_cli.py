@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,16 +24,9 @@ from vitrael.core.workbench.options import (
     open_compute,
     tell_shortcomings,
 )
-from vitrael.core.workbench.telling import (
-    skipped,
-    tell_cut,
-    tell_origin,
-    tell_plan,
-    tell_refused,
-)
+from vitrael.core.workbench.telling import Account, tell_origin, tell_plan
 
 if TYPE_CHECKING:
-    from vitrael.core.workbench.inputs import Refused
     from vitrael.core.workbench.scoring import Scored
 
 
@@ -88,28 +82,28 @@ def score(
     compute = open_compute(device, threads)
     loaded = load_model(model, device=compute.device)
     tell_origin(loaded.document)
-    done: list[Scored] = []
-    refused: list[Refused] = []
-    try:
-        _, refused = score_files(
-            loaded, files, maps=maps, prepared=prepared, tell=Progress(), scored=done.append
+    account: Account[Scored] = Account(partial(_show, kind=kind), partial(_describe, kind=kind))
+    with account.tell(as_json=as_json, facts={"kind": kind}):
+        score_files(
+            loaded,
+            files,
+            maps=maps,
+            prepared=prepared,
+            tell=Progress(),
+            scored=account.done.append,
+            refused=account.refused.append,
         )
-    finally:  # what ends it early takes nothing from the files before
-        if done or refused:
-            _tell_scores(done, refused, kind=kind, as_json=as_json)
-    tell_cut(done)
-    return tell_refused(refused, done=len(done))
+    return account.exit_code
 
 
-def _tell_scores(
-    done: Sequence[Scored], refused: Sequence[Refused], *, kind: str, as_json: bool
-) -> None:
-    if not as_json:
-        click.echo(f"{kind:>10}  p-value  file")
-        for one in done:
-            click.echo(f"{one.scores[kind]:>10.3f}  {one.p_values[kind]:>7.4f}  {one.path}")
-        return
-    told = [
+def _show(done: Sequence[Scored], *, kind: str) -> None:
+    click.echo(f"{kind:>10}  p-value  file")
+    for one in done:
+        click.echo(f"{one.scores[kind]:>10.3f}  {one.p_values[kind]:>7.4f}  {one.path}")
+
+
+def _describe(done: Sequence[Scored], *, kind: str) -> list[dict[str, Any]]:
+    return [
         {
             "file": str(one.path),
             "score": one.scores[kind],
@@ -123,7 +117,6 @@ def _tell_scores(
         }
         for one in done
     ]
-    click.echo(json.dumps({"kind": kind, "files": told, "skipped": skipped(refused)}))
 
 
 @click.command(epilog="Example: 'vitrael model evaluate brain-model --against scans --json'.")
@@ -134,6 +127,7 @@ def _tell_scores(
     type=click.Path(path_type=Path, dir_okay=False),
     help="Weights as safetensors, for FID and KID by its features too.",
 )
+@click.option("--no-scorer", is_flag=True, help="Do not ask what the model's scorer notices.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True)
 @SEED
 @DEVICE
@@ -144,6 +138,7 @@ def evaluate(
     *,
     against: Path,
     medicalnet: Path | None,
+    no_scorer: bool,
     batch: int,
     seed: int,
     device: Device,
@@ -154,7 +149,8 @@ def evaluate(
 
     That it has not must be known to you: the command cannot notice, and flatters a model that has.
     One sample is drawn for each scan, with the scan's covariates. Each number names what stands
-    beside it: halves of the scans, a predictor's ceiling, or shuffled questions. The prepared scans
+    beside it: halves of the scans, a predictor's ceiling, or shuffled questions. A model that has a
+    scorer is asked first what it notices of changed scans: 350 scores at most. The prepared scans
     lie in a folder of yours alone under the system's temporary one (TMPDIR) until the command ends;
     one that is killed leaves them there. Scans and samples are held in memory. Exit code 7: some
     scans could not be used.
@@ -170,6 +166,7 @@ def evaluate(
         batch_images=batch,
         seed=seed,
         medicalnet=medicalnet,
+        scorer=not no_scorer,
         tell=Progress(),
     )
     if as_json:

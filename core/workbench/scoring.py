@@ -139,6 +139,7 @@ def score_files(
     prepared: bool = False,
     tell: Tell = silent,
     scored: Callable[[Scored], None] | None = None,
+    refused: Callable[[Refused], None] | None = None,
 ) -> tuple[list[Scored], list[Refused]]:
     """Return the scores of files, and those that cannot be used with their reasons.
 
@@ -148,11 +149,11 @@ def score_files(
     be used stops none of the others. Where a GPU's memory does not hold a batch of restorations,
     they are done one by one from there on. Raises StorageError, which names the files that are
     finished, when the disk refuses, and ConfigError when not even one restoration fits; ``scored``
-    was told of all that was finished before.
+    and ``refused`` were told of each file before.
     """
-    scorer = _FrugalScorer(open_scorer(model))
+    scorer = FrugalScorer(open_scorer(model))
     done: list[Scored] = []
-    refused: list[Refused] = []
+    left_out: list[Refused] = []
     names: dict[str, int] = {}
     for number, path in enumerate(files, 1):
         stem = stem_of(path)
@@ -165,31 +166,37 @@ def score_files(
             except StorageError as error:
                 raise tell_finished(error, [one.number for one in done]) from error
         if isinstance(result, Refused):
-            refused.append(result)
+            left_out.append(result)
+            if refused is not None:
+                refused(result)
         else:
             names[stem] = number
             done.append(result)
             if scored is not None:
                 scored(result)
         tell("score files", number, len(files))
-    return done, refused
+    return done, left_out
 
 
-class _FrugalScorer:
+class FrugalScorer:
     """Judges images; restores them one by one once a GPU's memory did not hold several."""
 
     def __init__(self, scorer: ReconstructionScorer) -> None:
+        """Take the scorer, whose batches are as large as it likes at first."""
         self._scorer = scorer
         self._is_least = False
 
     def judge(self, x: torch.Tensor, *, maps: bool) -> tuple[ScoreParts, ErrorMaps | None]:
-        """Return the scores of images, and their error maps where they are wanted."""
+        """Return the scores of images, and their error maps where they are wanted.
+
+        Raises ConfigError when the memory does not hold the restoration of one image.
+        """
         if self._is_least:
             with within_memory("the restoration of one image", fix=_LARGER):
                 return self._judge(x, maps=maps)
         try:
             return self._judge(x, maps=maps)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MemoryError):
             pass  # what the attempt held is free once its frames are left
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -220,7 +227,7 @@ class _Maps(NamedTuple):
 
 def _score_file(
     model: Model,
-    scorer: _FrugalScorer,
+    scorer: FrugalScorer,
     path: Path,
     maps: Path | None,
     *,
@@ -257,7 +264,7 @@ def _recall(place: _Maps, key: Digest, path: Path, *, number: int) -> Scored | N
     return Scored(number, path, scores, p_values, z, place.images, cut_frac, kept=True)
 
 
-def _score(scorer: _FrugalScorer, read: Input, place: _Maps | None, *, key: Digest) -> Scored:
+def _score(scorer: FrugalScorer, read: Input, place: _Maps | None, *, key: Digest) -> Scored:
     image = torch.from_numpy(np.ascontiguousarray(read.image_CDHW[None]))
     parts, errors = scorer.judge(image, maps=place is not None)
     scored = Scored(

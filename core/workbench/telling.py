@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import click
 
@@ -14,8 +15,74 @@ from vitrael.core.errors import EXIT_PARTIAL, VitraelError
 if TYPE_CHECKING:
     from vitrael.core.workbench.folder import ModelDocument
     from vitrael.core.workbench.inputs import Refused
-    from vitrael.core.workbench.scoring import Scored
-    from vitrael.core.workbench.upsampling import Upsampled
+
+
+class Finished(Protocol):
+    """What every finished file has."""
+
+    @property
+    def number(self) -> int:
+        """Which of the files it is, from 1."""
+
+    @property
+    def cut_frac(self) -> float:
+        """Share of the brain that lies outside the model's grid."""
+
+
+F = TypeVar("F", bound=Finished)
+
+
+class Account(Generic[F]):
+    """What became of each file so far: it is told also when an error ends the command early."""
+
+    def __init__(
+        self, show: Callable[[Sequence[F]], None], describe: Callable[[Sequence[F]], Any]
+    ) -> None:
+        """Take what shows finished files to a person, and what describes them as JSON."""
+        self.done: list[F] = []
+        self.refused: list[Refused] = []
+        self._show = show
+        self._describe = describe
+
+    @contextmanager
+    def tell(self, *, as_json: bool, facts: Mapping[str, object]) -> Iterator[None]:
+        """Do what is within, and tell what became of the files; ``facts`` are for JSON."""
+        try:
+            yield
+        except (VitraelError, KeyboardInterrupt) as error:
+            if isinstance(error, VitraelError) and as_json:
+                error.finished = self._told(facts)
+            elif self.done:
+                self._show(self.done)
+            self._tell_shortcomings()
+            raise
+        if as_json:
+            click.echo(json.dumps(self._told(facts)))
+        else:
+            self._show(self.done)
+        self._tell_shortcomings()
+
+    @property
+    def exit_code(self) -> int | None:
+        """None where all is well, else the code of a part or of a failure."""
+        if self.refused and not self.done:
+            return VitraelError.exit_code
+        return EXIT_PARTIAL if self.refused else None
+
+    def _told(self, facts: Mapping[str, object]) -> dict[str, object]:
+        skipped = [{"file": str(one.path), "reason": one.reason} for one in self.refused]
+        return {**facts, "files": self._describe(self.done), "skipped": skipped}
+
+    def _tell_shortcomings(self) -> None:
+        """Say on stderr whose brain the model's grid cuts, and which files were skipped and why."""
+        from vitrael.core.workbench.inputs import CUT_FRAC  # noqa: PLC0415
+
+        for one in self.done:
+            if one.cut_frac > CUT_FRAC:
+                share = f"{100 * one.cut_frac:.1f} % of its brain lies outside the model's grid"
+                click.echo(f"file {one.number}: {share}", err=True)
+        for left in self.refused:
+            click.echo(f"file {left.number} was skipped: {left.reason}", err=True)
 
 
 def tell_plan(files: Sequence[Path], to: Path | None, *, as_json: bool) -> None:
@@ -35,27 +102,3 @@ def tell_origin(document: ModelDocument) -> None:
         return
     for line in ("the model was imported; it is known of it:", *document.provenance.notes):
         click.echo(line, err=True)
-
-
-def tell_cut(done: Sequence[Upsampled | Scored]) -> None:
-    """Say on stderr whose brain the model's grid cuts."""
-    from vitrael.core.workbench.inputs import CUT_FRAC  # noqa: PLC0415
-
-    for one in done:
-        if one.cut_frac > CUT_FRAC:
-            share = f"{100 * one.cut_frac:.1f} % of its brain lies outside the model's grid"
-            click.echo(f"file {one.number}: {share}", err=True)
-
-
-def skipped(refused: Sequence[Refused]) -> list[dict[str, Any]]:
-    """Return the files that could not be used as JSON."""
-    return [{"file": str(one.path), "reason": one.reason} for one in refused]
-
-
-def tell_refused(refused: Sequence[Refused], *, done: int) -> int | None:
-    """Say on stderr which files could not be used and why; return the exit code."""
-    for one in refused:
-        click.echo(f"file {one.number} was skipped: {one.reason}", err=True)
-    if refused and not done:
-        return VitraelError.exit_code
-    return EXIT_PARTIAL if refused else None

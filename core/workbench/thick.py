@@ -113,7 +113,7 @@ def find_slices(
             "its slices are oblique to the axes of the body",
             why=f"they are turned by {tilt_deg:.0f} degrees, and {_MOST_TILT_DEG:.0f} are the most "
             "at which a model of upright heads is asked",
-            fix="resample it along the axes of the body",
+            fix="give a scan that was acquired less tilted",
         )
     apart_mm = float(straight.affine[along, along])
     thick_mm = apart_mm if thickness_mm is None else thickness_mm
@@ -133,11 +133,11 @@ def place_slices(
     ScanError for one without a brain, and for one that the model's grid cuts by more than 3
     percent.
     """
-    straight, turn = _straighten(scan, slices.axis)
     if prepared:
-        demand_unit_range(straight)
-    bare = straight if prepared else bare_brain(straight)[0]
-    volume = straight.image_CDHW[0] if prepared else above_background(bare.image_CDHW[0])
+        demand_unit_range(scan)
+    bare = scan if prepared else bare_brain(scan)[0]  # up is where the world says it is
+    straight, turn = _straighten(bare, slices.axis)
+    volume = straight.image_CDHW[0] if prepared else above_background(straight.image_CDHW[0])
     shape = list(document.grid_vox)
     shape[slices.axis] //= slices.factor
     cut_frac = 0.0
@@ -145,7 +145,7 @@ def place_slices(
         affine = _fine_affine(straight.affine, slices)
         low, low_affine = volume, straight.affine
     else:
-        ready, _ = center_brain(bare, document.grid_vox, document.spacing_mm)
+        ready, _ = center_brain(straight, document.grid_vox, document.spacing_mm)
         x, y, z = shape
         affine = _meet_slices(ready.affine, straight.affine, slices, shape=(x, y, z))
         cut_frac = _cut_frac(volume, np.linalg.inv(affine) @ straight.affine, document.grid_vox)

@@ -143,7 +143,7 @@ def _train(order: TrainingOrder, lock: ExitStack, tell: Tell) -> Trained | None:
         fix = _smaller(DENOISER, system.teacher.training)
         with within_memory("a batch of the denoiser's training", fix=fix):
             denoiser = course.train_denoiser(codec, learned)
-        course.share.meet()
+        course.share.meet(0)
         if not ranks.is_first:
             return None
     document = _finish(course, learned, held, codec, denoiser)
@@ -295,8 +295,8 @@ class _Course:
             write_atomically(path, pack_tensors(tensors))
         return tensors
 
-    def _meet(self) -> None:
-        self.ranks.agree(0, "how far they are", device=torch.device(self.device))
+    def _meet(self, number: int) -> None:
+        self.ranks.agree(number, "what is left to do", device=torch.device(self.device))
 
 
 def _finish(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -22,20 +21,13 @@ from vitrael.core.workbench.options import (
     Device,
     open_compute,
 )
-from vitrael.core.workbench.telling import (
-    skipped,
-    tell_cut,
-    tell_origin,
-    tell_plan,
-    tell_refused,
-)
+from vitrael.core.workbench.telling import Account, tell_origin, tell_plan
 
 if TYPE_CHECKING:
-    from vitrael.core.workbench.folder import ModelDocument
-    from vitrael.core.workbench.inputs import Refused
+    from vitrael.core.workbench.folder import Model, ModelDocument
     from vitrael.core.workbench.masked import HiddenVoxels
     from vitrael.core.workbench.thick import AxisName, ProfileName
-    from vitrael.core.workbench.upsampling import Upsampled
+    from vitrael.core.workbench.upsampling import Upsampled, UpsamplingOrder
 
 _TOLD_DEG: Final = 0.5
 """From here on a tilt is told to a person; the JSON output and the record always have it."""
@@ -124,16 +116,9 @@ def upsample(
     written over. A file that cannot be used stops none of the others; then the exit code is 7.
     """
     from vitrael.core.workbench.folder import load_model, read_document  # noqa: PLC0415
-    from vitrael.core.workbench.generation import within_memory  # noqa: PLC0415
-    from vitrael.core.workbench.request import known_covariates  # noqa: PLC0415
 
     document = read_document(model)
-    try:
-        known = known_covariates(document, settings)
-    except UsageError as error:  # what would be asked of a sample is not offered here
-        beyond = "--extrapolate" in error.fix
-        fix = "give a value within, or leave it out: it is searched then" if beyond else error.fix
-        raise UsageError(error.what, why=error.why, fix=fix) from None
+    known = _known(document, settings)
     if factor is not None and thickness_mm is not None:
         raise UsageError("--factor and --thickness-mm say the same", fix="give one of the two")
     if mask is not None and (factor, thickness_mm, axis, profile) != (None, None, None, "thick"):
@@ -146,8 +131,7 @@ def upsample(
         tell_plan(files, to, as_json=as_json)
         return None
     from vitrael.core.sampling.inverse import InversionSettings  # noqa: PLC0415
-    from vitrael.core.workbench.progress import Progress  # noqa: PLC0415
-    from vitrael.core.workbench.upsampling import UpsamplingOrder, upsample_files  # noqa: PLC0415
+    from vitrael.core.workbench.upsampling import UpsamplingOrder  # noqa: PLC0415
 
     compute = open_compute(device, threads)
     search = InversionSettings(
@@ -167,18 +151,43 @@ def upsample(
     )
     loaded = load_model(model, device=compute.device)
     tell_origin(document)
-    done: list[Upsampled] = []
-    refused: list[Refused] = []
+    return _upsample(loaded, files, to, order, as_json=as_json)
+
+
+def _upsample(
+    model: Model, files: Sequence[Path], to: Path, order: UpsamplingOrder, *, as_json: bool
+) -> int | None:
+    from vitrael.core.workbench.generation import within_memory  # noqa: PLC0415
+    from vitrael.core.workbench.progress import Progress  # noqa: PLC0415
+    from vitrael.core.workbench.upsampling import upsample_files  # noqa: PLC0415
+
+    account: Account[Upsampled] = Account(_show, _describe)
+    with (
+        account.tell(as_json=as_json, facts={"written": True}),
+        within_memory("the search for an image", fix="give --device cpu, or a larger GPU"),
+    ):
+        upsample_files(
+            model,
+            files,
+            to,
+            order,
+            tell=Progress(),
+            written=account.done.append,
+            refused=account.refused.append,
+        )
+    return account.exit_code
+
+
+def _known(document: ModelDocument, settings: Sequence[str]) -> Mapping[str, float]:
+    """Return the covariates that are given; raise UsageError with what this command offers."""
+    from vitrael.core.workbench.request import known_covariates  # noqa: PLC0415
+
     try:
-        with within_memory("the search for an image", fix="give --device cpu, or a larger GPU"):
-            _, refused = upsample_files(
-                loaded, files, to, order, tell=Progress(), written=done.append
-            )
-    finally:  # what ends it early takes nothing from the files before
-        if done or refused:
-            _tell_upsampled(done, refused, as_json=as_json)
-    tell_cut(done)
-    return tell_refused(refused, done=len(done))
+        return known_covariates(document, settings)
+    except UsageError as error:  # what would be asked of a sample is not offered here
+        beyond = "--extrapolate" in error.fix
+        fix = "give a value within, or leave it out: it is searched then" if beyond else error.fix
+        raise UsageError(error.what, why=error.why, fix=fix) from None
 
 
 def _read_hidden(mask: Path, document: ModelDocument) -> HiddenVoxels:
@@ -187,13 +196,7 @@ def _read_hidden(mask: Path, document: ModelDocument) -> HiddenVoxels:
     return read_hidden(mask, document)
 
 
-def _tell_upsampled(
-    done: Sequence[Upsampled], refused: Sequence[Refused], *, as_json: bool
-) -> None:
-    if as_json:
-        told = [_describe(result) for result in done]
-        click.echo(json.dumps({"files": told, "skipped": skipped(refused), "written": True}))
-        return
+def _show(done: Sequence[Upsampled]) -> None:
     for result in done:
         stretched = ", slices taken as of that thickness" if result.is_stretched else ""
         what = f"every {result.factor} voxels a thin slice"
@@ -206,20 +209,23 @@ def _tell_upsampled(
         click.echo(f"{result.path}: {what}{stretched}{tilt}{kept}")
 
 
-def _describe(result: Upsampled) -> dict[str, Any]:
+def _describe(done: Sequence[Upsampled]) -> list[dict[str, Any]]:
     from vitrael.core.workbench.thick import AXES  # noqa: PLC0415
 
-    return {
-        "source": str(result.source),
-        "path": str(result.path),
-        "digest": result.digest,
-        "measured": result.measured,
-        "axis": None if result.axis is None else AXES[result.axis],
-        "factor": result.factor,
-        "stretched": result.is_stretched,
-        "tilt_deg": result.tilt_deg,
-        "loss": result.loss,
-        "found": dict(result.condition),
-        "cut_frac": result.cut_frac,
-        "kept": result.kept,
-    }
+    return [
+        {
+            "source": str(result.source),
+            "path": str(result.path),
+            "digest": result.digest,
+            "measured": result.measured,
+            "axis": None if result.axis is None else AXES[result.axis],
+            "factor": result.factor,
+            "stretched": result.is_stretched,
+            "tilt_deg": result.tilt_deg,
+            "loss": result.loss,
+            "found": dict(result.condition),
+            "cut_frac": result.cut_frac,
+            "kept": result.kept,
+        }
+        for result in done
+    ]

@@ -102,6 +102,7 @@ def upsample_files(
     *,
     tell: Tell = silent,
     written: Callable[[Upsampled], None] | None = None,
+    refused: Callable[[Refused], None] | None = None,
 ) -> tuple[list[Upsampled], list[Refused]]:
     """Write each scan on the model's grid into a folder, and return what was and was not done.
 
@@ -111,32 +112,28 @@ def upsample_files(
     the disk refuses.
     """
     done: list[Upsampled] = []
-    refused: list[Refused] = []
+    left_out: list[Refused] = []
     taken: dict[str, int] = {}
     for number, path in enumerate(files, 1):
         name = result_name(path)
         if name in taken:
             reason = f"file {taken[name]} has the same name, and both would be written to one place"
-            refused.append(Refused(number, path, reason))
-            continue
-        try:
-            result = _upsample_file(model, order, _Job(number, path, to / name), tell=tell)
-        except StorageError as error:
-            raise tell_finished(error, [one.number for one in done]) from error
-        except ScanError as error:
-            refused.append(Refused(number, path, reason_of(error)))
-        except DataError as error:
-            refused.append(Refused(number, path, error.what))
-        except FileNotFoundError:
-            refused.append(Refused(number, path, "there is no such file"))
-        except OSError as error:
-            refused.append(Refused(number, path, error.strerror or "it cannot be opened"))
+            result: Upsampled | Refused = Refused(number, path, reason)
+        else:
+            try:
+                result = _upsample_file(model, order, _Job(number, path, to / name), tell=tell)
+            except StorageError as error:
+                raise tell_finished(error, [one.number for one in done]) from error
+        if isinstance(result, Refused):
+            left_out.append(result)
+            if refused is not None:
+                refused(result)
         else:
             taken[name] = number
             done.append(result)
             if written is not None:
                 written(result)
-    return done, refused
+    return done, left_out
 
 
 def result_name(path: Path) -> str:
@@ -205,13 +202,25 @@ def _measure(scan: Scan, document: ModelDocument, order: UpsamplingOrder) -> _Me
     )
 
 
-def _upsample_file(model: Model, order: UpsamplingOrder, job: _Job, *, tell: Tell) -> Upsampled:
-    key = _key_of(model.document, digest_file(job.source), order, number=job.number)
-    record = read_record(job.record, key, [job.path])
-    if record is not None:
-        return _recall(record, job)
-    scan = read_nifti(job.source, label="it")
-    return _upsample(model, scan, order, job, key=key, tell=tell)
+def _upsample_file(
+    model: Model, order: UpsamplingOrder, job: _Job, *, tell: Tell
+) -> Upsampled | Refused:
+    """Return what was made of one file, now or before, or why it cannot be used."""
+    try:
+        key = _key_of(model.document, digest_file(job.source), order, number=job.number)
+        record = read_record(job.record, key, [job.path])
+        if record is not None:
+            return _recall(record, job)
+        scan = read_nifti(job.source, label="it")
+        return _upsample(model, scan, order, job, key=key, tell=tell)
+    except ScanError as error:
+        return Refused(job.number, job.source, reason_of(error))
+    except DataError as error:
+        return Refused(job.number, job.source, error.what)
+    except FileNotFoundError:
+        return Refused(job.number, job.source, "there is no such file")
+    except OSError as error:
+        return Refused(job.number, job.source, error.strerror or "it cannot be opened")
 
 
 def _key_of(
@@ -249,7 +258,11 @@ def _recall(record: Mapping[str, Any], job: _Job) -> Upsampled:
             **{name: record[name] for name in _FACTS},
         )
     except KeyError:
-        raise ScanError("the record of its result was changed", fix="remove both") from None
+        raise ScanError(
+            "the record of its result cannot be used",
+            why="it was changed, or written by another version",
+            fix="remove both",
+        ) from None
 
 
 _FACTS: Final = (

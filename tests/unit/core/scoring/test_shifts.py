@@ -56,9 +56,17 @@ def test_four_rotations_and_two_flips_are_none() -> None:
     torch.testing.assert_close(shifts.flip_axis(shifts.flip_axis(x, axis=2), axis=2), x)
 
 
-def test_image_that_is_not_square_is_not_rotated() -> None:
-    with pytest.raises(DataError, match="not square"):
+def test_image_without_two_equal_axes_is_not_rotated() -> None:
+    with pytest.raises(DataError, match="no two equal axes"):
         shifts.rotate_right_angle(images()[..., :10])
+
+
+@pytest.mark.parametrize(("shape", "plane"), [((5, 6, 5), (-3, -1)), ((5, 5, 6), (-3, -2))])
+def test_volume_is_turned_in_the_plane_of_its_equal_axes(
+    shape: tuple[int, int, int], plane: tuple[int, int]
+) -> None:
+    x = torch.rand((2, 1, *shape), generator=torch_stream(4, "volume"))
+    assert torch.equal(shifts.rotate_right_angle(x), torch.rot90(x, 1, dims=plane))
 
 
 def test_chunk_is_a_box_of_zeros_in_the_middle() -> None:

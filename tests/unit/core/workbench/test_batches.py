@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -11,10 +12,13 @@ import torch
 
 from tests.factories import models
 from tests.factories.systems import brain_ldm
+from tests.unit.core.workbench.test_intake import side_by_side
+from vitrael.core.data.latent_cache import LatentCache
+from vitrael.core.digest import digest_bytes
 from vitrael.core.models.brain_ldm import build_codec
 from vitrael.core.models.nets.autoencoder import KLCodec
-from vitrael.core.workbench.batches import reconstruct_rows
-from vitrael.core.workbench.intake import Rows, rows_of, take_in
+from vitrael.core.workbench.batches import encode_rows, reconstruct_rows
+from vitrael.core.workbench.intake import Rows, Share, rows_of, take_in
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +70,31 @@ def test_large_rows_are_decoded_slab_by_slab(codec: KLCodec, rows: Rows, *, bf16
         whole = codec.decode(codec.encode(torch.from_numpy(Drawn(80).batch([0])))).numpy()
     seen.remove()
     assert np.abs(found - whole).max() < (0.05 if bf16 else 1e-4)
+
+
+def test_latents_that_are_missing_are_shared_and_all_processes_return_all(
+    codec: KLCodec, rows: Rows, tmp_path: Path
+) -> None:
+    twice = replace(rows, items=(*rows.items, rows.items[0]))  # one scan may come again
+    named = digest_bytes(b"codec")
+    alone, _ = encode_rows(codec, rows, cache=LatentCache(tmp_path / "alone"), name=named)
+    cache = LatentCache(tmp_path / "shared")
+    encode_rows(codec, replace(rows, items=rows.items[:1]), cache=cache, name=named)
+    encoded: list[int] = []
+    found: dict[int, torch.Tensor] = {}
+
+    def act(share: Share) -> None:
+        def tell(_step: str, done: int, _total: int) -> None:
+            encoded.append(done)
+
+        found[share.number], _ = encode_rows(
+            codec, twice, cache=cache, name=named, share=share, tell=tell
+        )
+
+    side_by_side(act)
+    assert encoded == [1, 1]  # one scan was left, told by both
+    count = len(rows)
+    for latents in found.values():
+        assert torch.equal(latents[:count], alone[:count])
+        assert torch.equal(latents[count], latents[0])
+        assert torch.equal(latents[count + 1 : 2 * count + 1], alone[count:])

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from tests.factories import models
 from vitrael.core.data.recipes import settings_for
-from vitrael.core.errors import CohortError
+from vitrael.core.errors import CohortError, ProcessError
 from vitrael.core.workbench.intake import Intake, Share, part_by_patient, rows_of, take_in
 
 SETTINGS = settings_for("brain-t1", grid_vox=(16, 16, 16), spacing_mm=models.SPACING_MM)
@@ -53,7 +54,17 @@ def test_line_that_was_cut_is_prepared_again(visits: Path, tmp_path: Path) -> No
 def side_by_side(act: Callable[[Share], None], *, count: int = 2) -> None:
     """Act as each of several processes that wait for one another, for ten seconds at most."""
     barrier = threading.Barrier(count, timeout=10)
-    shares = [Share(number, count, lambda: barrier.wait() and None) for number in range(count)]
+    named: dict[int, int] = {}
+
+    def meet(rank: int, number: int) -> None:
+        named[rank] = number
+        barrier.wait()
+        agreed = len(set(named.values())) == 1
+        barrier.wait()
+        if not agreed:
+            raise ProcessError("the processes do not agree")
+
+    shares = [Share(rank, count, partial(meet, rank)) for rank in range(count)]
     with ThreadPoolExecutor(count) as pool:
         for running in [pool.submit(act, share) for share in shares]:
             running.result()
@@ -69,11 +80,25 @@ def test_each_piece_is_done_once_and_none_runs_far_ahead(pieces: int) -> None:
             done[share.number].append(piece)
             ahead.append(len(done[share.number]) - min(map(len, done.values())))
 
-        assert all(0 < count <= pieces for count in share.share_out(range(pieces), do))
+        work = {str(piece): piece for piece in range(pieces)}
+        assert all(0 < count <= pieces for count in share.share_out(work, do))
 
     side_by_side(act, count=3)
     assert sorted(chain.from_iterable(done.values())) == list(range(pieces))
     assert max(ahead, default=0) <= 4
+
+
+def test_processes_that_list_other_work_are_told_before_any_is_done() -> None:
+    done: list[int] = []
+
+    def act(share: Share) -> None:
+        work = {str(piece): piece for piece in range(8 + share.number)}
+        for _ in share.share_out(work, done.append):
+            pass
+
+    with pytest.raises(ProcessError, match="do not agree"):
+        side_by_side(act)
+    assert done == []
 
 
 def test_shares_together_are_the_whole(visits: Path, tmp_path: Path) -> None:
@@ -87,8 +112,13 @@ def test_shares_together_are_the_whole(visits: Path, tmp_path: Path) -> None:
     digests = [item.digest for item in whole.items]
     assert [item.digest for item in found[0].items] == digests
     assert [item.digest for item in found[1].items] == digests
-    lines = [path.read_text().split() for path in (tmp_path / "shared").glob("prepared-*.jsonl")]
-    assert len(lines) == 2
+    assert [lines_of(tmp_path / "shared", rank) for rank in (0, 1)] == [4, 4]
+
+
+def lines_of(workshop: Path, rank: int) -> int:
+    """Return how many sources stand in the ledger of a process."""
+    text = (workshop / f"prepared-{rank}.jsonl").read_text()
+    return sum(1 for line in text.splitlines() if line)
 
 
 def test_what_one_process_left_is_shared_by_all(visits: Path, tmp_path: Path) -> None:
@@ -96,10 +126,7 @@ def test_what_one_process_left_is_shared_by_all(visits: Path, tmp_path: Path) ->
     ledger = tmp_path / "prepared-0.jsonl"
     ledger.write_text("\n".join(ledger.read_text().splitlines()[:2]))
     side_by_side(lambda share: (prepared([], visits, tmp_path, share), None)[1])
-    counts = [
-        sum(1 for line in (tmp_path / f"prepared-{number}.jsonl").read_text().splitlines() if line)
-        for number in (0, 1)
-    ]
+    counts = [lines_of(tmp_path, rank) for rank in (0, 1)]
     assert counts == [1 + 4, 3]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,6 +154,7 @@ def test_memory_that_ends_later_takes_nothing_from_the_files_before(
     scoring: Path,
     model: Model,
     place: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -174,6 +176,14 @@ def test_memory_that_ends_later_takes_nothing_from_the_files_before(
     shown = capsys.readouterr()
     assert [path in shown.out for path in files] == [True, True, False]
     assert "does not hold the restoration of one image" in shown.err
+    scarce.asked, scarce.most = Ending(), 1_000
+    missing = str(tmp_path / "none.nii")
+    arguments = ["model", "score", str(scoring), missing, *files, *brief, "--json"]
+    assert run(arguments) == ConfigError.exit_code
+    told = json.loads(capsys.readouterr().out)  # one document
+    assert [one["file"] for one in told["files"]] == files[:2]
+    assert [one["file"] for one in told["skipped"]] == [missing]
+    assert "restoration of one image" in told["error"]["what"]
 
 
 def test_maps_lie_where_the_scan_lies(model: Model, place: Path, tmp_path: Path) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from tests.factories import models
+from tests.factories.heads import phantom_head
 from vitrael.core.data.phantoms.cohorts import draw_scan
 from vitrael.core.data.preprocess import center_brain
+from vitrael.core.data.resample import resample_volume
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ScanError
+from vitrael.core.rng import stream
 from vitrael.core.sampling.operators import SliceMask
 from vitrael.core.workbench.thick import find_slices, place_slices
 
@@ -234,6 +238,58 @@ def test_slices_whose_planes_are_oblique_to_their_stack_are_met() -> None:
     assert thickness_mm == pytest.approx(24)
     apart_mm = 1 / np.linalg.norm(np.linalg.inv(sheared.affine[:3, :3])[2])
     assert apart_mm == pytest.approx(24 * np.cos(np.radians(8)))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_of_any_direction_are_met_however_they_lie(axis: int) -> None:
+    fine, _, _ = draw_scan(1, "north", 0, 0, grid_vox=(40, 40, 40), spacing_mm=6.0)
+    thick, document = thicken(fine, axis, 4), models.document()
+    rng = stream(axis, "turns")
+    for _ in range(4):
+        pose = np.eye(4)
+        pose[:3, :3] = Rotation.from_rotvec(rng.uniform(-0.15, 0.15, 3)).as_matrix()
+        pose[:3, :3] += rng.uniform(-0.03, 0.03, (3, 3))  # no right angles either
+        moved = Scan(thick.image_CDHW, pose @ thick.affine, "T1w")
+        placed = place_slices(moved, find_slices(moved, document), document)
+        to_slices = np.linalg.inv(moved.affine) @ placed.low_affine
+        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(placed.low_CDHW.shape[1:]) - 1)
+        apart = 24 * np.linalg.norm(np.linalg.inv(moved.affine[:3, :3])[axis])
+        at = corners @ to_slices[axis, :3] + to_slices[axis, 3]
+        middle = at.mean()
+        np.testing.assert_allclose(at - middle, (corners[:, axis] - 3.5) * apart, atol=1e-6)
+        edges = placed.affine[:3, :3] / models.SPACING_MM
+        np.testing.assert_allclose(edges.T @ edges, np.eye(3), atol=1e-9)
+        assert np.linalg.det(edges) > 0
+
+
+def test_upright_face_behind_tilted_slices_does_not_pass() -> None:
+    head = phantom_head(1)
+    middle = head.scan.affine @ np.append((np.array(head.scan.image_CDHW.shape[1:]) - 1) / 2, 1)
+    size = (64, 80, 45)
+    level = np.diag([3.0, 3.0, 5.0, 1.0])
+    level[:3, 3] = middle[:3] - level[:3, :3] @ (np.array(size) - 1) / 2
+    blank = Scan(stream(1, "blank").random((1, *size), dtype=np.float32), level, "T1w")
+    acquired = tilt(blank, 12).affine
+
+    def seen(volume_DHW: np.ndarray) -> np.ndarray:
+        return resample_volume(volume_DHW, head.scan.affine, acquired, shape=size)
+
+    thick = Scan(seen(head.scan.image_CDHW[0])[None], acquired, "T1w")
+    document = models.document().model_copy(update={"grid_vox": (80, 96, 80), "spacing_mm": 2.5})
+    found = find_slices(thick, document)
+    assert found.tilt_deg == pytest.approx(12)
+    placed = place_slices(thick, found, document)
+    x, y, z = placed.low_CDHW.shape[1:]
+
+    def shown(mask_DHW: np.ndarray) -> np.ndarray:
+        whole = mask_DHW.astype(np.float32)
+        return resample_volume(whole, head.scan.affine, placed.low_affine, shape=(x, y, z)) > 0.5
+
+    kept, face = placed.low_CDHW[0] > 0, shown(head.face_DHW)
+    assert face.sum() > 1000
+    assert (kept & face).sum() <= 0.002 * face.sum()
+    brain = shown(head.brain_DHW)
+    assert 2 * (kept & brain).sum() / (kept.sum() + brain.sum()) > 0.85
 
 
 def test_turn_within_the_slices_is_followed_too() -> None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.factories import models
 from vitrael.core.data.nifti import read_nifti
 
@@ -24,6 +26,7 @@ RECIPE = models.RECIPE.replace("[16, 16, 16]", "[24, 24, 24]").replace("12.0", "
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
+@pytest.mark.slow
 def test_commands_of_the_tutorial_run_one_after_another(tmp_path: Path) -> None:
     text = TUTORIAL.read_text(encoding="utf-8")
     blocks = BLOCK.findall(text)
