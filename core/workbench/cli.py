@@ -15,6 +15,7 @@ from vitrael.core.workbench.options import (
     DRY_RUN,
     FOLDER,
     MODEL,
+    SCANS,
     SEED,
     THREADS,
     Device,
@@ -47,7 +48,7 @@ def model() -> None:
     "--to brain-model'."
 )
 @click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--from", "scans", type=FOLDER, required=True, help="BIDS-like folder of NIfTI.")
+@click.option("--from", "scans", type=SCANS, required=True, help="BIDS-like folder of NIfTI.")
 @click.option("--to", type=FOLDER, required=True, help="New or empty folder of the model.")
 @click.option(
     "--perceptual-weights",

@@ -18,6 +18,7 @@ from vitrael.core.workbench.options import (
     FILES,
     FOLDER,
     MODEL,
+    SCANS,
     SEED,
     THREADS,
     Device,
@@ -121,7 +122,7 @@ def _describe(done: Sequence[Scored], *, kind: str) -> list[dict[str, Any]]:
 
 @click.command(epilog="Example: 'vitrael model evaluate brain-model --against scans --json'.")
 @MODEL
-@click.option("--against", type=FOLDER, required=True, help="BIDS-like folder of real scans.")
+@click.option("--against", type=SCANS, required=True, help="BIDS-like folder of real scans.")
 @click.option(
     "--medicalnet",
     type=click.Path(path_type=Path, dir_okay=False),

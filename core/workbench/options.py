@@ -24,6 +24,7 @@ FILES = click.argument(
     "files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False)
 )
 FOLDER = click.Path(path_type=Path, file_okay=False)
+SCANS = click.Path(path_type=Path, file_okay=False, exists=True)
 DEVICE = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

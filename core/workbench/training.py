@@ -23,7 +23,7 @@ from vitrael.core.configs import TrainingConfig
 from vitrael.core.data.cache import make_private_folder
 from vitrael.core.data.latent_cache import LatentCache
 from vitrael.core.digest import Digest, digest_bytes, digest_json, write_atomically
-from vitrael.core.errors import StorageError, storage_error
+from vitrael.core.errors import CohortError, StorageError, storage_error
 from vitrael.core.models import SYSTEMS
 from vitrael.core.models.brain_ldm import (
     LatentGenerator,
@@ -54,7 +54,7 @@ from vitrael.core.workbench.folder import (
     write_model,
 )
 from vitrael.core.workbench.generation import within_memory
-from vitrael.core.workbench.intake import Rows, Share, part_by_patient, rows_of, take_in
+from vitrael.core.workbench.intake import SHARDS, Rows, Share, part_by_patient, rows_of, take_in
 from vitrael.core.workbench.progress import Tell, silent
 from vitrael.core.workbench.quality import measure_ceiling, measure_obedience
 from vitrael.core.workbench.recipe import ModelRecipe
@@ -130,9 +130,14 @@ def _train(order: TrainingOrder, lock: ExitStack, tell: Tell) -> Trained | None:
         else:
             tell = silent
         course = _Course(order, ranks, tell)
-        intake = take_in(
-            order.scans, data.settings, workshop=order.workshop, share=course.share, tell=tell
-        )
+        try:
+            intake = take_in(
+                order.scans, data.settings, workshop=order.workshop, share=course.share, tell=tell
+            )
+        except CohortError:
+            if ranks.is_first and not (order.workshop / SHARDS).exists():
+                shutil.rmtree(order.workshop, ignore_errors=True)  # it holds nothing of a scan
+            raise
         learned, held = (
             rows_of(items, intake.shards, data.ordered)
             for items in part_by_patient(intake, data.validation_frac)

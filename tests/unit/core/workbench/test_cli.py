@@ -214,6 +214,19 @@ def test_score_of_a_model_without_scorer_is_one_sentence(
     assert error["what"] == "the model has no scorer"
 
 
+def test_folder_of_scans_that_is_not_there_is_a_wrong_call(
+    model_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(models.RECIPE, encoding="utf-8")
+    nowhere = str(tmp_path / "nowhere")
+    to = str(tmp_path / "model")
+    assert run(["model", "train", str(recipe), "--from", nowhere, "--to", to]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert run(["model", "evaluate", str(model_folder), "--against", nowhere]) == 2
+    assert not (tmp_path / "model.training").exists()
+
+
 def test_no_file_that_can_be_used_is_a_failure(
     model_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -119,6 +119,13 @@ def test_folder_of_one_patient_is_refused(tmp_path: Path) -> None:
         train(scans, tmp_path / "model")
 
 
+def test_refused_folder_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CohortError, match="no scan of the folder can be used"):
+        train(tmp_path / "empty", tmp_path / "model")
+    assert not (tmp_path / "model.training").exists()
+
+
 def test_unusable_scan_is_left_out_with_its_reason(tmp_path: Path) -> None:
     scans = models.write_scans(tmp_path / "scans", patients=3)
     broken = scans / "sub-0009" / "anat" / "sub-0009_T1w.nii.gz"
