@@ -123,7 +123,10 @@ def _plan(recipe: ModelRecipe, scans: Path, to: Path, *, as_json: bool) -> int |
     if as_json:
         click.echo(json.dumps({**facts, "folder": str(to), "written": False}))
     else:
-        click.echo(f"{len(found.sources)} scans of {patients} patients would be learned from")
+        click.echo(
+            f"{len(found.sources)} scans of {patients} patients would be learned from, or held out "
+            "to judge by"
+        )
         for reason, count in sorted(left_out.items()):
             click.echo(f"left out: {count} {reason}")
     return None
@@ -143,7 +146,11 @@ def _tell_trained(trained: Trained, to: Path, *, as_json: bool) -> int | None:
         told = {"folder": str(to), "digest": document.digest, "measured": document.measured}
         click.echo(json.dumps({**facts, **told, "written": True}))
     else:
-        click.echo(f"{to}: learned from {trained.scans} scans of {trained.patients} patients")
+        learned = document.provenance.training_images
+        click.echo(
+            f"{to}: learned from {learned} of {trained.scans} scans of {trained.patients} "
+            "patients; the others were held out"
+        )
         _tell_measured(document.measured)
     tell_shortcomings(trained.left_out, trained.clipped, trained.cut)
     if trained.leftover is not None:
@@ -169,7 +176,8 @@ def _tell_measured(measured: dict[str, Any]) -> None:
             continue
         interval = f"{found['r_low']:.3f} to {found['r_high']:.3f}"
         control = f", shuffled {found['shuffled_r']:.3f}" if "shuffled_r" in found else ""
-        click.echo(f"{text}: r = {found['r']:.3f} ({interval}, n = {found['n']}{control})")
+        off = f", mean error {found['mae_ml']:.1f} ml" if found.get("mae_ml") is not None else ""
+        click.echo(f"{text}: r = {found['r']:.3f} ({interval}, n = {found['n']}{control}){off}")
 
 
 @model.command(epilog="Example: 'vitrael model show brain-model'.")

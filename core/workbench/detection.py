@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vitrael.core.workbench.intake import Rows
     from vitrael.core.workbench.scoring import FrugalScorer
 
-MOST_PATIENTS: Final = 100
+MOST_PATIENTS: Final = 60
 """One scan of each is scored; half of them after every change as well."""
 _BATCH_IMAGES: Final = 4
 _KIND: Final = "two_sided"
@@ -52,7 +52,7 @@ def evaluate_scorer(
 
     A number for each change: the area under the ROC curve, 1 where all are found and 0.5 where
     none is. Beside it stands that of the same scans before they were changed, which should be 0.5.
-    One scan of each patient is taken, a hundred at most, and parted in two halves at random: no
+    One scan of each patient is taken, sixty at most, and parted in two halves at random: no
     patient stands on both sides. None for fewer than twelve patients, and ``turned`` only on a
     grid with two equal axes.
     """

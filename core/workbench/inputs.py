@@ -85,8 +85,17 @@ def read_input(
     except ScanError as error:
         return Refused(number, path, reason_of(error))
     except OSError as error:
-        return Refused(number, path, error.strerror or "it cannot be opened")
+        return Refused(number, path, tell_unreadable(error))
     return Input(number, path, ready.arrays["image"], ready.affine, ready.cut_frac)
+
+
+def tell_unreadable(error: OSError) -> str:
+    """Return one clause: why a file cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder"
+    return error.strerror or "it cannot be opened"
 
 
 def reason_of(error: ScanError) -> str:

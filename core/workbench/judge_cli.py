@@ -151,7 +151,7 @@ def evaluate(
     That it has not must be known to you: the command cannot notice, and flatters a model that has.
     One sample is drawn for each scan, with the scan's covariates. Each number names what stands
     beside it: halves of the scans, a predictor's ceiling, or shuffled questions. A model that has a
-    scorer is asked first what it notices of changed scans: 350 scores at most. The prepared scans
+    scorer is asked first what it notices of changed scans: 210 scores at most. The prepared scans
     lie in a folder of yours alone under the system's temporary one (TMPDIR) until the command ends;
     one that is killed leaves them there. Scans and samples are held in memory. Exit code 7: some
     scans could not be used.

@@ -20,9 +20,7 @@ _LAUNCHED: Final = "TORCHELASTIC_RUN_ID"
 Device = Literal["auto", "cpu", "cuda"]
 
 MODEL = click.argument("model", type=click.Path(path_type=Path, file_okay=False))
-FILES = click.argument(
-    "files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False)
-)
+FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 FOLDER = click.Path(path_type=Path, file_okay=False)
 SCANS = click.Path(path_type=Path, file_okay=False, exists=True)
 DEVICE = click.option(

@@ -51,6 +51,7 @@ def make_request(
         asked = _ask(document, settings, table, count)
         rows = [ask_for(row, document.covariates, extrapolate=extrapolate) for row in asked]
         condition_BK = np.stack(rows)
+    notes = (*document.provenance.notes, *_tell_beyond(asked, document))
     part = document.system.teacher
     return SetRequest(
         model=document.digest,
@@ -62,7 +63,17 @@ def make_request(
         steps=steps or part.sampling_steps,
         guidance=guidance,
         origin=document.provenance.origin,
-        notes=document.provenance.notes,
+        notes=notes,
+    )
+
+
+def _tell_beyond(asked: Sequence[Mapping[str, float]], document: ModelDocument) -> tuple[str, ...]:
+    """Return a note for each covariate that was asked for beyond what the model has seen."""
+    return tuple(
+        f"some samples were asked for a {c.name} outside the trained range ({c.low:g} to {c.high:g}"
+        f" {c.unit}): the model extrapolates"
+        for c in document.covariates
+        if any(not c.low <= row.get(c.name, c.low) <= c.high for row in asked)
     )
 
 

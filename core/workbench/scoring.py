@@ -37,6 +37,7 @@ from vitrael.core.workbench.inputs import (
     reason_of,
     stem_of,
     tell_finished,
+    tell_unreadable,
     write_record,
 )
 from vitrael.core.workbench.progress import Tell, silent
@@ -248,7 +249,7 @@ def _score_file(
     except DataError as error:
         return Refused(number, path, error.what)
     except OSError as error:
-        return Refused(number, path, error.strerror or "it cannot be opened")
+        return Refused(number, path, tell_unreadable(error))
 
 
 def _recall(place: _Maps, key: Digest, path: Path, *, number: int) -> Scored | None:

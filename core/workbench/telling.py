@@ -52,15 +52,15 @@ class Account(Generic[F]):
         except (VitraelError, KeyboardInterrupt) as error:
             if isinstance(error, VitraelError) and as_json:
                 error.finished = self._told(facts)
-            elif self.done:
-                self._show(self.done)
-            self._tell_shortcomings()
+            else:
+                self._show_all()
+            self._tell_shortcomings(as_json=as_json)
             raise
         if as_json:
             click.echo(json.dumps(self._told(facts)))
         else:
-            self._show(self.done)
-        self._tell_shortcomings()
+            self._show_all()
+        self._tell_shortcomings(as_json=as_json)
 
     @property
     def exit_code(self) -> int | None:
@@ -73,15 +73,21 @@ class Account(Generic[F]):
         skipped = [{"file": str(one.path), "reason": one.reason} for one in self.refused]
         return {**facts, "files": self._describe(self.done), "skipped": skipped}
 
-    def _tell_shortcomings(self) -> None:
-        """Say on stderr whose brain the model's grid cuts, and which files were skipped and why."""
+    def _show_all(self) -> None:
+        if self.done:
+            self._show(self.done)
+        for left in self.refused:
+            click.echo(f"{left.path}: skipped, {left.reason}")
+
+    def _tell_shortcomings(self, *, as_json: bool) -> None:
+        """Say on stderr, by numbers, whose brain the model's grid cuts, and what was skipped."""
         from vitrael.core.workbench.inputs import CUT_FRAC  # noqa: PLC0415
 
         for one in self.done:
             if one.cut_frac > CUT_FRAC:
                 share = f"{100 * one.cut_frac:.1f} % of its brain lies outside the model's grid"
                 click.echo(f"file {one.number}: {share}", err=True)
-        for left in self.refused:
+        for left in self.refused if as_json else ():
             click.echo(f"file {left.number} was skipped: {left.reason}", err=True)
 
 

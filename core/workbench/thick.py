@@ -80,6 +80,8 @@ class ThickScan:
     """Of the model's grid."""
     cut_frac: float = 0.0
     """Share of the brain that lies outside the model's grid."""
+    gain: float = 1.0
+    """From the intensities of ``low_CDHW`` back to those of the scan, whose background is 0."""
 
 
 def find_slices(
@@ -152,11 +154,19 @@ def place_slices(
         demand_whole(cut_frac)
         low_affine = _coarse_affine(affine, slices)
         low = resample_volume(volume, straight.affine, low_affine, shape=(x, y, z))
-    low = np.clip(low, 0, 1) if prepared else scale_intensity(low)
+    scaled = np.clip(low, 0, 1) if prepared else scale_intensity(low)
+    gain = 1.0 if prepared else _gain(low, scaled)
+    low = scaled
     if slices.profile == "thin":
         low = _set_apart(low, slices)
     low_CDHW = np.asarray(low[None], dtype=np.float32)
-    return ThickScan(low_CDHW, turn @ low_affine, turn @ affine, cut_frac)
+    return ThickScan(low_CDHW, turn @ low_affine, turn @ affine, cut_frac, gain)
+
+
+def _gain(volume: np.ndarray, scaled: np.ndarray) -> float:
+    """Return by what the intensities were divided, told from those that were not cut."""
+    whole = (scaled > 0) & (scaled < 1)
+    return float(np.median(volume[whole] / scaled[whole])) if whole.any() else 1.0
 
 
 def _straighten(scan: Scan, axis: int) -> tuple[Scan, Affine]:

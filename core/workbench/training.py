@@ -269,7 +269,7 @@ class _Course:
 
     def _codec_key(self, learned: Rows) -> Digest:
         compute = self.order.compute
-        processes = [compute.device, compute.bf16, self.order.threads, self.ranks.count]
+        processes = [compute.device, compute.bf16, self.ranks.count]
         scans = [item.digest for item in learned.items]
         given = [scans, learned.condition_BK.tolist(), self.order.seed, self.learning.perceptual]
         config = self.system.codec.model_dump(mode="json")

@@ -27,6 +27,7 @@ from vitrael.core.workbench.inputs import (
     reason_of,
     stem_of,
     tell_finished,
+    tell_unreadable,
     write_record,
 )
 from vitrael.core.workbench.masked import HiddenVoxels, place_masked
@@ -44,6 +45,8 @@ MeasuredName = Literal["thick", "thin", "masked"]
 
 _GUESS: Final = "what was not measured is the guess of a model"
 _MIDDLE: Final = 0.5
+_DIGITS: Final = 12
+"""Of a digest in base 16."""
 _STEPS: Final = 46
 """Evaluations of the network in a search over noise, as in the paper."""
 
@@ -171,6 +174,7 @@ class _Measured(NamedTuple):
     is_stretched: bool = False
     tilt_deg: float = 0.0
     cut_frac: float = 0.0
+    gain: float = 1.0
 
 
 def _measure(scan: Scan, document: ModelDocument, order: UpsamplingOrder) -> _Measured:
@@ -199,6 +203,7 @@ def _measure(scan: Scan, document: ModelDocument, order: UpsamplingOrder) -> _Me
         slices.is_stretched,
         slices.tilt_deg,
         placed.cut_frac,
+        placed.gain,
     )
 
 
@@ -207,26 +212,23 @@ def _upsample_file(
 ) -> Upsampled | Refused:
     """Return what was made of one file, now or before, or why it cannot be used."""
     try:
-        key = _key_of(model.document, digest_file(job.source), order, number=job.number)
+        source = digest_file(job.source)
+        key = _key_of(model.document, source, order)
         record = read_record(job.record, key, [job.path])
         if record is not None:
             return _recall(record, job)
         scan = read_nifti(job.source, label="it")
-        return _upsample(model, scan, order, job, key=key, tell=tell)
+        return _upsample(model, scan, order, job, source=source, key=key, tell=tell)
     except ScanError as error:
         return Refused(job.number, job.source, reason_of(error))
     except DataError as error:
         return Refused(job.number, job.source, error.what)
-    except FileNotFoundError:
-        return Refused(job.number, job.source, "there is no such file")
     except OSError as error:
-        return Refused(job.number, job.source, error.strerror or "it cannot be opened")
+        return Refused(job.number, job.source, tell_unreadable(error))
 
 
-def _key_of(
-    document: ModelDocument, source: Digest, order: UpsamplingOrder, *, number: int
-) -> Digest:
-    """Return the name of a result: equal names, equal results. The number decides the noise."""
+def _key_of(document: ModelDocument, source: Digest, order: UpsamplingOrder) -> Digest:
+    """Return the name of a result: equal names, equal results, wherever the file stands."""
     hidden = order.hidden
     facts = {
         "strategy": order.strategy,
@@ -243,7 +245,7 @@ def _key_of(
         "steps": order.steps,
         "seed": order.seed,
     }
-    return digest_json([document.digest, source, number, facts])
+    return digest_json([document.digest, source, facts])
 
 
 def _recall(record: Mapping[str, Any], job: _Job) -> Upsampled:
@@ -279,14 +281,22 @@ _FACTS: Final = (
 
 
 def _upsample(
-    model: Model, scan: Scan, order: UpsamplingOrder, job: _Job, *, key: Digest, tell: Tell
+    model: Model,
+    scan: Scan,
+    order: UpsamplingOrder,
+    job: _Job,
+    *,
+    source: Digest,
+    key: Digest,
+    tell: Tell,
 ) -> Upsampled:
     document = model.document
     seen = _measure(scan, document, order)
     device = next(model.codec.parameters()).device
     resolver = build_resolver(model, seen.operator, order, number=job.number, tell=tell)
-    found = resolver.invert(torch.from_numpy(seen.low_CDHW[None]).to(device), first=job.number - 1)
-    image_CDHW = found.image[0].float().clamp(0, 1).cpu().numpy()
+    low = torch.from_numpy(seen.low_CDHW[None]).to(device)
+    found = resolver.invert(low, first=_number_of(source))
+    image_CDHW = found.image[0].float().clamp(0, 1).cpu().numpy() * np.float32(seen.gain)
     result = Scan(np.ascontiguousarray(image_CDHW), seen.affine, "T1w")
     data = encode_nifti(result, dtype="float32", compressed=True)
     condition: dict[str, float] = {}
@@ -314,6 +324,11 @@ def _upsample(
         job.record, key, facts, files={job.path: data}, what=f"the result of file {job.number}"
     )
     return upsampled
+
+
+def _number_of(source: Digest) -> int:
+    """Return a number that names the noise of a scan: the same wherever it stands in a list."""
+    return int(source.removeprefix("sha256:")[:_DIGITS], 16)
 
 
 def build_resolver(

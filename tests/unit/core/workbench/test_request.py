@@ -85,6 +85,15 @@ def test_request_carries_what_the_model_says_of_itself() -> None:
     assert make_request(document, settings=models.ASKED).notes == ()  # the control
 
 
+def test_set_says_that_its_model_was_asked_beyond_what_it_knows() -> None:
+    asked = ("age_years=70", "sex=F", "ventricle_ml=900", "brain_ml=1200")
+    beyond = make_request(models.document(), settings=asked, extrapolate=True)
+    assert len(beyond.notes) == 1
+    assert "ventricle_ml outside the trained range" in beyond.notes[0]
+    assert "900" not in beyond.notes[0]
+    assert make_request(models.document(), settings=models.ASKED).notes == ()  # the control
+
+
 def test_what_is_known_may_leave_covariates_out() -> None:
     assert known_covariates(models.document(), ("sex=F",)) == {"sex": 0.0}
     with pytest.raises(UsageError, match="outside the trained range"):

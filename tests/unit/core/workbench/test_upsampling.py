@@ -17,6 +17,7 @@ from vitrael.core.errors import StorageError
 from vitrael.core.sampling.inverse import InversionSettings
 from vitrael.core.workbench.folder import load_model
 from vitrael.core.workbench.masked import HiddenVoxels
+from vitrael.core.workbench.thick import find_slices, place_slices
 from vitrael.core.workbench.upsampling import (
     UpsamplingOrder,
     result_name,
@@ -153,6 +154,43 @@ def test_result_that_is_whole_is_kept_and_none_is_written_over(
     assert (redone.kept, redone.digest) == (False, first.digest)
 
 
+def test_result_does_not_depend_on_the_files_beside_it(
+    thick: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    model, to = load_model(model_folder), tmp_path / "fine"
+    for strategy in ("latent", "noise"):
+        order = UpsamplingOrder(strategy=strategy, settings=SHORT, steps=3)  # type: ignore[arg-type]
+        files = [tmp_path / "none.nii", thick]
+        (first,), _ = upsample_files(model, files, to / strategy, order)
+        (again,), refused = upsample_files(model, [thick], to / strategy, order)
+        assert refused == []
+        assert (again.kept, again.digest) == (True, first.digest)
+        (fresh,), _ = upsample_files(model, [thick], to / strategy / "alone", order)
+        assert fresh.digest == first.digest
+
+
+def test_result_has_the_intensities_of_its_scan(
+    thick: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    model, order = load_model(model_folder), UpsamplingOrder(settings=SHORT)
+    loud = tmp_path / "loud_T1w.nii.gz"
+    scan = read_nifti(thick)
+    write_nifti(Scan(scan.image_CDHW * np.float32(800), scan.affine, "T1w"), loud)
+    plain, loud_too = (
+        read_nifti(upsample_files(model, [path], tmp_path / "fine", order)[0][0].path)
+        for path in (thick, loud)
+    )
+    assert loud_too.image_CDHW.max() == pytest.approx(800 * plain.image_CDHW.max(), rel=0.05)
+    bright = np.percentile(scan.image_CDHW[scan.image_CDHW > 0.2], 99)
+    placed = place_slices(scan, find_slices(scan, model.document), model.document)
+    assert placed.gain == pytest.approx(bright, rel=0.05)
+    np.testing.assert_allclose(
+        placed.gain * placed.low_CDHW[placed.low_CDHW < 1].mean(),
+        scan.image_CDHW[placed.low_CDHW < 1].mean(),
+        rtol=0.05,
+    )
+
+
 def test_file_of_somebody_else_is_not_written_over(
     thick: Path, model_folder: Path, tmp_path: Path
 ) -> None:
@@ -172,7 +210,7 @@ def test_folder_among_the_files_stops_none_of_the_others(
     files = [tmp_path, thick]
     done, refused = upsample_files(load_model(model_folder), files, tmp_path / "fine", order)
     assert [one.number for one in done] == [2]
-    assert "directory" in refused[0].reason
+    assert refused[0].reason == "it is a folder"
 
 
 def test_disk_that_refuses_is_told_with_what_is_finished(
