@@ -185,6 +185,31 @@ class ReidEncoderConfig(Section):
     training: LocalTrainingConfig
 
 
+class ViewRetrievalConfig(Section):
+    """The encoder that finds a muscle's view again on another visit; it learns without labels."""
+
+    kind: Literal["view_retrieval"]
+    patch_px: int = Field(default=2, ge=1, description="edge of the squares that become channels")
+    channels: tuple[Positive, ...] = Field(default=(8, 16, 32, 64, 64), min_length=1)
+    features: int = Field(default=128, ge=2, description="of the dense layer before the projection")
+    embedding: int = Field(default=64, ge=2)
+    temperature: float = Field(default=0.1, gt=0)
+    training: LocalTrainingConfig
+
+
+class ViewExpertConfig(Section):
+    """A site's classifier of views: MONAI's residual network with the small stem, four stages."""
+
+    kind: Literal["view_expert"]
+    channels: tuple[Positive, Positive, Positive, Positive] = Field(
+        default=(64, 128, 256, 512), description="of the stages; with two blocks each ResNet-18"
+    )
+    blocks: tuple[Positive, Positive, Positive, Positive] = (2, 2, 2, 2)
+    stem_stride: Literal[1, 2] = Field(default=1, description="2: a quarter of the arithmetic")
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    training: LocalTrainingConfig
+
+
 SystemConfig = Annotated[BrainLDMConfig | ReidEncoderConfig, Field(discriminator="kind")]
 
 

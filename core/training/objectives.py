@@ -1,19 +1,26 @@
-"""What the training of a codec minimizes; an objective is a small callable."""
+"""What the training of a codec or of a classifier minimizes; an objective is a small callable."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import torch
+from torch import nn
 from torch.nn import functional
 
+from vitrael.core.errors import DataError
 from vitrael.core.records import Loss
 
 if TYPE_CHECKING:
+    from vitrael.core.data.augment import ViewBatch
     from vitrael.core.interfaces import Objective
     from vitrael.core.models.nets.autoencoder import KLCodec
     from vitrael.core.training.critic import Critic
     from vitrael.core.training.perceptual import Perceptual
+
+_FEWEST_CLASSES: Final = 2
 
 
 class AutoencoderObjective:
@@ -63,6 +70,89 @@ class AutoencoderObjective:
             parts["critic"] = self.critic.judging(batch, image)
             total = total + self.critic.config.weight * parts["adversarial"] + parts["critic"]
         return Loss(total=total, parts=parts)
+
+
+class ClassifierObjective:
+    """Cross-entropy, with a weight for each class and for each picture.
+
+    Class weights divide by their mean over the batch, as usual. Weights of pictures are those of
+    ``mixing_weights``: they count while a module is trained and are one when it is evaluated, so
+    that two trainings can be compared by the loss of unseen pictures.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        class_weights: Sequence[float] | None = None,
+        emphasis: float = 0.0,
+        mixed_frac: float = 1.0,
+    ) -> None:
+        """Take the classes, their weights, and lambda and f of wBackMix; lambda 0 is BackMix.
+
+        Raises DataError for fewer than two classes, for weights that are not one positive number
+        for each, and for lambda and f as ``mixing_weights``.
+        """
+        if classes < _FEWEST_CLASSES:
+            raise DataError("there is nothing to tell apart", why="a classifier needs two classes")
+        weights = [1.0] * classes if class_weights is None else [float(w) for w in class_weights]
+        if len(weights) != classes or not all(math.isfinite(w) and w > 0 for w in weights):
+            raise DataError(
+                "the class weights cannot be used",
+                why=f"{classes} classes need as many positive numbers",
+                fix="give one weight for each class, or none at all",
+            )
+        _check_mixing(emphasis, mixed_frac)
+        self.class_weight_K = torch.tensor(weights)
+        self.emphasis = emphasis
+        self.mixed_frac = mixed_frac
+
+    def __call__(self, model: nn.Module, batch: ViewBatch, rng: torch.Generator) -> Loss:
+        """Return the loss of a batch; part ``cross_entropy`` is the mean without any weight.
+
+        Raises DataError for a label that the network has no logit for.
+        """
+        del rng
+        logit_BK = model(batch.image_BCHW).float()
+        label_B = batch.label_B
+        classes = len(self.class_weight_K)
+        if logit_BK.shape[1] != classes or int(label_B.min()) < 0 or int(label_B.max()) >= classes:
+            raise DataError(
+                "the labels are not those of the network",
+                why=f"{classes} classes are learned and {logit_BK.shape[1]} logits given",
+                fix="map the labels to the network's classes",
+            )
+        nats_B = functional.cross_entropy(logit_BK, label_B, reduction="none")
+        weight_B = self.class_weight_K.to(logit_BK)[label_B]
+        weighted_B = weight_B / weight_B.mean() * nats_B
+        if model.training:
+            weighted_B = weighted_B * mixing_weights(
+                batch.is_mixed_B, emphasis=self.emphasis, mixed_frac=self.mixed_frac
+            )
+        return Loss(total=weighted_B.mean(), parts={"cross_entropy": nats_B.mean()})
+
+
+def mixing_weights(is_mixed_B: torch.Tensor, *, emphasis: float, mixed_frac: float) -> torch.Tensor:
+    """Return wBackMix's weights: ``1 + lambda (1 - f)`` for mixed pictures, ``1 - lambda f`` else.
+
+    Their mean over all pictures is one (Bransby et al., MICCAI 2024). Raises DataError for f
+    outside (0, 1] and for lambda outside [0, 1 / f), where plain pictures would count for nothing
+    or less.
+    """
+    _check_mixing(emphasis, mixed_frac)
+    mixed, plain = 1 + emphasis * (1 - mixed_frac), 1 - emphasis * mixed_frac
+    return torch.where(is_mixed_B, mixed, plain)
+
+
+def _check_mixing(emphasis: float, mixed_frac: float) -> None:
+    if not 0 < mixed_frac <= 1:
+        raise DataError("the share of mixed pictures is outside (0, 1]", fix="give f as it is")
+    if not 0 <= emphasis * mixed_frac < 1:
+        raise DataError(
+            "the weight of mixed pictures is too large or negative",
+            why=f"plain pictures would get the weight {1 - emphasis * mixed_frac:.3g}",
+            fix=f"choose a lambda from 0 to below {1 / mixed_frac:.3g}",
+        )
 
 
 def companion_of(objective: Objective) -> Critic | None:

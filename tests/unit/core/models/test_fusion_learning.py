@@ -1,0 +1,139 @@
+"""Fusion is learned from what sites tell of classes with enough patients, and of no image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.core.models.test_view_expert import CONFIG, images
+from vitrael.core.errors import DataError
+from vitrael.core.models.fusion_learning import (
+    SMALLEST_CLASS,
+    SiteOutlook,
+    draw_readings,
+    pick_readings,
+    read_all,
+    tell_site,
+)
+from vitrael.core.models.score_fusion import Readings
+from vitrael.core.models.view_expert import ViewExpert, build_view_net, complete_expert
+from vitrael.core.rng import stream, torch_stream
+
+COUNT = 60
+LABELS = ["A4C" if number % 3 else "A2C" for number in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def experts() -> list[ViewExpert]:
+    sites = {"north": ("A4C", "A2C"), "south": ("PLAX", "A4C", "PSAX")}
+    return [
+        complete_expert(
+            build_view_net(CONFIG, len(labels), seed=seed),
+            images(seed=seed),
+            name=name,
+            labels=labels,
+        )
+        for seed, (name, labels) in enumerate(sites.items())
+    ]
+
+
+@pytest.fixture(scope="module")
+def readings(experts: list[ViewExpert]) -> Readings:
+    return read_all(experts, images(COUNT, seed=7))
+
+
+@pytest.fixture(scope="module")
+def told(readings: Readings) -> SiteOutlook:
+    return tell_site(readings, LABELS, range(COUNT))
+
+
+def test_means_are_told_by_class_and_one_spread_of_the_site(
+    readings: Readings, told: SiteOutlook
+) -> None:
+    assert told.images == {"A2C": 20, "A4C": 40}
+    rows = [number for number, label in enumerate(LABELS) if label == "A4C"]
+    seen = torch.cat([readings.features["south"], readings.discrepancy["south"]], dim=1).numpy()
+    outlook = told.experts["south"]
+    np.testing.assert_allclose(outlook.mean["A4C"], seen[rows].mean(0), rtol=1e-6)
+    square = sum(
+        np.square(seen[number] - outlook.mean[label]) for number, label in enumerate(LABELS)
+    )
+    np.testing.assert_allclose(outlook.std, np.sqrt(square / COUNT), rtol=1e-5)
+
+
+def test_class_with_too_few_patients_is_not_told_however_many_images_it_has(
+    readings: Readings,
+) -> None:
+    few = [number % (SMALLEST_CLASS - 1) for number in range(COUNT)]
+    patients = [100 + number if LABELS[number] == "A4C" else few[number] for number in range(COUNT)]
+    some = tell_site(readings, LABELS, patients)
+    assert set(some.images) == {"A4C"}
+    assert all(set(outlook.mean) == {"A4C"} for outlook in some.experts.values())
+    with pytest.raises(DataError, match="none has 11 patients"):
+        tell_site(readings, LABELS, few)
+
+
+def test_spread_of_what_is_told_does_not_know_classes_that_are_not(readings: Readings) -> None:
+    few = [number % 5 if LABELS[number] == "A2C" else 100 + number for number in range(COUNT)]
+    rows = torch.tensor([number for number, label in enumerate(LABELS) if label == "A4C"])
+    alone = tell_site(readings.rows(rows), ["A4C"] * len(rows), range(len(rows)))
+    beside = tell_site(readings, LABELS, few)
+    for name in alone.experts:
+        np.testing.assert_array_equal(beside.experts[name].std, alone.experts[name].std)
+
+
+def test_draws_have_the_means_and_the_spread_that_were_told_and_the_logits_that_follow(
+    experts: list[ViewExpert], told: SiteOutlook
+) -> None:
+    many = replace(told, images={label: 200 * count for label, count in told.images.items()})
+    drawn, labels = draw_readings([many], experts, rng=stream(1, "draws"))
+    assert labels == ["A2C"] * 4_000 + ["A4C"] * 8_000
+    for expert in experts:
+        outlook, width = told.experts[expert.name], expert.net.features
+        seen = drawn.discrepancy[expert.name][4_000:].numpy()
+        np.testing.assert_allclose(seen.mean(0), outlook.mean["A4C"][width:], atol=0.03)
+        np.testing.assert_allclose(seen.std(0), outlook.std[width:], rtol=0.05)
+        assert (drawn.features[expert.name] >= 0).all()
+        with torch.no_grad():
+            logit = expert.net.classify(drawn.features[expert.name])
+        torch.testing.assert_close(drawn.logits[expert.name], logit)
+
+
+def test_nothing_told_and_an_expert_that_was_not_run_are_refused(
+    experts: list[ViewExpert], told: SiteOutlook
+) -> None:
+    with pytest.raises(DataError, match="nothing to learn fusion from"):
+        draw_readings([], experts, rng=stream(1, "draws"))
+    alone = tell_site(read_all(experts[:1], images(COUNT, seed=7)), LABELS, range(COUNT))
+    with pytest.raises(DataError, match="what the expert south sees"):
+        draw_readings([told, alone], experts, rng=stream(1, "draws"))
+
+
+def test_site_that_tells_of_another_network_or_nan_is_refused(
+    experts: list[ViewExpert], readings: Readings, told: SiteOutlook
+) -> None:
+    own = told.experts["south"]
+    narrow = replace(own, std=own.std[:-1])
+    with pytest.raises(DataError, match="not of its network"):
+        draw_readings(
+            [replace(told, experts={**told.experts, "south": narrow})],
+            experts,
+            rng=stream(1, "draws"),
+        )
+    nan = replace(own, std=own.std * np.nan)
+    with pytest.raises(DataError):
+        draw_readings(
+            [replace(told, experts={**told.experts, "south": nan})], experts, rng=stream(1, "x")
+        )
+    spoiled = replace(readings, features={k: v * np.nan for k, v in readings.features.items()})
+    with pytest.raises(DataError):
+        tell_site(spoiled, LABELS, range(COUNT))
+
+
+def test_batches_are_picked_with_their_labels(readings: Readings) -> None:
+    label_B = torch.arange(COUNT)
+    part, label = pick_readings(readings, label_B)(8, torch_stream(1, "batch"))
+    assert torch.equal(part.logits["north"], readings.logits["north"][label])
