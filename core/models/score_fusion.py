@@ -86,6 +86,7 @@ class ScoreFusion(nn.Module):
                 fix="train them by one configuration",
             )
         self.experts = tuple(experts)
+        self.hidden = hidden
         self.classes = merge_classes(experts)
         self.weighted = weighted
         self.maps = nn.ModuleDict(
