@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from vitrael.core.geometry import Affine
 if TYPE_CHECKING:
     from vitrael.core.workbench.folder import ModelDocument
 
+D = TypeVar("D")
 _SUFFIX: Final = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 _TOLERANCE_MM: Final = 1e-3
 _ROUNDING: Final = 1e-3
@@ -143,6 +144,49 @@ def demand_unit_range(scan: Scan) -> None:
             why="those of a prepared file do not",
             fix="leave --prepared out",
         )
+
+
+def take_each(
+    files: Sequence[Path],
+    act: Callable[[int, Path], D | Refused],
+    *,
+    name: Callable[[Path], str] | None,
+    twice: str,
+    finished: Callable[[D], None] | None = None,
+    refused: Callable[[Refused], None] | None = None,
+) -> tuple[list[D], list[Refused]]:
+    """Return what ``act`` makes of each file, counted from 1, and what cannot be used.
+
+    A file whose result would have the ``name`` of another's is refused, and ``twice`` says so; None
+    where no result is written. Both callbacks are told of each file as it ends. Raises
+    StorageError, which says what is finished.
+    """
+    done: list[D] = []
+    left_out: list[Refused] = []
+    named: dict[str, int] = {}
+    numbers: list[int] = []
+    for number, path in enumerate(files, 1):
+        own = str(number) if name is None else name(path)
+        if own in named:
+            result: D | Refused = Refused(
+                number, path, f"file {named[own]} has the same name, {twice}"
+            )
+        else:
+            try:
+                result = act(number, path)
+            except StorageError as error:
+                raise tell_finished(error, numbers) from error
+        if isinstance(result, Refused):
+            left_out.append(result)
+            if refused is not None:
+                refused(result)
+        else:
+            named[own] = number
+            numbers.append(number)
+            done.append(result)
+            if finished is not None:
+                finished(result)
+    return done, left_out
 
 
 def read_record(path: Path, key: Digest, files: Sequence[Path]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ import torch
 from vitrael.core.data.nifti import encode_nifti
 from vitrael.core.data.scan import Scan
 from vitrael.core.digest import digest_file, digest_json
-from vitrael.core.errors import ConfigError, DataError, ScanError, StorageError
+from vitrael.core.errors import ConfigError, DataError, ScanError
 from vitrael.core.models.brain_ldm import latent_denoiser, trained_sigmas
 from vitrael.core.sampling.denoisers import NULL_CONDITION
 from vitrael.core.scoring.calibration import Calibration, read_calibration
@@ -36,7 +36,7 @@ from vitrael.core.workbench.inputs import (
     read_record,
     reason_of,
     stem_of,
-    tell_finished,
+    take_each,
     tell_unreadable,
     write_record,
 )
@@ -153,30 +153,20 @@ def score_files(
     and ``refused`` were told of each file before.
     """
     scorer = FrugalScorer(open_scorer(model))
-    done: list[Scored] = []
-    left_out: list[Refused] = []
-    names: dict[str, int] = {}
-    for number, path in enumerate(files, 1):
-        stem = stem_of(path)
-        if maps is not None and stem in names:
-            reason = f"file {names[stem]} has the same name, so would its maps"
-            result: Scored | Refused = Refused(number, path, reason)
-        else:
-            try:
-                result = _score_file(model, scorer, path, maps, number=number, prepared=prepared)
-            except StorageError as error:
-                raise tell_finished(error, [one.number for one in done]) from error
-        if isinstance(result, Refused):
-            left_out.append(result)
-            if refused is not None:
-                refused(result)
-        else:
-            names[stem] = number
-            done.append(result)
-            if scored is not None:
-                scored(result)
+
+    def score(number: int, path: Path) -> Scored | Refused:
+        result = _score_file(model, scorer, path, maps, number=number, prepared=prepared)
         tell("score files", number, len(files))
-    return done, left_out
+        return result
+
+    return take_each(
+        files,
+        score,
+        name=None if maps is None else stem_of,
+        twice="so would its maps",
+        finished=scored,
+        refused=refused,
+    )
 
 
 class FrugalScorer:

@@ -50,10 +50,10 @@ class Account(Generic[F]):
         try:
             yield
         except (VitraelError, KeyboardInterrupt) as error:
-            if isinstance(error, VitraelError) and as_json:
-                error.finished = self._told(facts)
-            else:
+            if not as_json:
                 self._show_all()
+            elif isinstance(error, VitraelError):
+                error.finished = self._told(facts)
             self._tell_shortcomings(as_json=as_json)
             raise
         if as_json:

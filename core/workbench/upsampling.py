@@ -16,7 +16,7 @@ import torch
 from vitrael.core.data.nifti import encode_nifti, read_nifti
 from vitrael.core.data.scan import Scan
 from vitrael.core.digest import Digest, digest_bytes, digest_file, digest_json
-from vitrael.core.errors import DataError, ScanError, StorageError
+from vitrael.core.errors import DataError, ScanError
 from vitrael.core.models.brain_ldm import latent_denoiser, latent_levels
 from vitrael.core.sampling.inverse import InversionSettings, Prior, SuperResolver
 from vitrael.core.sampling.operators import SliceMask, ThickSlices, VoxelMask
@@ -26,7 +26,7 @@ from vitrael.core.workbench.inputs import (
     read_record,
     reason_of,
     stem_of,
-    tell_finished,
+    take_each,
     tell_unreadable,
     write_record,
 )
@@ -114,29 +114,16 @@ def upsample_files(
     the scan lies in the world. Raises StorageError, which names the files that are finished, when
     the disk refuses.
     """
-    done: list[Upsampled] = []
-    left_out: list[Refused] = []
-    taken: dict[str, int] = {}
-    for number, path in enumerate(files, 1):
-        name = result_name(path)
-        if name in taken:
-            reason = f"file {taken[name]} has the same name, and both would be written to one place"
-            result: Upsampled | Refused = Refused(number, path, reason)
-        else:
-            try:
-                result = _upsample_file(model, order, _Job(number, path, to / name), tell=tell)
-            except StorageError as error:
-                raise tell_finished(error, [one.number for one in done]) from error
-        if isinstance(result, Refused):
-            left_out.append(result)
-            if refused is not None:
-                refused(result)
-        else:
-            taken[name] = number
-            done.append(result)
-            if written is not None:
-                written(result)
-    return done, left_out
+    return take_each(
+        files,
+        lambda number, path: _upsample_file(
+            model, order, _Job(number, path, to / result_name(path)), tell=tell
+        ),
+        name=result_name,
+        twice="and both would be written to one place",
+        finished=written,
+        refused=refused,
+    )
 
 
 def result_name(path: Path) -> str:

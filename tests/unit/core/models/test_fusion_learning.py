@@ -21,6 +21,7 @@ from vitrael.core.models.fusion_learning import (
 from vitrael.core.models.score_fusion import Readings
 from vitrael.core.models.view_expert import ViewExpert, build_view_net, complete_expert
 from vitrael.core.rng import stream, torch_stream
+from vitrael.privacy.leakage import SMALLEST_COUNT
 
 COUNT = 60
 LABELS = ["A4C" if number % 3 else "A2C" for number in range(COUNT)]
@@ -74,6 +75,10 @@ def test_class_with_too_few_patients_is_not_told_however_many_images_it_has(
     assert all(set(outlook.mean) == {"A4C"} for outlook in some.experts.values())
     with pytest.raises(DataError, match="none has 11 patients"):
         tell_site(readings, LABELS, few)
+
+
+def test_smallest_class_is_the_smallest_count_that_may_be_told_anywhere() -> None:
+    assert SMALLEST_CLASS == SMALLEST_COUNT
 
 
 def test_spread_of_what_is_told_does_not_know_classes_that_are_not(readings: Readings) -> None:

@@ -186,6 +186,41 @@ def test_memory_that_ends_later_takes_nothing_from_the_files_before(
     assert "restoration of one image" in told["error"]["what"]
 
 
+def test_file_that_is_given_twice_is_scored_twice_where_no_maps_are_written(
+    model: Model, place: Path, tmp_path: Path
+) -> None:
+    twice = scan_files(place)[:1] * 2
+    found, refused = score_files(model, twice)
+    assert ([one.number for one in found], refused) == ([1, 2], [])
+    found, refused = score_files(model, twice, maps=tmp_path)
+    assert [one.number for one in found] == [1]
+    assert "same name" in refused[0].reason
+
+
+def test_interrupted_json_is_one_document(
+    scoring: Path,
+    model: Model,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Interrupted(list[int]):
+        def append(self, rows: int) -> None:
+            super().append(rows)
+            if len(self) > 20:
+                raise KeyboardInterrupt
+
+    scarce = make_scarce(monkeypatch, model, most=1_000)
+    scarce.asked = Interrupted()
+    files = list(map(str, scan_files(place)[:3]))
+    brief = ("--device", "cpu", "--threads", "1")
+    assert run(["model", "score", str(scoring), *files, *brief, "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 130
+    scarce.asked = Interrupted()
+    assert run(["model", "score", str(scoring), *files, *brief]) == 130  # without it, a table
+    assert files[0] in capsys.readouterr().out
+
+
 def test_maps_lie_where_the_scan_lies(model: Model, place: Path, tmp_path: Path) -> None:
     path = scan_files(place)[0]
     scored, _ = score_files(model, [path], maps=tmp_path)
