@@ -197,6 +197,24 @@ class ViewRetrievalConfig(Section):
     training: LocalTrainingConfig
 
 
+class BackMixConfig(Section):
+    """Training on the backgrounds of other pictures (BackMix and wBackMix)."""
+
+    sectors_frac: float = Field(
+        default=1.0, gt=0, le=1, description="share of the pictures whose sector mask is used"
+    )
+    emphasis: float = Field(
+        default=0.0, ge=0, description="lambda of wBackMix: how much more a mixed picture counts"
+    )
+
+    @model_validator(mode="after")
+    def _plain_pictures_count(self) -> Self:
+        if not self.emphasis * self.sectors_frac < 1:
+            msg = "emphasis times sectors_frac must be below 1, or plain pictures count for nothing"
+            raise ValueError(msg)
+        return self
+
+
 class ViewExpertConfig(Section):
     """A site's classifier of views: MONAI's residual network with the small stem, four stages."""
 
@@ -207,10 +225,22 @@ class ViewExpertConfig(Section):
     blocks: tuple[Positive, Positive, Positive, Positive] = (2, 2, 2, 2)
     stem_stride: Literal[1, 2] = Field(default=1, description="2: a quarter of the arithmetic")
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    backmix: BackMixConfig | None = Field(
+        default=None, description="needs sector masks; None: pictures keep their background"
+    )
+    training: LocalTrainingConfig
+
+
+class ScoreFusionConfig(Section):
+    """The network over all experts that weighs them; the coordinator alone trains it."""
+
+    kind: Literal["score_fusion"]
+    hidden: Positive = Field(default=16, description="width of the network that weighs an expert")
     training: LocalTrainingConfig
 
 
 SystemConfig = Annotated[BrainLDMConfig | ReidEncoderConfig, Field(discriminator="kind")]
+ExpertSystemConfig = Annotated[ViewExpertConfig | ScoreFusionConfig, Field(discriminator="kind")]
 
 
 def _demand_groups(channels: tuple[int, ...], norm_groups: int) -> None:

@@ -24,8 +24,8 @@ from pydantic import (
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, canonical_json, digest_json
 from vitrael.core.errors import EnvelopeError
+from vitrael.core.protocols import Name, parse_digest
 from vitrael.core.rounds import LONGEST_DEADLINE_S
-from vitrael.core.study import Name, parse_digest
 
 StageName = Literal[
     "consent",
@@ -37,8 +37,29 @@ StageName = Literal[
     "screening",
     "audit",
     "signing",
+    "expert",
+    "outlooks",
+    "averaged",
+    "relay",
+    "comparison",
 ]
 """The stages in which the sites take part."""
+
+_FIRST: Final = ("consent", "canary")
+STAGES: Final[Mapping[str, tuple[StageName, ...]]] = {
+    "synthesis": (
+        *_FIRST,
+        "codec",
+        "latents",
+        "calibration",
+        "teacher",
+        "screening",
+        "audit",
+        "signing",
+    ),
+    "experts": (*_FIRST, "expert", "outlooks", "averaged", "relay", "comparison"),
+}
+"""Aim of a protocol -> what its study may ask of the sites."""
 
 Parcel = Mapping[str, bytes]
 """``envelope`` holds the signed document, every other name a sealed safetensors attachment."""
@@ -193,13 +214,21 @@ class PrivacyTerms(Section):
     """What a consent says of privacy, read from the protocol that it names."""
 
     path: Literal["dp", "empirical"]
-    policy: str = Field(min_length=1, max_length=48)
+    policy: str | None = Field(min_length=1, max_length=48)
+    """None where nothing is released."""
     screening: bool
     """Whether candidates are judged against this site's own scans."""
-    false_match_rate: float = Field(gt=0, lt=1)
+    false_match_rate: float | None = Field(gt=0, lt=1)
+    """None where no candidate is made."""
     votes: int = Field(ge=0, description="bits told of candidates; 0 without screening")
+    features: bool | None = None
+    """Whether numbers of each single picture are told; None in a study that asks for none."""
     epsilon: float | None = Field(default=None, gt=0)
     """Privacy budget of the protocol; None on the empirical path, which prints none."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_none(dump(self), ("features",))
 
 
 class CohortTerms(Section):

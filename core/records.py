@@ -45,6 +45,28 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class ViewImages:
+    """Private pictures of one split with what they show; lives inside one process of a site."""
+
+    image_BCHW: np.ndarray
+    """float32 in [0, 1], one channel."""
+    label_B: tuple[str, ...]
+    """In the site's own words."""
+    patient_B: np.ndarray
+    """int64 index of the patient; means nothing outside this object."""
+    sector_BHW: np.ndarray | None
+    """bool: the cone; None where the recipe finds none."""
+
+    def __repr__(self) -> str:
+        """Show nothing of a patient, not even how many there are."""
+        return "ViewImages(private)"
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.image_BCHW)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class PatientImages:
     """Private images of one split with whose they are; lives inside one process of a site."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from vitrael.core.digest import canonical_json
 
 if TYPE_CHECKING:
     import torch
+
+_LARGEST_DRAW: Final = 2**63 - 1
 
 
 def stream_seed(seed: int, *name: str | int) -> int:
@@ -50,4 +52,24 @@ def seeded_initialization(seed: int, *name: str | int) -> Iterator[None]:
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream_seed(seed, *name))
+        yield
+
+
+@contextmanager
+def layers_draw_from(rng: torch.Generator, *, device: torch.device) -> Iterator[None]:
+    """Let layers called inside, such as dropout, draw from ``rng`` on the CPU and on ``device``.
+
+    PyTorch's layers draw from the global generators alone. Inside, these begin at one draw of
+    ``rng``, so that whoever keeps its state keeps theirs; afterwards, and after an error too, their
+    own states are put back. Those of other devices are not touched.
+    """
+    import torch  # noqa: PLC0415 - the researcher's install has no torch
+
+    seed = int(torch.randint(_LARGEST_DRAW, (1,), generator=rng, device=rng.device))
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

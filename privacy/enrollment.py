@@ -17,7 +17,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from vitrael.core.messages import DigestField, Message, Nonce, UtcField
-from vitrael.core.study import Name
+from vitrael.core.protocols import Name
 from vitrael.core.text import Sentence
 from vitrael.privacy.keys import PublicKeys
 

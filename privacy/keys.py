@@ -30,7 +30,7 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, digest_json, write_atomically
 from vitrael.core.errors import AuthError, StorageError, UsageError
-from vitrael.core.study import Name
+from vitrael.core.protocols import Name
 from vitrael.privacy.sealed_file import is_sealed, open_sealed, seal_bytes
 
 T = TypeVar("T")
@@ -251,9 +251,17 @@ def load_public_keys(path: Path) -> PublicKeys:
     return _load_json(path, TypeAdapter(PublicKeys))
 
 
-def roster_digest(members: Mapping[str, PublicKeys]) -> Digest:
-    """Return the name of a roster: of its members' names and keys, whatever their order."""
-    return digest_json({name: keys.model_dump() for name, keys in members.items()})
+def roster_digest(
+    members: Mapping[str, PublicKeys], *, labels: Mapping[str, Mapping[str, str]] | None = None
+) -> Digest:
+    """Return the name of a roster: of its members' names and keys, whatever their order.
+
+    Where the study maps words of its sites (``labels``), the map is part of the name.
+    """
+    keyed = {name: keys.model_dump() for name, keys in members.items()}
+    if not labels:
+        return digest_json(keyed)
+    return digest_json([keyed, {site: dict(words) for site, words in labels.items()}])
 
 
 def save_roster(members: Mapping[str, PublicKeys], path: Path) -> None:

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from vitrael.core.configs import Section
 from vitrael.core.digest import write_atomically
-from vitrael.core.study import Name
+from vitrael.core.protocols import Name
 from vitrael.server.federation.progress import Tail
 from vitrael.server.runs import AT_WORK, StudyState
 from vitrael.server.supervisor import ChildState

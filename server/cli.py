@@ -6,16 +6,13 @@ import json
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
 from vitrael.core.errors import VitraelError
 from vitrael.server.lineage_cli import affected, recall
-from vitrael.server.study_cli import offer, start, stop
-
-if TYPE_CHECKING:
-    from vitrael.core.study import Study
+from vitrael.server.study_cli import add_expert, drop_expert, offer, start, stop, table
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 _STUDY = click.Path(path_type=Path, dir_okay=False)
@@ -122,10 +119,10 @@ def _name_resume(error: VitraelError, again: str, *, study: str) -> None:
 
 @click.group()
 def study() -> None:
-    """Check, offer, start and stop studies."""
+    """Check, offer, start, amend and stop studies."""
 
 
-for command in (offer, start, stop, affected):
+for command in (offer, start, stop, add_expert, drop_expert, table, affected):
     study.add_command(command)
 
 
@@ -135,71 +132,15 @@ for command in (offer, start, stop, affected):
 def check(file: Path, *, as_json: bool) -> None:
     """Explain a study, or say what is wrong with file, key and remedy."""
     from vitrael.core.study import load_study  # noqa: PLC0415
+    from vitrael.server.explaining import explain_study, find_shortfalls  # noqa: PLC0415
 
     loaded = load_study(file)
     if as_json:
         names = {"study": loaded.digest, "protocol": loaded.protocol.digest}
-        facts = {**names, "too_small": _shortfalls(loaded)}
+        facts = {**names, "too_small": find_shortfalls(loaded)}
         click.echo(json.dumps({**facts, "document": loaded.model_dump(mode="json")}))
     else:
-        click.echo(_explain(loaded))
-
-
-def _explain(loaded: Study) -> str:
-    protocol, generator = loaded.protocol, loaded.protocol.generator
-    grid = "x".join(map(str, protocol.data.grid_vox))
-    screening = (
-        f"each site drops what comes closer to its patients than "
-        f"{protocol.screening.false_match_rate:.0%} of strangers do"
-        if protocol.screening.enabled
-        else "OFF: no candidate is judged, and the gates will refuse"
-    )
-    below = [f"{key} below {least:,}" for key, least in _shortfalls(loaded).items()]
-    below += [] if protocol.screening.enabled else ["protocol.screening.enabled = false"]
-    short = " and ".join(below)
-    rows = {
-        "study": f"{protocol.name} {protocol.version}, {loaded.digest}",
-        "protocol": f"{protocol.digest}, which sites consent to",
-        "purpose": protocol.purpose,
-        "sites": f"{', '.join(loaded.roster.sites)} (quorum {protocol.federation.quorum})",
-        "license": protocol.license,
-        "path": f"{protocol.path}, judged by the policy {protocol.policy}",
-        "scans": f"recipe {protocol.data.recipe}, {grid} voxels of {protocol.data.spacing_mm:g} mm",
-        "codec": _training(generator.codec.training.rounds, generator.codec.training.length_images),
-        "teacher": _training(
-            generator.teacher.training.rounds, generator.teacher.training.length_images
-        ),
-        "leaves a site": "weights, sums over its patients, one vote a candidate, counted evidence",
-        "comes down": "weights of codec and teacher, unscreened candidates, samples to audit",
-        "screening": screening,
-        "released": f"{protocol.distillation.released} samples of a student that learned from "
-        f"what is kept of {protocol.distillation.candidates} candidates",
-        "gates": f"WILL REFUSE: {short}" if short else "its own numbers reach what they need",
-    }
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
-
-
-def _shortfalls(loaded: Study) -> dict[str, int]:
-    """Return the keys that are too small for the gates of the policy, with what these need."""
-    from vitrael.privacy.gates import POLICIES, find_shortfalls  # noqa: PLC0415
-    from vitrael.privacy.leakage import split_plants  # noqa: PLC0415
-
-    protocol, sites = loaded.protocol, len(loaded.roster.sites)
-    keys = {
-        "filter.power": "protocol.audit.plants_per_class",
-        "copies.excess_share": "protocol.distillation.released",
-    }
-    planned = {
-        "filter.power": split_plants(protocol.audit.plants_per_class, sites) * sites,
-        "copies.excess_share": protocol.distillation.released,
-    }
-    short = find_shortfalls(POLICIES[protocol.policy], planned)
-    return {keys[name]: least for name, least in short.items()}
-
-
-def _training(rounds: int, length_images: int) -> str:
-    return f"{length_images:,} images a site in {rounds} round{'s' if rounds > 1 else ''}"
+        click.echo(explain_study(loaded))
 
 
 @click.group()

@@ -27,6 +27,7 @@ import tomli_w
 from vitrael.core.data.layouts.find import find_sources
 from vitrael.core.data.partition import partition_by_subject, write_site_folder
 from vitrael.core.data.phantoms.cohorts import write_phantom_files
+from vitrael.core.data.phantoms.echo_sites import write_view_files
 from vitrael.core.data.recipes import RECIPES
 from vitrael.core.data.walk import walk_files
 from vitrael.core.digest import write_atomically
@@ -38,12 +39,17 @@ from vitrael.core.errors import (
     StorageError,
     UsageError,
 )
+from vitrael.core.protocols import ExpertsProtocol, SynthesisProtocol
 from vitrael.core.study import Study, load_study, parse_study
 from vitrael.server.demo_enrollment import enroll_sites, run_at_sites
 from vitrael.server.federation.layout import RehearsalLayout, site_home
 
 PHANTOM_PATIENTS = 160
 PHANTOM_VISITS = 2
+VIEW_PATIENTS = 300
+"""Of each site in a study of experts, with one picture each."""
+_VIEW_PX = 112
+"""Edge of a picture as the machine makes it, before any recipe."""
 _FREE_BYTES = 1 << 30
 _CONSENT_S = 120
 _INGEST_S = 3600
@@ -139,6 +145,12 @@ def _asked_study(plan: DemoPlan) -> bytes:
     load_study(path)
     document = tomllib.loads(path.read_text(encoding="utf-8"))
     if plan.policy is not None:
+        if document["protocol"].get("aim") == "experts":
+            raise UsageError(
+                "a study of experts has no policy",
+                why="nothing of it is released",
+                fix="leave --policy out",
+            )
         document["protocol"]["policy"] = plan.policy
     return tomli_w.dumps(document).encode()
 
@@ -154,7 +166,8 @@ def _demand_same(plan: DemoPlan) -> Study:
     study = load_study(plan.home / "study.toml")
     made = json.loads((plan.home / PREPARED).read_bytes()).get("asked", {})
     changed = []
-    if plan.policy not in (None, study.protocol.policy):
+    policy = study.protocol.policy if isinstance(study.protocol, SynthesisProtocol) else None
+    if plan.policy not in (None, policy):
         changed.append("--policy")
     if plan.study and parse_study(_asked_study(plan), label=str(plan.study)) != study:
         changed.append("--study")
@@ -239,9 +252,12 @@ def _take_in(plan: DemoPlan, study: Study, *, tell: Callable[[str], None]) -> di
 def _draw_phantoms(
     plan: DemoPlan, study: Study, folders: Mapping[str, Path], *, tell: Callable[[str], None]
 ) -> None:
+    if isinstance(study.protocol, ExpertsProtocol):
+        _draw_phantom_views(plan, study, study.protocol, folders, tell=tell)
+        return
     patients = plan.patients or PHANTOM_PATIENTS
     tell(f"drawing {patients} phantom patients for each of {len(folders)} sites")
-    data = study.protocol.data
+    data = study.synthesis.data
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         drawn = [
             pool.submit(
@@ -256,6 +272,37 @@ def _draw_phantoms(
             )
             for site, folder in folders.items()
         ]
+        for future in drawn:
+            future.result()
+
+
+def _draw_phantom_views(
+    plan: DemoPlan,
+    study: Study,
+    protocol: ExpertsProtocol,
+    folders: Mapping[str, Path],
+    *,
+    tell: Callable[[str], None],
+) -> None:
+    """Write each site's pictures, labelled in its own words where the study maps these."""
+    patients = plan.patients or VIEW_PATIENTS
+    tell(f"drawing pictures of {patients} phantom patients for each of {len(folders)} sites")
+    views = protocol.data.views
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        drawn = []
+        for place, (site, folder) in enumerate(folders.items()):
+            own = {view: word for word, view in study.roster.labels.get(site, {}).items()}
+            drawn.append(
+                pool.submit(
+                    write_view_files,
+                    folder,
+                    seed=protocol.seed,
+                    site=place,
+                    words={view: own.get(view, view) for view in views},
+                    patients=patients,
+                    edge_px=_VIEW_PX,
+                )
+            )
         for future in drawn:
             future.result()
 

@@ -8,13 +8,16 @@ import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+from vitrael.core.data.phantoms.echo_sites import TABLE
 from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL
-from vitrael.core.messages import StageName
+from vitrael.core.messages import STAGES
+from vitrael.core.protocols import ExpertsProtocol
 from vitrael.core.study import Study
 from vitrael.privacy.release.manifest import RECALLED
-from vitrael.server.demo import PREPARED
+from vitrael.server.demo import HOSPITALS, PREPARED
+from vitrael.server.demo_pooled import compare_pooled
 from vitrael.server.federation import flower_home
 from vitrael.server.federation.exchange import ABSENT_S
 from vitrael.server.federation.layout import RehearsalLayout
@@ -22,10 +25,13 @@ from vitrael.server.progress import Progress
 from vitrael.server.registry import Registry, ui_command, ui_page
 from vitrael.server.rehearsal import rehearse
 from vitrael.server.studies.recording import Recorder
+from vitrael.server.studies.tables import read_comparison, show_whole
 
-_ONCE = frozenset(get_args(StageName)) - {"codec", "teacher"}
+_ONCE = frozenset(STAGES["synthesis"]) - {"codec", "teacher"}
 """Stages that ask each site once; the others go by rounds."""
 _STARTING_S = 600.0
+_FUSION_S = 600.0
+"""What the coordinator itself does in a study of experts: a hundred times what was measured."""
 _VOXELS_A_SECOND = 50_000
 """What the coordinator brings through a network at least: a fortieth of what was measured."""
 
@@ -45,15 +51,19 @@ def run_demo(layout: RehearsalLayout, study: Study, *, began: float) -> tuple[De
     for a study that would end with 0 and had to leave unreadable scans out.
     """
     home = layout.home
-    progress = Progress(sites=len(study.roster.sites), began=began)
+    experts = isinstance(study.protocol, ExpertsProtocol)
+    progress = Progress(sites=len(study.roster.sites), experts=experts, began=began)
     code = rehearse(layout, on_event=progress.follow, timeout_s=longest_run_s(study))
     Recorder(home).catch_up()
     document = json.loads((home / "outcome.json").read_bytes())
     experiment = Registry.open(home).experiment(study.protocol.name, study.digest)
     commands = {**_commands(home, document), "mlflow_page": ui_page(experiment)}
     seconds = round(time.monotonic() - began)
-    recalled = {"recalled": _is_recalled(home, document["release"])}
+    release = document.get("release")
+    recalled = {} if release is None else {"recalled": _is_recalled(home, release)}
     outcome = {**document, "home": str(home), "seconds": seconds, **recalled, **commands}
+    if experts and code in {EXIT_OK, EXIT_PARTIAL}:
+        outcome["pooled"] = _compare_pooled(layout, study)
     if code == EXIT_OK and _unreadable(home):
         code = EXIT_PARTIAL
     return DemoOutcome(outcome, _tell(outcome, study)), code
@@ -65,9 +75,10 @@ def longest_run_s(study: Study) -> float:
     Each exchange may take its deadline, and the wait for a site before it. The coordinator trains
     the student and draws candidates and samples.
     """
-    protocol, generator = study.protocol, study.protocol.generator
-    rounds = generator.codec.training.rounds + generator.teacher.training.rounds
-    exchanges = len(_ONCE) + rounds
+    if isinstance(study.protocol, ExpertsProtocol):
+        return _longest_experts_s(study, study.protocol)
+    protocol, generator = study.synthesis, study.synthesis.generator
+    exchanges = len(_ONCE) + sum(config.rounds for config in protocol.trained.values())
     images = (
         generator.student.training.length_images
         + protocol.distillation.candidates * generator.teacher.sampling_steps
@@ -75,6 +86,12 @@ def longest_run_s(study: Study) -> float:
     )
     own_s = images * math.prod(protocol.data.grid_vox) / _VOXELS_A_SECOND
     return _STARTING_S + exchanges * (protocol.federation.deadline_s + ABSENT_S) + own_s
+
+
+def _longest_experts_s(study: Study, protocol: ExpertsProtocol) -> float:
+    exchanges = len(STAGES["experts"]) + len(study.roster.sites)
+    exchanges += sum(config.rounds for config in protocol.trained.values())
+    return _STARTING_S + exchanges * (protocol.federation.deadline_s + ABSENT_S) + _FUSION_S
 
 
 def program() -> str:
@@ -96,7 +113,9 @@ def _is_recalled(home: Path, release: str) -> bool:
 
 def _commands(home: Path, document: dict[str, Any]) -> dict[str, str]:
     commands = {"mlflow": ui_command(home)}
-    if document["outcome"] == "pass":
+    if "panel" in document:
+        commands["predict"] = shlex.join([program(), "model", "predict", document["panel"], "FILE"])
+    elif document["outcome"] == "pass":
         name, _, version = document["release"].partition("@")
         trust = ["--trust", str(home / "trust.json")]
         target = str(home / f"pulled-{name}-{version}")
@@ -108,10 +127,34 @@ def _commands(home: Path, document: dict[str, Any]) -> dict[str, str]:
     return commands
 
 
+def _compare_pooled(layout: RehearsalLayout, study: Study) -> dict[str, Any] | None:
+    """Return what one network does that has all phantom pictures; None for other pictures."""
+    folders = {site: layout.home / HOSPITALS / site for site in study.roster.sites}
+    if not all((folder / TABLE).is_file() for folder in folders.values()):
+        return None
+    return compare_pooled(folders, study)
+
+
+def _tell_experts(outcome: dict[str, Any]) -> str:
+    home = Path(outcome["home"])
+    comparison = read_comparison(home)
+    if outcome.get("pooled"):
+        comparison["table"] = [*comparison["table"], outcome["pooled"]]
+    lines = ["", *show_whole(comparison), ""]
+    if outcome["status"] == "partial":
+        lines.append(f"A site was absent from a round: {outcome['sentence']}")
+    lines += [f"Report:   {outcome['report']}", f"Panel:    {outcome['panel']}"]
+    lines += [f"Predict:  {outcome['predict']}"]
+    lines += [f"MLflow:   {outcome['mlflow']}", f"          and then {outcome['mlflow_page']}"]
+    return "\n".join(lines)
+
+
 def _tell(outcome: dict[str, Any], study: Study) -> str:
+    if "panel" in outcome:
+        return _tell_experts(outcome)
     lines = [""]
     if outcome["outcome"] == "pass":
-        volumes = study.protocol.distillation.released
+        volumes = study.synthesis.distillation.released
         sites = len(study.roster.sites)
         mark = "" if outcome["publishable"] else " A rehearsal: not for publication."
         lines.append(

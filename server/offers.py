@@ -51,11 +51,25 @@ def offer_study(
     protocol. Raises StudyError for a document that cannot be used, AuthError when a site that it
     names is not enrolled, UsageError when the present one of that name runs.
     """
-    study, data = _read_study(file)
+    return offer_document(
+        settings, _read_bytes(file), label=str(file), confirm=confirm, dry_run=dry_run
+    )
+
+
+def offer_document(
+    settings: ServerSettings,
+    data: bytes,
+    *,
+    label: str,
+    confirm: Callable[[Study], object] = lambda _: None,
+    dry_run: bool = False,
+) -> Study:
+    """Offer a study that is given as its document, which errors call ``label``; return it."""
+    study = parse_study(data, label=label)
     name = study.protocol.name
     if len(data) > MOST_BYTES:
         raise StudyError(
-            f"{file} has {len(data)} bytes", why=f"sites are offered at most {MOST_BYTES}"
+            f"{label} has {len(data)} bytes", why=f"sites are offered at most {MOST_BYTES}"
         )
     demand_enrolled(settings, study)
     at_work = _at_work(settings.home)
@@ -194,13 +208,17 @@ def _read_offered(settings: ServerSettings, name: str) -> tuple[Study, bytes]:
 
 def _read_study(path: Path) -> tuple[Study, bytes]:
     """Return a study and the very bytes that say it."""
+    data = _read_bytes(path)
+    return parse_study(data, label=str(path)), data
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise StudyError(
             f"study {path} cannot be read", why=error.strerror or "", fix="check the path"
         ) from error
-    return parse_study(data, label=str(path)), data
 
 
 def demand_running(settings: ServerSettings) -> ServerState:

@@ -16,7 +16,7 @@ from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, digest_json, write_atomically
 from vitrael.core.errors import ConfigError
 from vitrael.core.messages import DigestField, UtcField
-from vitrael.core.study import Name
+from vitrael.core.protocols import Name
 
 ORDER = "order.json"
 

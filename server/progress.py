@@ -31,7 +31,19 @@ STAGES = (
     "signing",
     "publication",
 )
-"""In their order; a study that is refused ends with the gates."""
+"""Of a synthetic set, in their order; a study that is refused ends with the gates."""
+EXPERT_STAGES = (
+    "consent",
+    "canary",
+    "expert",
+    "outlooks",
+    "fusion",
+    "averaged",
+    "relay",
+    "comparison",
+    "panel",
+)
+"""Of experts, in their order; a study may ask for no rivals."""
 
 
 @dataclass(slots=True)
@@ -41,6 +53,8 @@ class Progress:
     sites: int
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     clock: Callable[[], float] = time.monotonic
+    experts: bool = False
+    """Whether the study is one of experts."""
     began: float | None = None
     """When the command began, by the clock; None: now."""
     _stage: str = ""
@@ -103,7 +117,8 @@ class Progress:
             self._line(text)
 
     def _title(self, stage: str, round_index: int) -> str:
-        place = f"[{STAGES.index(stage) + 1:2}/{len(STAGES)}] " if stage in STAGES else ""
+        known = EXPERT_STAGES if self.experts else STAGES
+        place = f"[{known.index(stage) + 1:2}/{len(known)}] " if stage in known else ""
         return f"{place}{stage}" + (f", round {round_index + 1}" if round_index else "")
 
     def _line(self, text: str) -> None:

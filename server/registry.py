@@ -24,7 +24,7 @@ from vitrael.server.settings import MLFLOW_ENVIRONMENT, quiet_mlflow
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Alias = Literal["candidate", "released", "recalled"]
+Alias = Literal["candidate", "released", "recalled", "current"]
 
 _KEY = "vitrael.key"
 _BATCH_METRICS, _BATCH_PARAMS = 1_000, 100
@@ -60,6 +60,19 @@ class ReleaseRecord:
     """Folder or URL of the bundle; its bytes are not copied into MLflow."""
     profile: Mapping[str, Any]
     """Public counts to show beside it, such as the number of volumes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A version of a registered model as it is to be."""
+
+    model: str
+    key: Digest
+    """By which it is found again: a second one with the same key is the same version."""
+    source: str
+    """``runs:/RUN/FOLDER``: where its files lie among the run's artifacts."""
+    run_id: str
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class Registry:
@@ -122,18 +135,44 @@ class Registry:
         files = {"student/weights.safetensors": weights, "student/config.json": config}
         whole = replace(record, artifacts={**record.artifacts, **files})
         run_id = self.record(experiment, whole)
-        if not self._client.search_registered_models(f"name = '{model}'"):
-            self._client.create_registered_model(model)
-        versions = self._client.search_model_versions(f"name = '{model}'")
-        version = next((int(v.version) for v in versions if v.tags.get(_KEY) == record.key), None)
-        if version is None:
-            made = self._client.create_model_version(
-                model, source=f"runs:/{run_id}/student", run_id=run_id, tags={_KEY: record.key}
-            )
-            version = int(made.version)
+        version = self.register_version(
+            ModelVersion(model, record.key, f"runs:/{run_id}/student", run_id)
+        )
         if version not in self.aliases(model).values():
             self._client.set_registered_model_alias(model, "candidate", str(version))
         return version
+
+    def register_version(self, wanted: ModelVersion) -> int:
+        """Return the version of a registered model that has this key, made where there is none."""
+        model = wanted.model
+        if not self._client.search_registered_models(f"name = '{model}'"):
+            self._client.create_registered_model(model)
+        known = self.find_version(model, wanted.key)
+        if known is not None:
+            return known
+        tags = {_KEY: wanted.key, **wanted.tags}
+        made = self._client.create_model_version(
+            model, source=wanted.source, run_id=wanted.run_id, tags=tags
+        )
+        return int(made.version)
+
+    def find_version(self, model: str, key: Digest) -> int | None:
+        """Return the version of a registered model that has this key, or None."""
+        for version in self._client.search_model_versions(f"name = '{model}'"):
+            if version.tags.get(_KEY) == key:
+                return int(version.version)
+        return None
+
+    def show_current(self, models: Mapping[str, int], *, among: str) -> None:
+        """Give these versions the alias ``current``, and take it from other models of a study.
+
+        ``among`` is how the names of that study's models begin.
+        """
+        for found in self._client.search_registered_models(f"name LIKE '{among}%'"):
+            if "current" in found.aliases and found.name not in models:
+                self._client.delete_registered_model_alias(found.name, "current")
+        for model, version in models.items():
+            self._client.set_registered_model_alias(model, "current", str(version))
 
     def move_alias(self, model: str, version: int, *, to: Alias) -> None:
         """Give the version this alias and take its others: it is in one state at a time."""

@@ -23,7 +23,7 @@ from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, write_atomically
 from vitrael.core.errors import EXIT_INTERRUPTED, ConfigError, NetworkError, ProcessError
 from vitrael.core.messages import DigestField
-from vitrael.core.study import Name
+from vitrael.core.protocols import Name
 from vitrael.server.federation.processes import is_alive
 from vitrael.server.federation.run_state import ENDED, LOST_CODES, RUNS, RunState, read_run
 from vitrael.server.orders import Order, read_order

@@ -211,7 +211,7 @@ def _hand_out(
     from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
 
     from vitrael.core.errors import UsageError  # noqa: PLC0415
-    from vitrael.core.study import Name  # noqa: PLC0415
+    from vitrael.core.protocols import Name  # noqa: PLC0415
     from vitrael.server.config import load_server  # noqa: PLC0415
     from vitrael.server.sites.invitations import hand_out  # noqa: PLC0415
     from vitrael.server.sites.registry import Registry  # noqa: PLC0415

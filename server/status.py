@@ -193,13 +193,10 @@ def _predicted(settings: ServerSettings, stage: str, finished: list[StageRecord]
 
 def _rounds(settings: ServerSettings) -> dict[str, int]:
     try:
-        generator = load_study(settings.home / STUDY).protocol.generator
+        trained = load_study(settings.home / STUDY).protocol.trained
     except VitraelError:
         return {}
-    return {
-        "codec": generator.codec.training.rounds,
-        "teacher": generator.teacher.training.rounds,
-    }
+    return {stage: config.rounds for stage, config in trained.items()}
 
 
 _SITE_COLUMNS = ("site", "status", "online", "last seen", "asked", "received", "answer", "days")

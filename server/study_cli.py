@@ -12,6 +12,7 @@ from vitrael.server.options import AS_JSON, DRY_RUN, HOME, YES
 
 if TYPE_CHECKING:
     from vitrael.core.study import Study
+    from vitrael.server.config import ServerSettings
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -46,6 +47,116 @@ def offer(file: Path, *, home: Path, dry_run: bool, yes: bool, as_json: bool) ->
     }
     told = f"{name} {'would be' if dry_run else 'is'} offered to {sites}"
     click.echo(json.dumps(facts) if as_json else told)
+
+
+@click.command(
+    "add-expert",
+    epilog='Example: \'vitrael study add-expert echo-views coast --label "apical 4" A4C '
+    "--home /srv/vitrael/server'.",
+)
+@click.argument("name", metavar="STUDY")
+@click.argument("site")
+@click.option(
+    "--label",
+    "labels",
+    nargs=2,
+    multiple=True,
+    metavar="WORD VIEW",
+    help="The site's own word for a view of the study; may be given several times.",
+)
+@HOME
+@DRY_RUN
+@YES
+@AS_JSON
+def add_expert(
+    name: str,
+    site: str,
+    labels: tuple[tuple[str, str], ...],
+    *,
+    home: Path,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Offer STUDY again with SITE on its roster, whose expert joins the others.
+
+    No expert is trained again: the others run the new one once, and fusion is trained anew. Every
+    site fetches and consents, then `vitrael study start` goes on. Exit codes as those of offer.
+    """
+    from vitrael.server.amendments import add_expert as amend  # noqa: PLC0415
+    from vitrael.server.config import load_server  # noqa: PLC0415
+
+    settings = load_server(home)
+    document = amend(settings, name, site, labels=dict(labels))
+    _offer_amended(settings, name, document, dry_run=dry_run, yes=yes, as_json=as_json)
+
+
+@click.command(
+    "drop-expert",
+    epilog="Example: 'vitrael study drop-expert echo-views coast --home /srv/vitrael/server'.",
+)
+@click.argument("name", metavar="STUDY")
+@click.argument("site")
+@HOME
+@DRY_RUN
+@YES
+@AS_JSON
+def drop_expert(
+    name: str, site: str, *, home: Path, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Offer STUDY again without SITE: the others' experts stay, and their fusion is trained anew.
+
+    Every site fetches and consents, then `vitrael study start` goes on. Exit codes as those of
+    offer.
+    """
+    from vitrael.server.amendments import drop_expert as amend  # noqa: PLC0415
+    from vitrael.server.config import load_server  # noqa: PLC0415
+
+    settings = load_server(home)
+    document = amend(settings, name, site)
+    _offer_amended(settings, name, document, dry_run=dry_run, yes=yes, as_json=as_json)
+
+
+def _offer_amended(
+    settings: ServerSettings,
+    name: str,
+    document: bytes,
+    *,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    from vitrael.server.offers import offer_document  # noqa: PLC0415
+
+    def confirm(study: Study) -> None:
+        if not yes:
+            question = f"Offer {name} to {', '.join(study.roster.sites)}?"
+            click.confirm(question, abort=True, err=True)
+
+    study = offer_document(settings, document, label=name, confirm=confirm, dry_run=dry_run)
+    facts = {
+        "study": name,
+        "protocol": study.protocol.digest,
+        "sites": list(study.roster.sites),
+        "predecessor": study.roster.predecessor,
+        "offered": not dry_run,
+    }
+    told = f"{name} {'would be' if dry_run else 'is'} offered to {', '.join(study.roster.sites)}"
+    click.echo(json.dumps(facts) if as_json else told)
+    if not dry_run:
+        click.echo(f"once all have consented: vitrael study start {name}", err=True)
+
+
+@click.command(epilog="Example: 'vitrael study table --home /srv/vitrael/server'.")
+@HOME
+@AS_JSON
+def table(*, home: Path, as_json: bool) -> None:
+    """Show how often experts, their fusion and its rivals are right, of the study that ran last."""
+    from vitrael.server.config import load_server  # noqa: PLC0415
+    from vitrael.server.studies.tables import read_comparison, show_whole  # noqa: PLC0415
+
+    comparison = read_comparison(load_server(home).home)
+    click.echo(json.dumps(comparison) if as_json else "\n".join(show_whole(comparison)))
 
 
 @click.command(epilog="Example: 'vitrael study start brain-demo --home /srv/vitrael/server'.")

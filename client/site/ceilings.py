@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Final, get_args
+from typing import Final
 
 from vitrael.client.site.settings import Limits
 from vitrael.core.errors import ConsentError
-from vitrael.core.messages import Consent, StageName, Task
+from vitrael.core.messages import STAGES, Consent, Task
+from vitrael.core.protocols import SynthesisProtocol
 from vitrael.core.study import Study
 
 _FLOAT_BYTES: Final = 4
-_STAGES: Final[tuple[str, ...]] = get_args(StageName)
 
 
 def check_study(
@@ -40,8 +40,9 @@ def check_study(
             f"the study asks for {consent.max_rounds} rounds of a stage and {most} are allowed",
             fix=f"run `vitrael site consent STUDY --rounds {most}`, which ends it there, or raise",
         )
-    given = _STAGES if limits.stages is None else limits.stages
-    if missing := sorted(set(_STAGES) - set(given)):
+    wanted = STAGES[study.protocol.aim]
+    given = wanted if limits.stages is None else limits.stages
+    if missing := sorted(set(wanted) - set(given)):
         raise _too_much(
             "stages", f"the study asks for {', '.join(missing)} as well", fix="add them to"
         )
@@ -59,8 +60,15 @@ def check_task(
 ) -> None:
     """Raise ConsentError, which names the ceiling, for a task beyond what the site gives.
 
-    ``consent`` is the one that covers the task; the others are as ``check_study`` takes them.
+    ``consent`` is the one that covers the task; the others are as ``check_study`` takes them. A
+    stage that studies of this aim do not have is refused as well.
     """
+    if task.stage not in STAGES[study.protocol.aim]:
+        raise ConsentError(
+            f"the study that was consented to has no stage {task.stage}",
+            why=f"its aim is {study.protocol.aim}",
+            fix="ask for a stage of the study",
+        )
     if limits.stages is not None and task.stage not in limits.stages:
         raise _too_much("stages", f"{task.stage} is not among them", fix="add it to")
     if limits.rounds is not None and task.round >= limits.rounds:
@@ -80,15 +88,20 @@ def _check_whole(
 ) -> None:
     """Hold the ceilings that are the same at the consent and at each task."""
     check_roster(study, limits)
-    candidates = study.protocol.distillation.candidates
-    parcel = candidates * math.prod(study.protocol.data.grid_vox) * _FLOAT_BYTES
+    if isinstance(study.protocol, SynthesisProtocol):
+        _check_candidates(study.protocol, limits)
+    check_left(limits, left_bytes=left_bytes)
+    check_epsilon(consent, limits, others=others)
+
+
+def _check_candidates(protocol: SynthesisProtocol, limits: Limits) -> None:
+    candidates = protocol.distillation.candidates
+    parcel = candidates * math.prod(protocol.data.grid_vox) * _FLOAT_BYTES
     if parcel > limits.parcel_bytes:
         raise _too_much(
             "parcel_bytes",
             f"the study sends {parcel} bytes of candidates and {limits.parcel_bytes} are allowed",
         )
-    check_left(limits, left_bytes=left_bytes)
-    check_epsilon(consent, limits, others=others)
 
 
 def check_roster(study: Study, limits: Limits) -> None:

@@ -21,7 +21,8 @@ from vitrael.core.data.manifest import MANIFEST_NAME, read_manifest
 from vitrael.core.digest import Digest, digest_json
 from vitrael.core.errors import ConsentError, EnvelopeError
 from vitrael.core.messages import CohortTerms, Consent, PrivacyTerms, Task
-from vitrael.core.study import Protocol, Study
+from vitrael.core.protocols import ExpertsProtocol, Protocol
+from vitrael.core.study import Study
 from vitrael.core.version import lock_digest, package_version
 from vitrael.privacy.envelope import claimed_consent, open_consent, sign_consent
 from vitrael.privacy.journal import Entry, Journal
@@ -59,6 +60,15 @@ def describe_cohort(folder: Path) -> CohortTerms:
 
 def privacy_terms(protocol: Protocol) -> PrivacyTerms:
     """Return what a protocol says of privacy; an empirical one has no epsilon."""
+    if isinstance(protocol, ExpertsProtocol):
+        return PrivacyTerms(
+            path=protocol.path,
+            policy=None,
+            screening=False,
+            false_match_rate=None,
+            votes=0,
+            features=protocol.told == "features",
+        )
     screening = protocol.screening
     return PrivacyTerms(
         path=protocol.path,
@@ -71,8 +81,10 @@ def privacy_terms(protocol: Protocol) -> PrivacyTerms:
 
 def planned_rounds(study: Study) -> int:
     """Return how many rounds the longest stage of a study has."""
-    systems = study.protocol.generator
-    return max(systems.codec.training.rounds, systems.teacher.training.rounds)
+    rounds = [config.rounds for config in study.protocol.trained.values()]
+    if "relay" in study.protocol.trained:  # each site has a round of its own
+        rounds.append(len(study.roster.sites))
+    return max(rounds)
 
 
 def members_of(study: Study, roster: Mapping[str, PublicKeys]) -> dict[str, PublicKeys]:
@@ -114,7 +126,7 @@ def draft_consent(
     return Consent(
         site=site,
         protocol=study.protocol.digest,
-        roster=roster_digest(roster),
+        roster=roster_digest(roster, labels=study.roster.labels),
         members={name: digest_json(member.model_dump()) for name, member in roster.items()},
         package_version=package_version(),
         lock=lock_digest(),
@@ -243,7 +255,7 @@ def open_agreement(stored: StoredConsent, *, own: PublicKeys) -> Agreement:
             why=f"version {consent.package_version} of the package wrote it",
             fix=AGAIN,
         ) from error
-    if roster_digest(members) != consent.roster:
+    if roster_digest(members, labels=study.roster.labels) != consent.roster:
         raise ConsentError(
             "the members that were consented to are not those in the store",
             why="the store was changed by hand",

@@ -70,6 +70,7 @@ def consent(
 
     Example: vitrael site consent brain-demo --home /srv/vitrael/north
     """
+    from vitrael.client.site.consent_words import describe  # noqa: PLC0415
     from vitrael.client.site.settings import load_settings  # noqa: PLC0415
     from vitrael.client.site.store import Store  # noqa: PLC0415
     from vitrael.core.study import load_study  # noqa: PLC0415
@@ -187,64 +188,3 @@ def _draft(
     limits, others = settings.document.limits, other_consents(store, draft)
     check_study(draft, document, limits, left_bytes=left_bytes, others=others)
     return draft
-
-
-def describe(
-    consent: Consent, study: Study, *, coordinator: str, answered: Mapping[str, int]
-) -> str:
-    """Return what a person should read before signing, in words and with the digests.
-
-    ``answered`` says how many rounds of each stage this site has finished for the protocol.
-    """
-    from vitrael.client.site.consent import planned_rounds  # noqa: PLC0415
-    from vitrael.privacy.gates import POLICIES  # noqa: PLC0415
-
-    protocol, planned = study.protocol, planned_rounds(study)
-    privacy, cohort = consent.privacy, consent.cohort
-    rounds = f"at most {consent.max_rounds} of a stage"
-    if consent.max_rounds < planned:
-        rounds += f", FEWER than the study's {planned}: it will stop"
-    votes = (
-        f"one bit for each of {privacy.votes:,} candidates; about "
-        f"{privacy.false_match_rate:.0%} of held-out patients would be dropped"
-    )
-    counts = ", ".join(
-        f"{name} not told" if count is None else f"{count} {name}"
-        for name, count in (("patients", cohort.patients), ("scans", cohort.scans))
-    )
-    epsilon = "no epsilon" if privacy.epsilon is None else f"epsilon {privacy.epsilon:g}"
-    rows = {
-        "site": consent.site,
-        "study": f"{protocol.name}, version {protocol.version}",
-        "purpose": consent.purpose,
-        "members": ", ".join(study.roster.sites),
-        "coordinator": coordinator,
-        "policy": f"{privacy.policy}. {POLICIES[protocol.policy].title}",
-        "privacy": f"{privacy.path} path, {epsilon}",
-        "license": f"{protocol.license}, if anything is released",
-        "votes": votes if privacy.screening else "none: SCREENING IS OFF",
-        "also leaves": "weights and loss curves of codec and teacher in the clear to the "
-        "coordinator, how fast you train, sums over patients, counts and measurements of "
-        "calibration, screening and audit, the counts below",
-        "others see": "every site sees the common teacher and its unscreened candidates, and, to "
-        "sign a release, the counts and measurements that you sent for calibration, screening and "
-        "audit, with your signature; no votes",
-        "summary": "counts of the cohort, none from 1 to 10, as its report.html shows them",
-        "made public": "if released: your name and signature, the time of this consent, in which "
-        "rounds you took part, how long your answers took and their bytes, your weight in tenths, "
-        "why you were absent (in words of ours), the range of your number of training patients, "
-        "loss curves, how many candidates you kept, measurements over all sites (the Evidence); "
-        "whoever has many samples knows the means and covariances of age, sex and volumes over "
-        "all sites",
-        "cohort": f"{cohort.name}, version {cohort.version}, and no other: {counts}",
-        "rounds": rounds,
-        "answered": ", ".join(f"{stage} {n}" for stage, n in answered.items()) or "nothing so far",
-        "given": consent.given_utc,
-        "expires": f"{consent.expires_utc}; `vitrael site stop` takes it back before",
-        "software": f"vitrael {consent.package_version}, and no other version",
-        "lock": f"{consent.lock}, of all that is installed with it",
-        "protocol": consent.protocol,
-        "roster": consent.roster,
-        "amends": study.roster.predecessor or "no earlier roster",
-    }
-    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())

@@ -26,7 +26,7 @@ from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL, CohortError, UsageError
 
 if TYPE_CHECKING:
     from vitrael.core.data.recipes import RecipeName, RecipeSettings
-    from vitrael.core.study import Splits
+    from vitrael.core.protocols import Splits, ViewSplits
 
 RECIPE_NAMES = ("brain-t1", "brain-lesion", "echo-apical", "xray-2d", "image-2d")
 """The keys of ``core.data.recipes.RECIPES``, which would take half a second to load here."""
@@ -350,7 +350,7 @@ def gc(home: Path, days: float, *, dry_run: bool, as_json: bool) -> None:
 
 def _choose_recipe(
     recipe: str | None, study: Path | None, *, grid: str | None, spacing_mm: float | None
-) -> tuple[RecipeSettings, Splits | None]:
+) -> tuple[RecipeSettings, Splits | ViewSplits | None]:
     """Return the settings of a recipe, or those of a study with its splits."""
     from vitrael.core.data.recipes import recipe_of_study, settings_for  # noqa: PLC0415
     from vitrael.core.study import load_study  # noqa: PLC0415

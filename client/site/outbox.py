@@ -29,6 +29,7 @@ from vitrael.core.errors import (
     WeightsError,
 )
 from vitrael.core.messages import ENVELOPE, Head, Reply, Task, parcel_size
+from vitrael.core.protocols import ExpertsProtocol
 from vitrael.core.study import Study
 from vitrael.core.version import package_version
 from vitrael.core.weights import Tensors, check_like
@@ -147,8 +148,10 @@ class Outbox:
         if not 0 <= result.num_examples <= MOST_EXAMPLES:
             raise DataError("the outbox refuses the count of examples", why="it is out of bounds")
         _check_attachments(rule, result.tensors, inputs)
-        for name in rule.like_input:
-            self._demand_layout(name, result.tensors[name], study)
+        _check_features(rule, result, study)
+        _check_words(result, study, site=self._site)
+        for name in (*rule.like_input, *rule.own_weights):
+            self._demand_layout(name, result.tensors[name], study, head=rule.own_weights.get(name))
         size = sum(a.nbytes for tensors in result.tensors.values() for a in tensors.values())
         if size > self._limits.parcel_bytes:
             raise DataError(
@@ -213,14 +216,24 @@ class Outbox:
             package_version=package_version(),
         )
 
-    def _demand_layout(self, name: str, tensors: Tensors, study: Study) -> None:
-        """Raise WeightsError unless tensors are like those that the study trains under a name."""
+    def _demand_layout(
+        self, name: str, tensors: Tensors, study: Study, *, head: str | None = None
+    ) -> None:
+        """Raise WeightsError unless tensors are like those that the study trains under a name.
+
+        Arrays whose names begin with ``head`` have a row for each class that the site has.
+        """
         if self._layouts is None:
             return
         digest = study.protocol.digest
         if self._known is None or self._known[0] != digest:
             self._known = (digest, self._layouts(study))
-        _check_same(name, tensors, self._known[1][name])
+        layout = self._known[1][name]
+        if head is not None:
+            own = [array.shape[:1] for key, array in tensors.items() if key.startswith(head)]
+            rows = max([2, *(size for shape in own for size in shape)])
+            layout = {key: a[:rows] if key.startswith(head) else a for key, a in layout.items()}
+        _check_same(name, tensors, layout)
 
     def _release(
         self,
@@ -284,18 +297,51 @@ def _check_body(rule: StageRule, body: Mapping[str, Any]) -> dict[str, JsonValue
 def _check_attachments(
     rule: StageRule, attachments: Mapping[str, Tensors], inputs: Mapping[str, Tensors]
 ) -> None:
-    allowed = {*rule.like_input, *rule.arrays}
+    allowed = {*rule.like_input, *rule.own_weights, *rule.arrays}
     for name, tensors in attachments.items():
         if name not in allowed or name == ENVELOPE:
             raise WeightsError("the outbox refuses an attachment that is not on its list")
         if name in rule.arrays:
             _check_arrays(name, tensors, rule.arrays[name], inputs)
+        elif name in rule.own_weights:
+            continue  # held against the study's own layout
         elif name not in inputs:
             raise WeightsError(f"the outbox refuses {name}", why="the task brought nothing like it")
         else:
             _check_same(name, tensors, inputs[name])
-    if missing := [name for name in rule.like_input if name not in attachments]:
+    wanted = (*rule.like_input, *rule.own_weights)
+    if missing := [name for name in wanted if name not in attachments]:
         raise WeightsError(f"the outbox refuses the result: {missing[0]} is missing")
+
+
+def _check_features(rule: StageRule, result: TaskResult, study: Study) -> None:
+    """Raise WeightsError where single pictures are told of and the protocol does not say so."""
+    told = [
+        (name, key)
+        for name, tensors in result.tensors.items()
+        for key in tensors
+        if name in rule.arrays and rule.arrays[name][key].of_features
+    ]
+    protocol = study.protocol
+    if told and not (isinstance(protocol, ExpertsProtocol) and protocol.told == "features"):
+        raise WeightsError(
+            f"the outbox refuses {told[0][0]}: {told[0][1]} tells of single pictures",
+            why="the study that was consented to asks for none",
+        )
+    pictures = result.body.get("pictures")
+    if any(pictures not in result.tensors[name][key].shape for name, key in told):
+        raise WeightsError("the outbox refuses what tells of single pictures: their count differs")
+
+
+def _check_words(result: TaskResult, study: Study, *, site: str) -> None:
+    """Raise DataError for words that are not for the views that the study says."""
+    told: Mapping[str, str] = result.body.get("words", {})
+    if not told:
+        return
+    protocol, mapped = study.protocol, study.roster.labels.get(site, {})
+    views = protocol.data.views if isinstance(protocol, ExpertsProtocol) else ()
+    if any(view not in views or mapped.get(word, word) != view for word, view in told.items()):
+        raise DataError("the outbox refuses words that the study does not map so")
 
 
 def _check_same(name: str, tensors: Tensors, expected: Tensors) -> None:
@@ -321,6 +367,8 @@ def _check_arrays(
             raise WeightsError(f"the outbox refuses {name}: {key} has a dtype or size not allowed")
         if not np.isfinite(array).all():
             raise WeightsError(f"the outbox refuses {name}: {key} is not finite")
+        if ((array > 0) & (array < rule.least_count)).any():
+            raise WeightsError(f"the outbox refuses {name}: {key} holds a count that is too small")
         if rule.votes_on is not None:
             attachment, rows = rule.votes_on
             asked = inputs.get(attachment, {}).get(rows)

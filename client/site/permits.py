@@ -18,7 +18,7 @@ from vitrael.core.data.manifest import MANIFEST_NAME, read_manifest
 from vitrael.core.digest import Digest
 from vitrael.core.errors import ConsentError
 from vitrael.core.messages import Task
-from vitrael.core.study import Data
+from vitrael.core.protocols import StudyData
 from vitrael.core.version import lock_digest
 from vitrael.privacy.journal import Clock
 from vitrael.privacy.keys import PublicKeys
@@ -33,10 +33,10 @@ class CohortIdentity:
         """Take where the cohorts lie, and the one that site.toml may name."""
         self._folder = settings.cohorts
         self._name = settings.document.cohort
-        self._seen: tuple[_Stamp, Data] | None = None
+        self._seen: tuple[_Stamp, StudyData] | None = None
         self._found: tuple[str, Digest] = ("", Digest(""))
 
-    def of(self, data: Data) -> tuple[str, Digest]:
+    def of(self, data: StudyData) -> tuple[str, Digest]:
         """Return name and digest of the cohort for a study; CohortError where there is none."""
         asked = (self._stamp(), data)
         if asked != self._seen:

@@ -15,8 +15,12 @@ from vitrael.client.site.ingest.summary import CohortSummary
 from vitrael.core.configs import Section
 from vitrael.core.messages import StageName
 from vitrael.privacy.evidence import PLANT_CLASSES
+from vitrael.privacy.leakage import SMALLEST_COUNT
 
 MOST_EXAMPLES: Final = 10_000_000
+
+Word = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+"""For a view."""
 
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
 """A number of things; a larger one would be a message of its own."""
@@ -36,12 +40,17 @@ class ConsentBody(Body):
 
 
 class CanaryBody(Body):
-    """How fast this site trains: images of the study's own batches, and the seconds they took."""
+    """How fast this site trains: images of the study's own batches, and the seconds they took.
 
-    codec_images: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)]
-    codec_s: Annotated[float, Field(ge=0)]
-    teacher_images: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)]
-    teacher_s: Annotated[float, Field(ge=0)]
+    Codec and teacher where the study has them, the expert where it has that.
+    """
+
+    codec_images: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)] = 1
+    codec_s: Annotated[float, Field(ge=0)] = 0
+    teacher_images: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)] = 1
+    teacher_s: Annotated[float, Field(ge=0)] = 0
+    expert_images: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)] = 1
+    expert_s: Annotated[float, Field(ge=0)] = 0
 
 
 class TrainingBody(Body):
@@ -67,6 +76,19 @@ class FilterBody(MeasuredBody):
     """Empty without an operating point."""
 
 
+class ExpertBody(TrainingBody):
+    """How training went, and what the site calls the views that its expert tells apart."""
+
+    words: Annotated[dict[Word, Word], Field(min_length=2, max_length=64)]
+    calibrated: bool
+
+
+class OutlooksBody(MeasuredBody):
+    """How many single pictures are told of, and what could be done with what is told."""
+
+    pictures: Count = 0
+
+
 class SigningBody(Body):
     """The site's signature on the manifest of a release."""
 
@@ -81,6 +103,10 @@ class ArrayRule:
     most_elements: int
     votes_on: tuple[str, str] | None = None
     """Attachment and array of the task: one vote, 0 or 1, for each of its rows."""
+    least_count: int = 0
+    """Its values are 0 or at least this."""
+    of_features: bool = False
+    """It tells of single pictures, and leaves only where the protocol says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +118,9 @@ class StageRule:
     """Names that metrics and counts may have."""
     like_input: tuple[str, ...] = ()
     """Attachments that must have the names, shapes and dtypes of the task's own."""
+    own_weights: Mapping[str, str] = field(default_factory=dict)
+    """Attachments with weights of the study's layout -> how the names of those arrays begin that
+    have a row for each class: a site has as many as it has, from two to all of the study's."""
     arrays: Mapping[str, Mapping[str, ArrayRule]] = field(default_factory=dict)
     """Other attachments, array by array."""
 
@@ -123,6 +152,35 @@ _AUDIT = frozenset(
     }
 )
 
+_ATTACKS = (
+    *(f"experts.members_by_{way}" for way in ("nearness", "likelihood", "match")),
+    "experts.members_under_noise",
+    *(
+        f"experts.inversion_{part}_from_{way}"
+        for part in ("rebuilt", "control", "gain", "detail")
+        for way in ("means", "features")
+    ),
+)
+_RISK = frozenset(
+    f"{attack}{suffix}" for attack in _ATTACKS for suffix in ("", ".low", ".high", ".n")
+)
+
+_TOLD = 1 << 24
+"""Numbers in what is told of experts: views times features, over all of them."""
+_OUTLOOKS = {
+    "images": ArrayRule(("int64",), 256, least_count=SMALLEST_COUNT),
+    "mean": ArrayRule(("float32",), _TOLD),
+    "std": ArrayRule(("float32",), _TOLD),
+    "view": ArrayRule(("int64",), MOST_EXAMPLES, of_features=True),
+    "seen": ArrayRule(("float32",), 1 << 28, of_features=True),
+}
+_COUNTED = {
+    "images": ArrayRule(("int64",), 256, least_count=SMALLEST_COUNT),
+    "right": ArrayRule(("int64",), 4_096),
+    "heaviest": ArrayRule(("int64",), 256),
+    "weight": ArrayRule(("float64",), 256),
+}
+
 RULES: Final[Mapping[StageName, StageRule]] = {
     "consent": StageRule(ConsentBody),
     "canary": StageRule(CanaryBody),
@@ -135,5 +193,10 @@ RULES: Final[Mapping[StageName, StageRule]] = {
     ),
     "audit": StageRule(FilterBody, labels=_AUDIT),
     "signing": StageRule(SigningBody),
+    "expert": StageRule(ExpertBody, own_weights={"expert": "net.head."}),
+    "outlooks": StageRule(OutlooksBody, labels=_RISK, arrays={"outlooks": _OUTLOOKS}),
+    "averaged": StageRule(TrainingBody, like_input=("common",)),
+    "relay": StageRule(TrainingBody, like_input=("common",)),
+    "comparison": StageRule(Body, arrays={"counts": _COUNTED}),
 }
 """The allow-list. Whoever adds a line adds it to the page on what leaves a site."""

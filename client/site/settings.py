@@ -37,7 +37,8 @@ from vitrael.core.configs import Section
 from vitrael.core.digest import Digest
 from vitrael.core.errors import AuthError, ConfigError, UsageError
 from vitrael.core.messages import StageName
-from vitrael.core.study import Name, Performance, explain_fault
+from vitrael.core.protocols import Name
+from vitrael.core.study import Performance, explain_fault
 from vitrael.privacy.enrollment import Address
 from vitrael.privacy.keys import KeyPair, Passphrase, read_private
 

@@ -59,7 +59,7 @@ deadline: an hour is more than either takes, and less than a coordinator takes t
 LOOK_EVERY: Final = timedelta(hours=1)
 """A task is begun where the whole journal was looked at since; each line looks at the last one."""
 
-_IN_ROUNDS: Final[frozenset[StageName]] = frozenset({"codec", "teacher"})
+_IN_ROUNDS: Final[frozenset[StageName]] = frozenset({"codec", "teacher", "averaged", "relay"})
 
 
 def open_cohort(settings: SiteSettings, study: Study) -> Cohort:

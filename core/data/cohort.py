@@ -28,8 +28,8 @@ from vitrael.core.data.shard_set import ShardSet
 from vitrael.core.data.splits import Split, split_subjects
 from vitrael.core.digest import Digest
 from vitrael.core.errors import CohortError
-from vitrael.core.records import PatientImages
-from vitrael.core.study import COVARIATES, Data, Protocol
+from vitrael.core.protocols import COVARIATES, Data, Protocol, StudyData
+from vitrael.core.records import PatientImages, ViewImages
 
 _ORDER_DOMAIN = b"vitrael/order/1\0"
 _SEX_UNKNOWN = 0.5
@@ -43,7 +43,7 @@ class Cohort:
     memory.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, data: Data, *, key: bytes) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, data: StudyData, *, key: bytes) -> None:
         """Part the patients; no scan is opened. ``open`` is the usual way in."""
         self._folder = folder
         self._manifest = manifest
@@ -57,6 +57,7 @@ class Cohort:
         for place, item in enumerate(manifest.items):
             self._places.setdefault(item.subject, []).append(place)
         self._images: dict[Split, PatientImages] = {}
+        self._views: dict[Split, ViewImages] = {}
 
     @classmethod
     def open(cls, folder: Path, protocol: Protocol, *, key: bytes) -> Self:
@@ -107,20 +108,63 @@ class Cohort:
         scan by its place in the manifest when it cannot be read or was changed.
         """
         if split not in self._images:
-            self._images[split] = self._load(split)
+            self._images[split] = self._load(split, self._volumes())
         return self._images[split]
 
-    def _load(self, split: Split) -> PatientImages:
+    def views(self, split: Split) -> ViewImages:
+        """Return all pictures of a split with their labels, of a clip its middle frame.
+
+        A label is the item's ``view``, or its ``label`` where there is no such. Raises CohortError
+        that names a picture by its place in the manifest when it has neither, cannot be read or
+        was changed.
+        """
+        if isinstance(self._data, Data):
+            raise CohortError("this cohort holds volumes, not pictures", fix=_TAKE_IN)
+        if split not in self._views:
+            self._views[split] = self._load_views(split)
+        return self._views[split]
+
+    def _volumes(self) -> Data:
+        if isinstance(self._data, Data):
+            return self._data
+        raise CohortError("this cohort holds pictures, not volumes", fix=_TAKE_IN)
+
+    def _load_views(self, split: Split) -> ViewImages:
         chosen = self._visits(split)
         places = [place for _, _, place in chosen]
-        image_BCDHW = np.empty((len(chosen), 1, *self._data.grid_vox), dtype=np.float32)
+        grid = self._data.grid_vox
+        image_BCHW = np.empty((len(chosen), 1, *grid), dtype=np.float32)
+        is_clip = self._data.recipe == "echo-apical"
+        sector_BHW = np.empty((len(chosen), *grid), dtype=bool) if is_clip else None
+        sectors = ShardSet(
+            self._folder / SHARDS_NAME, self._manifest.items, array="sector", keep_bytes=0
+        )
+        for row, place in enumerate(places):
+            if sector_BHW is None:
+                self._shards.batch([place], out=image_BCHW[row : row + 1])
+                continue
+            clip_THW = self._shards.batch([place])[0]
+            image_BCHW[row, 0] = clip_THW[len(clip_THW) // 2]
+            sector_BHW[row] = sectors.batch([place])[0, 0] > 0
+        return ViewImages(
+            image_BCHW=image_BCHW,
+            label_B=tuple(_label_of(self._manifest.items[place], place) for place in places),
+            patient_B=np.array([patient for patient, _, _ in chosen], dtype=np.int64),
+            sector_BHW=sector_BHW,
+        )
+
+    def _load(self, split: Split, data: Data) -> PatientImages:
+        chosen = self._visits(split)
+        places = [place for _, _, place in chosen]
+        image_BCDHW = np.empty((len(chosen), 1, *data.grid_vox), dtype=np.float32)
         self._shards.batch(places, out=image_BCDHW)
         covariate_BK = np.empty((len(chosen), len(COVARIATES)))
         for row, place in enumerate(places):
-            covariate_BK[row] = self._covariates(self._manifest.items[place], image_BCDHW[row])
+            item = self._manifest.items[place]
+            covariate_BK[row] = _covariates(item, image_BCDHW[row], data)
         return PatientImages(
             image_BCDHW=image_BCDHW,
-            condition_BK=scale_covariates(covariate_BK, self._data),
+            condition_BK=scale_covariates(covariate_BK, data),
             patient_B=np.array([patient for patient, _, _ in chosen], dtype=np.int64),
             visit_B=np.array([rank for _, rank, _ in chosen], dtype=np.int64),
         )
@@ -141,19 +185,31 @@ class Cohort:
             chosen += [(patient, rank, place) for rank, place in enumerate(own)]
         return chosen
 
-    def _covariates(self, item: Item, image_CDHW: np.ndarray) -> list[float]:
-        """Return a patient's values in the order of COVARIATES."""
-        known = item.covariates
-        age = self._data.covariates["age_years"]
-        values = {"age_years": (age.low + age.high) / 2, "sex": _SEX_UNKNOWN, **known}
-        if not {"ventricle_ml", "brain_ml"} <= known.keys():
-            ventricle_B, brain_B = measure_volumes(image_CDHW[None], np.array(item.affine))
-            measured = {"ventricle_ml": float(ventricle_B[0]), "brain_ml": float(brain_B[0])}
-            values = {**measured, **values}
-        return [values[name] for name in COVARIATES]
+
+def _covariates(item: Item, image_CDHW: np.ndarray, data: Data) -> list[float]:
+    """Return a patient's values in the order of COVARIATES."""
+    known = item.covariates
+    age = data.covariates["age_years"]
+    values = {"age_years": (age.low + age.high) / 2, "sex": _SEX_UNKNOWN, **known}
+    if not {"ventricle_ml", "brain_ml"} <= known.keys():
+        ventricle_B, brain_B = measure_volumes(image_CDHW[None], np.array(item.affine))
+        measured = {"ventricle_ml": float(ventricle_B[0]), "brain_ml": float(brain_B[0])}
+        values = {**measured, **values}
+    return [values[name] for name in COVARIATES]
 
 
-def find_cohort(folder: Path, data: Data, *, name: str | None = None) -> Path:
+def _label_of(item: Item, place: int) -> str:
+    label = item.labels.get("view") or item.labels.get("label")
+    if label is None:
+        raise CohortError(
+            f"item {place} of the cohort has no view",
+            why="nothing says what it shows",
+            fix="take them in with a table that has a column view, or in a folder for each view",
+        )
+    return label
+
+
+def find_cohort(folder: Path, data: StudyData, *, name: str | None = None) -> Path:
     """Return the folder of the one cohort that fits a study, or of the one that is named.
 
     ``folder`` holds the cohorts of a site. Whether a named one fits is for ``Cohort.open`` to say.
@@ -184,7 +240,7 @@ def _manifests(folder: Path) -> dict[str, Path]:
     return {path.parent.name: path for path in paths}
 
 
-def _misfit(recipe: RecipeSettings, data: Data) -> str:
+def _misfit(recipe: RecipeSettings, data: StudyData) -> str:
     """Return why a recipe's cohort cannot serve a study, as a sentence's end; nothing if it can."""
     wanted = recipe_of_study(data)
     if recipe.name != wanted.name:

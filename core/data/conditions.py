@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from vitrael.core.errors import DataError
-from vitrael.core.study import COVARIATES, Data
+from vitrael.core.protocols import COVARIATES, Data
 
 
 def scale_covariates(covariate_BK: np.ndarray, data: Data) -> np.ndarray:

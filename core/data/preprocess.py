@@ -28,7 +28,7 @@ from vitrael.core.data.resample import (
 )
 from vitrael.core.data.scan import Scan
 from vitrael.core.geometry import Affine, centered_affine, voxel_volume_ml
-from vitrael.core.study import Data
+from vitrael.core.protocols import Data
 
 FLOOR = 0.02
 """Scaled intensities below this are background, exactly 0."""

@@ -25,7 +25,7 @@ from vitrael.core.data.scan import MAX_VOXELS, Scan
 from vitrael.core.digest import Digest, digest_json
 from vitrael.core.errors import ConfigError, ScanError
 from vitrael.core.geometry import Affine, voxel_volume_ml
-from vitrael.core.study import Data
+from vitrael.core.protocols import Data, StudyData
 
 RecipeName = Literal["brain-t1", "brain-lesion", "echo-apical", "xray-2d", "image-2d"]
 
@@ -146,9 +146,10 @@ def settings_for(
     return usual.model_copy(update={"grid_vox": grid, "spacing_mm": spacing_mm or usual.spacing_mm})
 
 
-def recipe_of_study(data: Data) -> RecipeSettings:
+def recipe_of_study(data: StudyData) -> RecipeSettings:
     """Return the settings that a study's data section asks for; raise ConfigError if none fit."""
-    return settings_for(data.recipe, grid_vox=data.grid_vox, spacing_mm=data.spacing_mm)
+    spacing_mm = data.spacing_mm if isinstance(data, Data) else None
+    return settings_for(data.recipe, grid_vox=data.grid_vox, spacing_mm=spacing_mm)
 
 
 def prepare(given: RecipeInput, settings: RecipeSettings) -> Prepared:

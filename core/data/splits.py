@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from vitrael.core.errors import CohortError
-from vitrael.core.study import Splits
+from vitrael.core.protocols import Splits, ViewSplits
 
 _DOMAIN = b"vitrael/split/1\0"
 _KEY_BYTES = 16
@@ -38,7 +38,7 @@ class Split(StrEnum):
     """Test of what the synthetic set is good for."""
 
 
-def split_of(subject: str, splits: Splits, *, key: bytes) -> Split:
+def split_of(subject: str, splits: Splits | ViewSplits, *, key: bytes) -> Split:
     """Return the split of a subject: HMAC-SHA256, as a number in [0, 1), against the fractions.
 
     Raises CohortError when the key is shorter than 16 bytes.
@@ -56,7 +56,7 @@ def split_of(subject: str, splits: Splits, *, key: bytes) -> Split:
 
 
 def split_subjects(
-    subjects: Iterable[str], splits: Splits, *, key: bytes
+    subjects: Iterable[str], splits: Splits | ViewSplits, *, key: bytes
 ) -> dict[Split, tuple[str, ...]]:
     """Return the subjects of every split, sorted; a subject given twice counts once."""
     parted: dict[Split, list[str]] = {split: [] for split in Split}
@@ -65,11 +65,12 @@ def split_subjects(
     return {split: tuple(members) for split, members in parted.items()}
 
 
-def _shares(splits: Splits) -> tuple[tuple[Split, float], ...]:
+def _shares(splits: Splits | ViewSplits) -> tuple[tuple[Split, float], ...]:
     """Return the fractions of all splits but the last, which takes what is left of 1."""
+    named = splits.model_dump()  # experts need neither a filter nor an audit
     return (
         (Split.TRAINING, splits.training_frac),
-        (Split.FILTER, splits.filter_frac),
+        (Split.FILTER, named.get("filter_frac", 0.0)),
         (Split.CALIBRATION, splits.calibration_frac),
-        (Split.AUDIT, splits.audit_frac),
+        (Split.AUDIT, named.get("audit_frac", 0.0)),
     )

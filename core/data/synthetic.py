@@ -16,8 +16,8 @@ from vitrael.core.data.scan import Scan
 from vitrael.core.digest import Digest
 from vitrael.core.errors import DataError
 from vitrael.core.geometry import Affine, check_affine
+from vitrael.core.protocols import Data
 from vitrael.core.records import Samples
-from vitrael.core.study import Data
 
 _BCDHW_AXES = 5
 

@@ -21,6 +21,7 @@ from vitrael.core.interfaces import Denoiser
 from vitrael.core.models.nets.autoencoder import KLCodec
 from vitrael.core.models.nets.precision import arithmetic_dtype, inference_copy
 from vitrael.core.models.nets.unet import HybridUNet
+from vitrael.core.protocols import COVARIATES
 from vitrael.core.records import SampleRequest, Samples
 from vitrael.core.rng import seeded_initialization, torch_stream
 from vitrael.core.sampling.denoisers import GuidedDenoiser, Network, make_denoiser
@@ -32,7 +33,6 @@ from vitrael.core.sampling.schedules import (
     sampling_levels,
     scaled_linear_sigmas,
 )
-from vitrael.core.study import COVARIATES
 
 
 def build_codec(config: BrainLDMConfig, *, seed: int) -> KLCodec:

@@ -21,7 +21,7 @@ from vitrael.core.configs import BrainLDMConfig
 from vitrael.core.errors import WeightsError
 from vitrael.core.models.nets.autoencoder import KLCodec
 from vitrael.core.models.nets.unet import HybridUNet
-from vitrael.core.study import COVARIATES
+from vitrael.core.protocols import COVARIATES
 from vitrael.core.weights import Tensors, check_finite, unpack_tensors
 
 CODEC_FILES: Final = (

@@ -26,7 +26,10 @@ def largest_logit(experts: Sequence[ExpertShape], readings: Readings) -> torch.T
 
 
 def largest_probability(experts: Sequence[ExpertShape], readings: Readings) -> torch.Tensor:
-    """Return for each class the largest probability that an expert gives it."""
+    """Return for each class the largest probability that an expert gives it.
+
+    Its largest is the answer of the expert that is surest of all.
+    """
     probabilities = {name: logit_BK.softmax(1) for name, logit_BK in readings.logits.items()}
     return _largest(experts, probabilities)
 
@@ -39,18 +42,9 @@ def nearest_expert(experts: Sequence[ExpertShape], readings: Readings) -> torch.
     return _of_one(experts, readings, foreign_BN.argmin(1))
 
 
-def surest_expert(experts: Sequence[ExpertShape], readings: Readings) -> torch.Tensor:
-    """Return the logits of the one expert with the largest softmax probability."""
-    sure_BN = torch.stack(
-        [readings.logits[expert.name].softmax(1).amax(1) for expert in experts], dim=1
-    )
-    return _of_one(experts, readings, sure_BN.argmax(1))
-
-
 COMBINATIONS: Final[Mapping[str, Combine]] = {
     "largest logit": largest_logit,
     "largest probability": largest_probability,
-    "surest expert": surest_expert,
     "nearest expert": nearest_expert,
 }
 """By the name that a table shows."""

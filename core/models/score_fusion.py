@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -24,6 +25,23 @@ from torch.nn import functional
 from vitrael.core.errors import DataError
 from vitrael.core.records import Loss
 from vitrael.core.rng import seeded_initialization
+
+if TYPE_CHECKING:
+    from vitrael.core.configs import ViewExpertConfig
+    from vitrael.core.data.recipes import RecipeSettings
+    from vitrael.core.models.view_expert import ViewExpert
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedExperts:
+    """What sites have brought to a fusion: no config names it, since sites come and go."""
+
+    experts: tuple[ViewExpert, ...]
+    """In the order in which they joined; none of them learns any more."""
+    config: ViewExpertConfig
+    """By which all of them were trained."""
+    recipe: RecipeSettings
+    """Of the images that they learned from."""
 
 
 @dataclass(frozen=True, slots=True)

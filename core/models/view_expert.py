@@ -9,23 +9,48 @@ pixels, K classes of the expert, E features, L layers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from vitrael.core.configs import ViewExpertConfig
 from vitrael.core.errors import DataError
 from vitrael.core.models.nets.view_net import ViewNet
 from vitrael.core.rng import seeded_initialization
-from vitrael.core.scoring.in_distribution import ActivityProfile, profile_activity
+from vitrael.core.scoring.in_distribution import (
+    ActivityProfile,
+    ScoreCalibration,
+    calibrate_scores,
+    profile_activity,
+    without_calibration,
+)
 from vitrael.core.weights import Tensors, load_weights, module_tensors
 
 FEWEST_IMAGES: Final = 10
 """Of a site; fewer make no expert."""
 _HEAD: Final = "head."
 _AT_ONCE: Final = 64
+_TRIFLE: Final = 1e-6
+"""Added to every feature before its length is made one: features are at or above 0."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class SiteViews:
+    """What a site decides of its expert by the images that it has; they never leave it."""
+
+    name: str
+    """Of the site."""
+    labels: tuple[str, ...]
+    """In the site's own words, in the order of the logits."""
+    image_BCHW: torch.Tensor
+    """``[B, 1, H, W]`` in [0, 1]: those that the expert learns from."""
+
+    def __repr__(self) -> str:
+        """Show whose they are, and nothing of an image."""
+        return f"SiteViews({self.name}: {', '.join(self.labels)})"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +65,11 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ViewExpert:
-    """A trained network with its labels and the profile of its own images."""
+    """A Predictor and an Embedder: a trained network, its labels, the profile of its own images.
+
+    It takes gray images of any size. Asked about others, or about values that are not finite, it
+    raises DataError, and so it does when the network answers with such values.
+    """
 
     name: str
     """Of the site."""
@@ -48,6 +77,7 @@ class ViewExpert:
     """In the site's own words, in the order of the logits."""
     net: ViewNet
     profile: ActivityProfile
+    calibration: ScoreCalibration
 
     def __repr__(self) -> str:
         """Show whose it is and what it tells apart."""
@@ -55,28 +85,35 @@ class ViewExpert:
 
     @torch.no_grad()
     def read(self, image_BCHW: torch.Tensor) -> Reading:
-        """Return what the expert sees in images ``[B, 1, H, W]`` in [0, 1].
-
-        Raises DataError for images of other channels and where the network answers with NaN.
-        """
+        """Return what the expert sees in images ``[B, 1, H, W]`` in [0, 1]."""
         parts = [self.net.see(part) for part in self._batches(image_BCHW)]
         activity_BA = torch.cat([part.activity_BA for part in parts]).float().cpu().numpy()
-        feature_BE = torch.cat([part.feature_BE for part in parts]).float().cpu()
-        logit_BK = torch.cat([part.logit_BK for part in parts]).float().cpu()
-        if not (torch.isfinite(feature_BE).all() and torch.isfinite(logit_BK).all()):
-            raise DataError(
-                f"the expert of {self.name} cannot be used",
-                why="it answers with values that are not finite",
-                fix="train it again",
-            )
-        return Reading(
-            logit_BK, feature_BE, torch.from_numpy(self.profile.discrepancy(activity_BA))
-        )
+        feature_BE = self._finite(torch.cat([part.feature_BE for part in parts]))
+        logit_BK = self._finite(torch.cat([part.logit_BK for part in parts]))
+        discrepancy_BL = torch.from_numpy(self.profile.discrepancy(activity_BA))
+        return Reading(logit_BK, feature_BE, discrepancy_BL)
+
+    def knows(self, discrepancy_BL: torch.Tensor) -> list[bool]:
+        """Return whether each image is like the expert's own, as nineteen of twenty of these are.
+
+        What is beyond that is foreign to it, whatever it answers.
+        """
+        return [not foreign for foreign in self.calibration.is_foreign(discrepancy_BL.numpy())]
 
     @torch.no_grad()
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         """Return probabilities ``[B, K]`` of the expert's own labels."""
-        return torch.cat([self.net(part) for part in self._batches(x)]).softmax(1).cpu()
+        logit_BK = torch.cat([self.net(part) for part in self._batches(x)])
+        return self._finite(logit_BK).softmax(1)
+
+    @torch.no_grad()
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """Return unit vectors ``[B, E]``: what the head sees, whatever the labels are.
+
+        An image that no feature answers to has equal parts of all.
+        """
+        parts = [self.net.see(part).feature_BE for part in self._batches(x)]
+        return functional.normalize(self._finite(torch.cat(parts)) + _TRIFLE, dim=1)
 
     def weights(self) -> Tensors:
         """Return the weights of the network, where a later expert may begin."""
@@ -88,12 +125,33 @@ class ViewExpert:
             **{f"net.{name}": value for name, value in self.weights().items()},
             "activity.mean": self.profile.mean_A.astype(np.float32),
             "activity.std": self.profile.std_A.astype(np.float32),
+            "score.mean": self.calibration.mean_L.astype(np.float32),
+            "score.std": self.calibration.std_L.astype(np.float32),
+            "score.largest": np.array(
+                [self.calibration.center, self.calibration.spread], dtype=np.float32
+            ),
         }
 
     def _batches(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        if not torch.isfinite(x).all():
+            raise DataError(
+                "the images hold values that are not finite",
+                fix="prepare them by the study's recipe",
+            )
         device = next(self.net.parameters()).device
         for part in x.split(_AT_ONCE):
             yield part.to(device)
+
+    def _finite(self, answer: torch.Tensor) -> torch.Tensor:
+        """Return what the network answered in float32 on the CPU, or raise DataError."""
+        answer = answer.float().cpu()
+        if not torch.isfinite(answer).all():
+            raise DataError(
+                f"the expert of {self.name} cannot be used",
+                why="it answers with values that are not finite",
+                fix="train it again",
+            )
+        return answer
 
 
 def build_view_net(
@@ -127,11 +185,18 @@ def build_view_net(
 
 
 def complete_expert(
-    net: ViewNet, image_BCHW: torch.Tensor, *, name: str, labels: Sequence[str]
+    net: ViewNet,
+    image_BCHW: torch.Tensor,
+    *,
+    name: str,
+    labels: Sequence[str],
+    held_out_BCHW: torch.Tensor | None = None,
 ) -> ViewExpert:
     """Return the expert of a trained network and the images that it learned from.
 
-    Raises DataError for labels of another number than the classes, and for fewer than ten images.
+    On ``held_out_BCHW``, other images of the same site, its scores are calibrated; without them no
+    image is foreign to it. Raises DataError for labels of another number than the classes, and for
+    fewer than ten images.
     """
     if len(labels) != net.classes or len(set(labels)) < len(labels):
         raise DataError(
@@ -144,7 +209,11 @@ def complete_expert(
     with torch.no_grad():
         parts = [net.see(part.to(device)).activity_BA.cpu() for part in image_BCHW.split(_AT_ONCE)]
     profile = profile_activity(torch.cat(parts).numpy(), net.layers)
-    return ViewExpert(name, tuple(labels), net, profile)
+    plain = ViewExpert(name, tuple(labels), net, profile, without_calibration(len(net.layers)))
+    if held_out_BCHW is None:
+        return plain
+    calibration = calibrate_scores(plain.read(held_out_BCHW).discrepancy_BL.numpy())
+    return replace(plain, calibration=calibration)
 
 
 def open_expert(
@@ -157,8 +226,30 @@ def open_expert(
     }
     load_weights(net, weights)
     maps = sum(net.layers)
-    mean_A, std_A = _profile(tensors, maps)
-    return ViewExpert(name, tuple(labels), net.eval(), ActivityProfile(mean_A, std_A, net.layers))
+    mean_A, std_A = _spread(tensors, "activity", maps)
+    mean_L, std_L = _spread(tensors, "score", len(net.layers))
+    largest = tensors.get("score.largest", np.zeros(0))
+    if largest.shape != (2,) or not float(largest[1]) > 0:
+        raise _unusable("score")
+    return ViewExpert(
+        name,
+        tuple(labels),
+        net.eval(),
+        ActivityProfile(mean_A, std_A, net.layers),
+        ScoreCalibration(mean_L, std_L, float(largest[0]), float(largest[1])),
+    )
+
+
+def expert_layout(net: Tensors, layers: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return arrays like those of ``ViewExpert.tensors``, given the network's."""
+    flat = {"activity": sum(layers), "score": len(layers)}
+    spreads = {
+        f"{part}.{name}": np.zeros(count, dtype=np.float32)
+        for part, count in flat.items()
+        for name in ("mean", "std")
+    }
+    nets = {f"net.{name}": value for name, value in net.items()}
+    return {**nets, **spreads, "score.largest": np.zeros(2, dtype=np.float32)}
 
 
 def demand_images(count: int) -> None:
@@ -171,13 +262,20 @@ def demand_images(count: int) -> None:
         )
 
 
-def _profile(tensors: Mapping[str, np.ndarray], maps: int) -> tuple[np.ndarray, np.ndarray]:
-    mean_A, std_A = (tensors.get(f"activity.{part}") for part in ("mean", "std"))
-    whole = mean_A is not None and std_A is not None and mean_A.shape == std_A.shape == (maps,)
-    if mean_A is None or std_A is None or not whole or not (std_A > 0).all():
-        raise DataError(
-            "the expert's activity profile cannot be used",
-            why=f"mean and spread of {maps} maps are expected, and spreads are above 0",
-            fix="let the site train its expert again",
-        )
-    return mean_A, std_A
+def _spread(
+    tensors: Mapping[str, np.ndarray], part: str, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of a part of what an expert publishes."""
+    mean, std = (tensors.get(f"{part}.{name}") for name in ("mean", "std"))
+    whole = mean is not None and std is not None and mean.shape == std.shape == (count,)
+    if mean is None or std is None or not whole or not (std > 0).all():
+        raise _unusable(part)
+    return mean, std
+
+
+def _unusable(part: str) -> DataError:
+    return DataError(
+        f"the {part} profile of the expert cannot be used",
+        why="a mean and a spread above 0 are expected of each of its network's maps and layers",
+        fix="let the site train its expert again",
+    )

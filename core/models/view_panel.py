@@ -7,23 +7,26 @@ Axes: B images, H W pixels, N experts, G classes of all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, Self
 
 import torch
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from vitrael.core.configs import Section, ViewExpertConfig
-from vitrael.core.digest import Digest, digest_bytes
-from vitrael.core.errors import DataError, WeightsError
+from vitrael.core.data.recipes import RECIPES, RecipeSettings, settings_for
+from vitrael.core.digest import Digest, digest_bytes, digest_json
+from vitrael.core.errors import ConfigError, DataError, WeightsError
 from vitrael.core.models.fusion_learning import read_all
 from vitrael.core.models.score_fusion import ExpertShape, ScoreFusion, build_fusion
 from vitrael.core.models.view_expert import ViewExpert, open_expert
-from vitrael.core.study import Name, parse_digest
+from vitrael.core.protocols import Name, ViewName, parse_digest
 from vitrael.core.weights import Tensors, load_weights, module_tensors, pack_tensors
 
-_FUSION: Final = "fusion"
+FUSION: Final = "fusion"
+"""Name of the part that is no expert; no site can have it."""
 
 DigestField = Annotated[Digest, AfterValidator(parse_digest)]
 
@@ -32,7 +35,7 @@ class ExpertEntry(Section):
     """What is known of one expert beside its weights."""
 
     site: Name
-    labels: tuple[str, ...] = Field(min_length=2)
+    labels: tuple[ViewName, ...] = Field(min_length=2)
     """As the study calls the views."""
     weights: DigestField
     cohort: DigestField | None = None
@@ -44,13 +47,28 @@ class PanelDocument(Section):
 
     format: Literal["vitrael/view-panel/1"] = "vitrael/view-panel/1"
     config: ViewExpertConfig
-    edge_px: int = Field(ge=8)
-    """Of the square images that the experts learned from."""
+    recipe: RecipeSettings
+    """How a picture or a clip becomes an image as the experts know it."""
     experts: tuple[ExpertEntry, ...] = Field(min_length=1)
     """In the order in which they joined."""
     hidden: int = Field(default=16, ge=1)
     weighted: bool = True
     fusion: DigestField
+
+    @field_validator("recipe")
+    @classmethod
+    def _of_planes(cls, recipe: RecipeSettings) -> RecipeSettings:
+        if RECIPES[recipe.name].takes == "volume":
+            msg = "experts know planes, and the recipe makes volumes"
+            raise ValueError(msg)
+        try:
+            usual = settings_for(recipe.name, grid_vox=recipe.grid_vox)
+        except ConfigError as error:
+            raise ValueError(error.sentence()) from error
+        if recipe != usual.model_copy(update={"version": recipe.version}):
+            msg = "its spacing or its frame time is not that of the recipe"
+            raise ValueError(msg)
+        return recipe
 
     @model_validator(mode="after")
     def _one_each(self) -> Self:
@@ -58,7 +76,25 @@ class PanelDocument(Section):
         if len(set(sites)) < len(sites):
             msg = "a site has one expert"
             raise ValueError(msg)
+        if FUSION in sites:
+            msg = f"no site can be called {FUSION}"
+            raise ValueError(msg)
         return self
+
+    @property
+    def edge_px(self) -> int:
+        """Edge of the square images that the experts know."""
+        return self.recipe.grid_vox[0]
+
+    @property
+    def parts(self) -> Mapping[str, Digest]:
+        """Digests of all weights: of the fusion, and of each expert by its site."""
+        return {FUSION: self.fusion} | {expert.site: expert.weights for expert in self.experts}
+
+    @property
+    def digest(self) -> Digest:
+        """Name of the panel by its content, the weights among it."""
+        return digest_json(self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +106,8 @@ class Prediction:
     """Of the label, among all views that an expert knows."""
     weights: Mapping[str, float]
     """Expert -> how much it decided; they add up to 1."""
+    known_to: tuple[str, ...]
+    """Experts to which the image is like their own; with none it is foreign to all."""
 
     @property
     def decider(self) -> str:
@@ -97,7 +135,9 @@ class ViewPanel:
         not finite or lie outside [0, 1].
         """
         self._demand(x)
-        fused = self.fusion(read_all(self.experts, x))
+        readings = read_all(self.experts, x)
+        fused = self.fusion(readings)
+        known = {one.name: one.knows(readings.discrepancy[one.name]) for one in self.experts}
         probability_BG = fused.logit_BG.softmax(1)
         best_B = probability_BG.argmax(1).tolist()
         names = [expert.name for expert in self.experts]
@@ -106,6 +146,7 @@ class ViewPanel:
                 self.fusion.classes[best],
                 float(probability_BG[row, best]),
                 dict(zip(names, map(float, fused.weight_BN[row]), strict=True)),
+                tuple(name for name in names if known[name][row]),
             )
             for row, best in enumerate(best_B)
         ]
@@ -113,7 +154,7 @@ class ViewPanel:
     def tensors(self) -> dict[str, Tensors]:
         """Return what is to be kept: the weights of the fusion, and of each expert by its site."""
         return {
-            _FUSION: module_tensors(self.fusion),
+            FUSION: module_tensors(self.fusion),
             **{expert.name: expert.tensors() for expert in self.experts},
         }
 
@@ -142,34 +183,39 @@ def assemble_panel(
     fusion: ScoreFusion,
     config: ViewExpertConfig,
     *,
-    edge_px: int,
+    recipe: RecipeSettings,
     cohorts: Mapping[str, Digest] | None = None,
 ) -> ViewPanel:
     """Return the panel of experts and the fusion that was trained for them.
 
-    Raises DataError when it was trained for others.
+    ``recipe`` made the images that they learned from. Raises DataError for a fusion that was
+    trained for others, and for a name or a recipe that no panel can have.
     """
     if fusion.experts != tuple(map(shape_of, experts)):
         raise DataError(
             "the fusion was trained for other experts", fix="train it for those that are here"
         )
-    entries = tuple(
-        ExpertEntry(
-            site=expert.name,
-            labels=expert.labels,
-            weights=digest_bytes(pack_tensors(expert.tensors())),
-            cohort=(cohorts or {}).get(expert.name),
+    try:
+        entries = tuple(
+            ExpertEntry(
+                site=expert.name,
+                labels=expert.labels,
+                weights=digest_bytes(pack_tensors(expert.tensors())),
+                cohort=(cohorts or {}).get(expert.name),
+            )
+            for expert in experts
         )
-        for expert in experts
-    )
-    document = PanelDocument(
-        config=config,
-        edge_px=edge_px,
-        experts=entries,
-        hidden=fusion.hidden,
-        weighted=fusion.weighted,
-        fusion=digest_bytes(pack_tensors(module_tensors(fusion))),
-    )
+        document = PanelDocument(
+            config=config,
+            recipe=recipe,
+            experts=entries,
+            hidden=fusion.hidden,
+            weighted=fusion.weighted,
+            fusion=digest_bytes(pack_tensors(module_tensors(fusion))),
+        )
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        raise DataError("the experts make no panel", why=fault["msg"]) from error
     return ViewPanel(document, tuple(experts), fusion.eval())
 
 
@@ -179,23 +225,39 @@ def open_panel(document: PanelDocument, tensors: Mapping[str, Tensors]) -> ViewP
     Raises WeightsError, which names it, for a part that is missing or whose digest is another, and
     for weights of another network.
     """
-    wanted = {_FUSION: document.fusion} | {one.site: one.weights for one in document.experts}
-    for part, digest in wanted.items():
+    for part, digest in document.parts.items():
         if part not in tensors or digest_bytes(pack_tensors(tensors[part])) != digest:
             raise WeightsError(
                 f"the weights of {part} are missing or not those of the panel",
                 why="their digest is another",
                 fix="fetch the panel again",
             )
-    experts = tuple(
-        open_expert(tensors[one.site], document.config, name=one.site, labels=one.labels)
-        for one in document.experts
-    )
+    experts = []
+    for one in document.experts:
+        with _fitting(one.site):
+            experts.append(
+                open_expert(tensors[one.site], document.config, name=one.site, labels=one.labels)
+            )
     fusion = build_fusion(
         [shape_of(expert) for expert in experts],
         seed=0,
         hidden=document.hidden,
         weighted=document.weighted,
     )
-    load_weights(fusion, tensors[_FUSION])
-    return ViewPanel(document, experts, fusion.eval())
+    with _fitting(FUSION):
+        load_weights(fusion, tensors[FUSION])
+    return ViewPanel(document, tuple(experts), fusion.eval())
+
+
+@contextmanager
+def _fitting(part: str) -> Iterator[None]:
+    """Open one part; whose weights do not fit is said by the error."""
+    try:
+        yield
+    except DataError as error:
+        told = ", ".join(text for text in (error.what, error.why) if text)
+        raise WeightsError(
+            f"the weights of {part} do not fit the panel",
+            why=told,
+            fix="use the document and the weights of one panel",
+        ) from error

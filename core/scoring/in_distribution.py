@@ -24,6 +24,9 @@ FEWEST: Final = 2
 _SHRINKAGE: Final = 0.1
 """Share of the mean variance in a covariance of few images (towards a multiple of the identity)."""
 _FLATTEST: Final = 1e-6
+_SPREADS: Final = 2.0
+"""Above the mean: the largest of several layers leans to the right of a normal."""
+_NO_LIMIT: Final = 1e6
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -58,6 +61,49 @@ def profile_activity(activity_BA: np.ndarray, layers: Sequence[int]) -> Activity
     mean_A, std_A = activity_BA.mean(axis=0), activity_BA.std(axis=0)
     floor = max(float(std_A.mean()) * 1e-2, _FLATTEST)  # a dead map must not decide everything
     return ActivityProfile(mean_A, np.maximum(std_A, floor), tuple(layers))
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ScoreCalibration:
+    """How the discrepancies of an expert's own images are spread that it has not learned from."""
+
+    mean_L: np.ndarray
+    std_L: np.ndarray
+    center: float
+    """Mean of the largest of an image's layers, after each was put on its own scale."""
+    spread: float
+    """Standard deviation of the same."""
+
+    @property
+    def limit(self) -> float:
+        """What that largest exceeds in about one of twenty of the expert's own images."""
+        return self.center + _SPREADS * self.spread
+
+    def scale(self, discrepancy_BL: np.ndarray) -> np.ndarray:
+        """Return ``[B, L]`` on the scale of the expert's own images: mean 0, deviation 1."""
+        return np.asarray((discrepancy_BL - self.mean_L) / self.std_L, dtype=np.float32)
+
+    def is_foreign(self, discrepancy_BL: np.ndarray) -> np.ndarray:
+        """Return, as bool ``[B]``, which images are beyond the limit in a layer."""
+        return np.asarray(self.scale(discrepancy_BL).max(axis=1) > self.limit)
+
+
+def calibrate_scores(discrepancy_BL: np.ndarray) -> ScoreCalibration:
+    """Return the calibration on images that were held out; DataError for fewer than two."""
+    finite(discrepancy=discrepancy_BL)
+    if len(discrepancy_BL) < FEWEST:
+        raise DataError("scores cannot be calibrated", why="two held-out images are needed")
+    mean_L = discrepancy_BL.mean(axis=0)
+    std_L = discrepancy_BL.std(axis=0)
+    std_L = np.maximum(std_L, max(1e-2 * float(std_L.mean()), _FLATTEST))  # nor a dead layer
+    largest_B = ((discrepancy_BL - mean_L) / std_L).max(axis=1)
+    spread = max(float(largest_B.std()), _FLATTEST)
+    return ScoreCalibration(mean_L, std_L, float(largest_B.mean()), spread)
+
+
+def without_calibration(layers: int) -> ScoreCalibration:
+    """Return the one that changes no score, and by which no image is foreign."""
+    return ScoreCalibration(np.zeros(layers), np.ones(layers), 0.0, _NO_LIMIT)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

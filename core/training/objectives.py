@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from vitrael.core.errors import DataError
 from vitrael.core.records import Loss
+from vitrael.core.rng import layers_draw_from
 
 if TYPE_CHECKING:
     from vitrael.core.data.augment import ViewBatch
@@ -110,10 +112,12 @@ class ClassifierObjective:
     def __call__(self, model: nn.Module, batch: ViewBatch, rng: torch.Generator) -> Loss:
         """Return the loss of a batch; part ``cross_entropy`` is the mean without any weight.
 
-        Raises DataError for a label that the network has no logit for.
+        What a module that is trained drops out is drawn from ``rng``; one that is evaluated drops
+        nothing and draws nothing. Raises DataError for a label that the network has no logit for.
         """
-        del rng
-        logit_BK = model(batch.image_BCHW).float()
+        device = batch.image_BCHW.device
+        with layers_draw_from(rng, device=device) if model.training else nullcontext():
+            logit_BK = model(batch.image_BCHW).float()
         label_B = batch.label_B
         classes = len(self.class_weight_K)
         if logit_BK.shape[1] != classes or int(label_B.min()) < 0 or int(label_B.max()) >= classes:

@@ -24,6 +24,7 @@ from vitrael.core.workbench.options import (
     open_compute,
     tell_shortcomings,
 )
+from vitrael.core.workbench.predict_cli import predict
 from vitrael.core.workbench.sample_cli import sample
 from vitrael.core.workbench.upsample_cli import upsample
 
@@ -35,10 +36,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def model() -> None:
-    """Train a model of brain volumes on local files, and use it: draw, score, upsample.
+    """Use models on local files: train one of brain volumes, draw, score, upsample; tell views.
 
-    A model is a folder: model.json and its weights as safetensors. Nothing here takes part in a
-    study, and nothing leaves this machine. Samples of such a model come without a proof.
+    A model of brain volumes is a folder: model.json and its weights as safetensors. A panel, which
+    tells views of pictures and clips, is one with panel.json. Nothing here takes part in a study,
+    and nothing leaves this machine. Samples of such a model come without a proof.
     """
 
 
@@ -241,5 +243,5 @@ def import_bundle(bundle: Path, *, to: Path, dry_run: bool, as_json: bool) -> No
     _tell_model(document)
 
 
-for command in (sample, score, upsample, evaluate):
+for command in (sample, score, upsample, evaluate, predict):
     model.add_command(command)

@@ -26,7 +26,8 @@ from vitrael.core.configs import BrainLDMConfig, Positive, Section
 from vitrael.core.data.recipes import RecipeSettings, settings_for
 from vitrael.core.errors import ConfigError
 from vitrael.core.geometry import Affine, centered_affine
-from vitrael.core.study import COVARIATES, CovariateRange, explain_fault
+from vitrael.core.protocols import COVARIATES, CovariateRange
+from vitrael.core.study import explain_fault
 from vitrael.core.workbench.covariates import UNITS, Covariate
 
 

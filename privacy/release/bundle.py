@@ -30,7 +30,8 @@ from vitrael.core.data.nifti import encode_nifti
 from vitrael.core.data.synthetic import SyntheticSet
 from vitrael.core.digest import Digest, digest_file
 from vitrael.core.errors import StorageError
-from vitrael.core.study import COVARIATES, Study
+from vitrael.core.protocols import COVARIATES
+from vitrael.core.study import Study
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import Verdict
 from vitrael.privacy.release import card
@@ -138,12 +139,12 @@ def _documents(contents: Contents) -> dict[str, bytes]:
         publishable=contents.verdict.publishable,
     )
     bids = card.describe_bids(
-        title, license_id=contents.study.protocol.license, code_version=contents.code_version
+        title, license_id=contents.study.synthesis.license, code_version=contents.code_version
     )
     citation = card.cite(
         title,
         version=contents.reference.version,
-        license_id=contents.study.protocol.license,
+        license_id=contents.study.synthesis.license,
         released=contents.released,
     )
     documents = {
@@ -169,7 +170,7 @@ def _croissant(contents: Contents, files: Mapping[str, FileEntry]) -> bytes:
             contents.reference,
             files,
             description=f"{_title(contents)}. {card.DRAWN}",
-            license_id=contents.study.protocol.license,
+            license_id=contents.study.synthesis.license,
             released=contents.released,
         )
     )

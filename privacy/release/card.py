@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any, Final
 
-from vitrael.core.study import COVARIATES, Study
+from vitrael.core.protocols import COVARIATES
+from vitrael.core.study import Study
 from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.gates import Verdict
 from vitrael.privacy.release.manifest import FileEntry, Reference
@@ -87,7 +88,7 @@ def write_card(
     publishable: bool,
 ) -> str:
     """Return ``card.md``."""
-    protocol = study.protocol
+    protocol = study.synthesis
     enabled = protocol.screening.enabled
     return _CARD.format(
         title=f"{reference.name}, version {reference.version}",

@@ -25,7 +25,7 @@ from vitrael.core.configs import Section
 from vitrael.core.digest import digest_bytes, write_atomically
 from vitrael.core.errors import StorageError, VerificationError
 from vitrael.core.messages import DigestField
-from vitrael.core.study import Name
+from vitrael.core.protocols import Name
 from vitrael.privacy.release.manifest import (
     MANIFEST,
     RECALLED,

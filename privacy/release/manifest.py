@@ -17,7 +17,7 @@ from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, digest_bytes
 from vitrael.core.errors import UsageError, VerificationError
 from vitrael.core.messages import DigestField
-from vitrael.core.study import Name
+from vitrael.core.protocols import Name
 
 MANIFEST: Final = "manifest.json"
 RECALLED: Final = "RECALLED.json"

@@ -18,7 +18,7 @@ from pydantic import Field, StrictInt, ValidationError, model_validator
 from vitrael.core.configs import Section
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import ConfigError
-from vitrael.core.study import Name
+from vitrael.core.protocols import Name
 from vitrael.privacy.keys import PublicKeyHex, PublicKeys
 
 

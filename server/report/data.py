@@ -14,7 +14,8 @@ from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest
-from vitrael.core.study import Name, Study
+from vitrael.core.protocols import Name
+from vitrael.core.study import Study
 from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.gates import POLICIES, Verdict
 from vitrael.privacy.leakage import BUCKETS, bucket_of
@@ -181,7 +182,7 @@ class ReportData(Section):
 
 def summarize_study(study: Study) -> StudySummary:
     """Return what the report tells of a study."""
-    protocol, generator = study.protocol, study.protocol.generator
+    protocol = study.synthesis
     policy = POLICIES.get(protocol.policy)
     return StudySummary(
         name=protocol.name,
@@ -195,10 +196,7 @@ def summarize_study(study: Study) -> StudySummary:
         recipe=protocol.data.recipe,
         grid_vox=protocol.data.grid_vox,
         spacing_mm=protocol.data.spacing_mm,
-        rounds={
-            "codec": generator.codec.training.rounds,
-            "teacher": generator.teacher.training.rounds,
-        },
+        rounds={stage: config.rounds for stage, config in protocol.trained.items()},
         candidates=protocol.distillation.candidates,
         released=protocol.distillation.released,
         seed=protocol.seed,

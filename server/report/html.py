@@ -79,7 +79,7 @@ def render_report(data: ReportData, *, images: ReportImages | None, twin: bool =
     pairs = (conditioning.asked_ml, conditioning.measured_ml) if conditioning else ((), ())
     findings = sorted(data.verdict.findings, key=_row)
     return (
-        _environment()
+        page_environment()
         .get_template("report.html")
         .render(
             data=data,
@@ -113,7 +113,8 @@ def format_number(value: float) -> str:
     return text.rstrip("0").rstrip(".") if digits else text
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Return where the templates of reports lie, and how they show numbers and times."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -7,12 +7,12 @@ each site is waited for in the rounds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any, Final
 
 from vitrael.core.configs import TrainingConfig
 from vitrael.core.errors import DataError
-from vitrael.core.study import Protocol
 from vitrael.server.studies.correspondence import Answer, ask_sites
 from vitrael.server.studies.run import StageResult, StudyRun
 
@@ -35,13 +35,14 @@ def try_sites(run: StudyRun) -> dict[str, Any]:
 
     def work() -> StageResult:
         everybody = len(run.members)
-        answers = ask_sites(run, "canary", {}, check=_speeds, quorum=everybody)
+        speeds = partial(_speeds, stages=protocol.trained)
+        answers = ask_sites(run, "canary", {}, check=speeds, quorum=everybody)
         deadlines: dict[str, dict[str, float]] = {}
-        for stage, config in _rounds(protocol).items():
+        for stage, config in protocol.trained.items():
             deadlines[stage] = {
                 site: derive_deadline(
                     config,
-                    seconds_an_image=_speeds(answer)[stage],
+                    seconds_an_image=speeds(answer)[stage],
                     answered_s=answer.seconds,
                     longest_s=protocol.federation.deadline_s,
                 )
@@ -49,10 +50,10 @@ def try_sites(run: StudyRun) -> dict[str, Any]:
             }
         predicted = {
             stage: max(
-                predict_round(config, _speeds(answer)[stage], answered_s=answer.seconds)
+                predict_round(config, speeds(answer)[stage], answered_s=answer.seconds)
                 for answer in answers.by_site.values()
             )
-            for stage, config in _rounds(protocol).items()
+            for stage, config in protocol.trained.items()
         }
         document = {"sites": answers.bodies, "deadlines": deadlines, "predicted": predicted}
         return StageResult(document, answers.details, tuple(answers.by_site))
@@ -79,18 +80,16 @@ def predict_round(config: TrainingConfig, seconds_an_image: float, *, answered_s
     return answered_s + images * seconds_an_image
 
 
-def _rounds(protocol: Protocol) -> dict[str, TrainingConfig]:
-    """Return what is trained in rounds, by stage; other stages have the study's longest."""
-    generator = protocol.generator
-    return {"codec": generator.codec.training, "teacher": generator.teacher.training}
+def _speeds(answer: Answer, *, stages: Collection[str]) -> dict[str, float]:
+    """Return seconds an image by stage; raise DataError for what no training can have taken.
 
-
-def _speeds(answer: Answer) -> dict[str, float]:
-    """Return seconds an image by stage; raise DataError for what no training can have taken."""
+    An expert and what it is held against are one network: one piece of work tells of them all.
+    """
     body: Mapping[str, Any] = answer.reply.body
+    parts = {stage: stage if stage in {"codec", "teacher"} else "expert" for stage in stages}
     speeds = {
-        stage: float(body[f"{stage}_s"]) / int(body[f"{stage}_images"])
-        for stage in ("codec", "teacher")
+        stage: float(body[f"{part}_s"]) / int(body[f"{part}_images"])
+        for stage, part in parts.items()
     }
     if not all(math.isfinite(speed) and speed >= 0 for speed in speeds.values()):
         raise DataError(f"the canary of {answer.reply.site} tells no time")

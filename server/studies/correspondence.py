@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -44,6 +44,11 @@ _BRINGS: Final[Mapping[StageName, str]] = {
     "latents": "moments",
     "teacher": "denoiser",
     "screening": "votes",
+    "expert": "expert",
+    "outlooks": "outlooks",
+    "averaged": "common",
+    "relay": "common",
+    "comparison": "counts",
 }
 """The one attachment that the answer to a stage may have; the other stages have none."""
 
@@ -143,24 +148,31 @@ def ask_sites(
     check: Callable[[Answer], object] | None = None,
     compare: Callable[[Mapping[str, Answer]], Mapping[str, str]] | None = None,
     quorum: int | None = None,
+    among: Collection[str] | None = None,
+    more_bytes: int = 0,
 ) -> Answers:
     """Return every site's answer to one task.
 
-    Asked are the members of the roster, whoever else is connected, but for those who take no part
-    any more. Each has the time that its canary told, and never more than the study's deadline. A
-    reply counts when its size, signature, digests and its reference to the task hold, its status
-    is "done", it is no update of another round, and ``check`` raises no error for it. ``compare``
-    sees all that are left and names those to refuse, with the reason. What the sites send is kept
-    until they are asked again. Raises QuorumError, which names the absent sites and their reasons,
-    when fewer sites than the quorum answer, that of the study unless another is given. A round
-    whose result was lost is asked of those who took part in it, and needs them all: another result
-    would be one that no site goes on from.
+    Asked are the members of the roster, or those ``among`` them, whoever else is connected, but for
+    those who take no part any more. Each has the time that its canary told, and never more than the
+    study's deadline. A reply counts when its size, signature, digests and its reference to the task
+    hold, its status is "done", it is no update of another round, and ``check`` raises no error for
+    it. ``compare`` sees all that are left and names those to refuse, with the reason. What the
+    sites send is kept until they are asked again. Raises QuorumError, which names the absent sites
+    and their reasons, when fewer sites than the quorum answer, that of the study unless another is
+    given. A round whose result was lost is asked of those who took part in it, and needs them all:
+    another result would be one that no site goes on from. An answer may have ``more_bytes`` beyond
+    what the task brings.
     """
     again = run.find_lost(stage, round_index)
-    answers = Answers(absences=find_not_asked(run, stage, again))
+    wanted = set(run.members if among is None else among)
+    absent = find_not_asked(run, stage, again)
+    answers = Answers(absences={site: why for site, why in absent.items() if site in wanted})
     for site, reason in answers.absent.items():
         run.tell(stage, round_index, "absent", about={"site": site, "reason": reason})
-    deadlines = {s: d for s, d in find_deadlines(run, stage).items() if s not in answers.absences}
+    needed = 0 if again is None else len(wanted & set(again.participants))
+    wanted -= answers.absences.keys()
+    deadlines = {site: d for site, d in find_deadlines(run, stage).items() if site in wanted}
     tasks = _make_tasks(run, stage, round_index, attachments, deadlines)
     asked = _Asked(
         run=run,
@@ -168,7 +180,7 @@ def ask_sites(
         tasks=tasks,
         received=_empty_store(run.home / "received"),
         began=run.clock(),
-        most_bytes=_most_bytes(stage, attachments),
+        most_bytes=_most_bytes(stage, attachments) + more_bytes,
         earlier=_earlier_updates(run, stage, round_index, attachments),
         check=check,
     )
@@ -179,20 +191,23 @@ def ask_sites(
         answers.absences[site] = Absence("outlier", reason)
         run.tell(stage, round_index, "absent", about={"site": site, "reason": reason})
     answers.by_site = arrived
-    quorum = quorum or run.study.protocol.federation.quorum
-    if again is not None:
-        quorum = max(quorum, len(again.participants))
-    if len(arrived) < quorum:
+    quorum = run.study.protocol.federation.quorum if quorum is None else quorum
+    demand_quorum(run, stage, answers, quorum=max(quorum, needed))
+    return answers
+
+
+def demand_quorum(run: StudyRun, stage: StageName, answers: Answers, *, quorum: int) -> None:
+    """Raise QuorumError, which names the absent sites and their reasons, when too few answered."""
+    if len(answers.by_site) < quorum:
+        asked = len(answers.by_site.keys() | answers.absences.keys())
         reasons = "; ".join(f"{site}: {why}" for site, why in answers.absent.items())
         reasons = reasons.replace(". To do: ", "; ")  # a site's remedy stays; one To do is said
         raise QuorumError(
-            f"stage {stage}: {len(arrived)} of {len(run.members)} sites answered, "
-            f"{quorum} are needed",
+            f"stage {stage}: {len(answers.by_site)} of {asked} sites answered, {quorum} are needed",
             why=reasons,
             fix=f"mend what is named, then run `vitrael study start {run.study.protocol.name}`",
             absences={k: v for k, v in answers.details.items() if k in {"absent", "kinds"}},
         )
-    return answers
 
 
 def _exchange(

@@ -27,9 +27,9 @@ from vitrael.core.models.brain_ldm import (
     draw_latents,
 )
 from vitrael.core.models.nets.autoencoder import KLCodec
+from vitrael.core.protocols import COVARIATES, Data
 from vitrael.core.records import SampleRequest
 from vitrael.core.rng import stream, stream_seed, torch_stream
-from vitrael.core.study import COVARIATES, Data
 from vitrael.core.training.checkpoints import FileCheckpoints
 from vitrael.core.training.compute import Compute, prepare_compute
 from vitrael.core.training.loop import fit
@@ -88,7 +88,7 @@ def sample_candidates(
     run: StudyRun, *, codec: Digest, teacher: Digest, condition: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Stage ``candidates``: the teacher's samples, float16, with what was asked for."""
-    protocol = run.study.protocol
+    protocol = run.study.synthesis
 
     def work() -> StageResult:
         count = protocol.distillation.candidates
@@ -172,7 +172,7 @@ def train_student(
     that was stopped or killed goes on from its last checkpoint, a minute old at most, or a fiftieth
     of its time.
     """
-    protocol = run.study.protocol
+    protocol = run.study.synthesis
     inputs = {"codec": codec, "candidates": candidates, "keep": screening["keep"]}
 
     def work() -> StageResult:
@@ -221,7 +221,7 @@ def synthesize(
     run: StudyRun, *, codec: Digest, student: Digest, condition: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Stage ``synthesis``: the student's samples, what was asked, and what was measured on them."""
-    protocol = run.study.protocol
+    protocol = run.study.synthesis
 
     def work() -> StageResult:
         count = protocol.distillation.released
@@ -266,7 +266,7 @@ def _compute(run: StudyRun) -> Compute:
 
 
 def _codec(run: StudyRun, weights: Digest, compute: Compute) -> KLCodec:
-    codec = build_codec(run.study.protocol.generator, seed=run.study.protocol.seed)
+    codec = build_codec(run.study.synthesis.generator, seed=run.study.protocol.seed)
     load_weights(codec, run.objects.get_tensors(weights))
     return codec.to(compute.device)
 
@@ -274,7 +274,7 @@ def _codec(run: StudyRun, weights: Digest, compute: Compute) -> KLCodec:
 def _generator(
     run: StudyRun, part: DiffusionConfig, *, codec: Digest, weights: Digest
 ) -> LatentGenerator:
-    protocol, compute = run.study.protocol, _compute(run)
+    protocol, compute = run.study.synthesis, _compute(run)
     denoiser = build_denoiser(protocol.generator, part, seed=protocol.seed)
     load_weights(denoiser, run.objects.get_tensors(weights))
     return LatentGenerator(

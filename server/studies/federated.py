@@ -21,7 +21,7 @@ from vitrael.core.metrics.moments import (
     correlation,
     mean_and_covariance,
 )
-from vitrael.core.study import COVARIATES, Protocol
+from vitrael.core.protocols import COVARIATES, SynthesisProtocol
 from vitrael.core.weights import Tensors, check_like, module_tensors
 from vitrael.privacy.envelope import attachment_digests, open_consent
 from vitrael.server.federation.aggregate import aggregate
@@ -86,10 +86,10 @@ def train_codec(run: StudyRun) -> Digest:
     """Stage ``codec``: federated averaging of the autoencoder; return its weights' digest."""
     from vitrael.core.models.brain_ldm import build_codec  # noqa: PLC0415 - torch
 
-    protocol = run.study.protocol
+    protocol = run.study.synthesis
     start = module_tensors(build_codec(protocol.generator, seed=protocol.seed))
     config = protocol.generator.codec.training
-    return _train_rounds(run, "codec", "codec", run.objects.put_tensors(start), config)
+    return train_rounds(run, "codec", "codec", run.objects.put_tensors(start), config)
 
 
 def scale_latents(run: StudyRun, codec: Digest) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def scale_latents(run: StudyRun, codec: Digest) -> dict[str, Any]:
 
     def work() -> StageResult:
         brought = {"codec": run.objects.get_tensors(codec)}
-        read = partial(_read_moments, protocol=run.study.protocol)
+        read = partial(_read_moments, protocol=run.study.synthesis)
         answers = ask_sites(run, "latents", brought, check=read)
         parts = [read(answer) for answer in answers.by_site.values()]
         sums = {name: add_moments([part[name] for part in parts]) for name in parts[0]}
@@ -141,10 +141,10 @@ def train_teacher(run: StudyRun, codec: Digest) -> Digest:
     """Stage ``teacher``: federated averaging of the denoiser; return its weights' digest."""
     from vitrael.core.models.brain_ldm import build_denoiser  # noqa: PLC0415 - torch
 
-    protocol = run.study.protocol
+    protocol = run.study.synthesis
     part = protocol.generator.teacher
     start = module_tensors(build_denoiser(protocol.generator, part, seed=protocol.seed))
-    return _train_rounds(
+    return train_rounds(
         run,
         "teacher",
         "denoiser",
@@ -154,7 +154,7 @@ def train_teacher(run: StudyRun, codec: Digest) -> Digest:
     )
 
 
-def _train_rounds(
+def train_rounds(
     run: StudyRun,
     stage: StageName,
     part: str,
@@ -163,6 +163,10 @@ def _train_rounds(
     *,
     beside: Mapping[str, Tensors] | None = None,
 ) -> Digest:
+    """Average a network in rounds and return its weights' digest.
+
+    ``part`` names it in tasks, replies and documents; ``beside`` goes down unchanged.
+    """
     for round_index in range(config.rounds):
         before = weights
 
@@ -173,7 +177,7 @@ def _train_rounds(
 
             def check(answer: Answer) -> None:
                 check_like(answer.get_tensors(part), tensors)
-                _curve(answer)
+                read_curve(answer)
 
             answers = ask_sites(
                 run,
@@ -193,7 +197,7 @@ def _train_rounds(
             details = {
                 **answers.details,
                 **norms.details,
-                "curves": {site: _curve(answer) for site, answer in answers.by_site.items()},
+                "curves": {site: read_curve(answer) for site, answer in answers.by_site.items()},
             }
             return StageResult(document, details, tuple(answers.by_site))
 
@@ -203,7 +207,7 @@ def _train_rounds(
     return weights
 
 
-def _curve(answer: Answer) -> dict[str, list[float]]:
+def read_curve(answer: Answer) -> dict[str, list[float]]:
     """Return a site's loss curve; raise ValueError for one that cannot be kept and drawn."""
     body: Mapping[str, Any] = answer.reply.body
     curve = {name: list(body.get(f"curve_{name}", [])) for name in ("images", "loss")}
@@ -217,7 +221,7 @@ def _curve(answer: Answer) -> dict[str, list[float]]:
     return {name: [float(x) for x in values] for name, values in curve.items()}
 
 
-def _read_moments(answer: Answer, *, protocol: Protocol) -> dict[str, Moments]:
+def _read_moments(answer: Answer, *, protocol: SynthesisProtocol) -> dict[str, Moments]:
     """Return the moments that a site sent; raise ValueError for what cannot be moments."""
     widths = {
         "latent": protocol.generator.codec.latent_channels,

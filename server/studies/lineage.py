@@ -40,6 +40,13 @@ COMES_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "bundle": ("synthesis", "gates"),
     "signing": ("bundle",),
     "publication": ("bundle",),
+    "expert": (),
+    "outlooks": ("expert",),
+    "fusion": ("expert", "outlooks"),
+    "averaged": (),
+    "relay": (),
+    "comparison": ("fusion", "averaged", "relay"),
+    "panel": ("expert", "fusion"),
 }
 """For each stage those that it takes something from; a round also comes of the rounds before."""
 
@@ -54,6 +61,10 @@ _MAKES: Final[Mapping[str, tuple[str, str]]] = {
     "student": ("student", "denoiser"),
     "synthesis": ("samples", "samples"),
     "bundle": ("release", "manifest"),
+    "fusion": ("fusion", "fusion"),
+    "averaged": ("common network", "common"),
+    "relay": ("common network", "common"),
+    "panel": ("panel", "panel"),
 }
 """Stage to what it makes, and the key of its document that names it; "": the document itself."""
 
@@ -65,7 +76,8 @@ class Made:
     """One thing that was made with a site's scans, directly or not."""
 
     kind: str
-    """``codec``, ``filter``, ``teacher``, ``candidates``, ``student``, ``samples``, ``release``."""
+    """``codec``, ``filter``, ``teacher``, ``candidates``, ``student``, ``samples``, ``release``; or
+    ``expert``, ``fusion``, ``common network``, ``panel``."""
     study: str
     """``name@version``, or empty where no document here tells it any more."""
     protocol: Digest
@@ -131,25 +143,22 @@ def trace_site(home: Path, site: str, *, cohort_version: Digest | None = None) -
         study, manifest = _release_of(course, names)
         state = _state_of(catalogue, study, manifest=manifest)
         for record in _affected(course.records, direct):
-            what = _describe(record, course.documents[record.id])
-            if what is None or record.output is None:
-                continue
-            kind, digest = what
-            told: str = state if kind == "release" or state == "recalled" else "kept"
-            made.append(
-                Made(
-                    kind=kind,
-                    study=study,
-                    protocol=record.key.protocol,
-                    roster=record.details.get("roster", ""),
-                    stage=record.key.stage,
-                    round=record.key.round,
-                    digest=digest,
-                    state=told,
-                    directly=record.id in direct,
-                    key=record.key.digest,
+            for kind, digest in _describe(record, course.documents[record.id], site):
+                told: str = state if kind == "release" or state == "recalled" else "kept"
+                made.append(
+                    Made(
+                        kind=kind,
+                        study=study,
+                        protocol=record.key.protocol,
+                        roster=record.details.get("roster", ""),
+                        stage=record.key.stage,
+                        round=record.key.round,
+                        digest=digest,
+                        state=told,
+                        directly=record.id in direct,
+                        key=record.key.digest,
+                    )
                 )
-            )
     return Lineage(tuple(made), tuple(dict.fromkeys(versions)))
 
 
@@ -192,13 +201,24 @@ def _affected(records: Iterable[StageRecord], direct: set[int]) -> list[StageRec
     return found
 
 
-def _describe(record: StageRecord, document: Mapping[str, Any]) -> tuple[str, Digest] | None:
-    """Return what a stage made and its digest; None for one that only judges."""
+def _describe(
+    record: StageRecord, document: Mapping[str, Any], site: str
+) -> list[tuple[str, Digest]]:
+    """Return what a stage made with a site, and its digest; nothing for one that only judges.
+
+    Of experts the site made its own alone, unless the others began with its weights.
+    """
     stage = record.key.stage
-    if stage in COMES_OF and stage not in _MAKES:
-        return None
+    if record.output is None:
+        return []
+    if stage == "expert" and document:
+        experts = document["experts"]
+        own = experts if document.get("first") == site else {site: experts.get(site)}
+        return [("expert", Digest(each["weights"])) for each in own.values() if each]
+    if stage in COMES_OF and stage not in {*_MAKES, "expert"}:
+        return []
     kind, key = _MAKES.get(stage, (stage, ""))
-    return kind, Digest(str(document.get(key) or record.output))
+    return [(kind, Digest(str(document.get(key) or record.output)))]
 
 
 def _read_courses(home: Path) -> list[_Course]:
@@ -241,7 +261,9 @@ def _find_versions(
         given = consents.get(_worked_with(record, every), {})
         answers: Mapping[str, Any] = record.details.get("answers", {})
         for site in record.participants:
-            told = answers.get(site, {}).get("cohort") or _consented(given.get(site, {}))
+            expert = documents[record.id].get("experts", {}).get(site, {})
+            kept = expert.get("cohort") if isinstance(expert, dict) else None
+            told = answers.get(site, {}).get("cohort") or kept or _consented(given.get(site, {}))
             if told:
                 versions[record.id, site] = Digest(str(told))
     return versions

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrael.core.digest import Digest, write_atomically
 from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL, EXIT_REFUSED, VitraelError
+from vitrael.core.protocols import ExpertsProtocol
 from vitrael.privacy.gates import LEAKS, Verdict
 from vitrael.server.objects import DamagedError
 from vitrael.server.studies.canary import try_sites
@@ -18,6 +19,8 @@ from vitrael.server.studies.distillation import (
     synthesize,
     train_student,
 )
+from vitrael.server.studies.expert_report import write_report_of_experts
+from vitrael.server.studies.experts import collect_outlooks, train_experts
 from vitrael.server.studies.federated import (
     calibrate_filters,
     collect_consents,
@@ -25,6 +28,7 @@ from vitrael.server.studies.federated import (
     train_codec,
     train_teacher,
 )
+from vitrael.server.studies.fusing import assemble, compare, train_fusions, train_rivals
 from vitrael.server.studies.participation import RunOutcome, tell_outcome
 from vitrael.server.studies.releasing import (
     assemble_bundle,
@@ -72,6 +76,37 @@ def _mend_and_run(run: StudyRun) -> int:
 
 
 def _run_stages(run: StudyRun) -> int:
+    if isinstance(run.study.protocol, ExpertsProtocol):
+        return _run_experts(run)
+    return _run_synthesis(run)
+
+
+def _run_experts(run: StudyRun) -> int:
+    """Run what is left of a study of experts; nothing of it is released, so no gate is asked."""
+    collect_consents(run)
+    try_sites(run)
+    experts = train_experts(run)
+    outlooks = collect_outlooks(run, experts)
+    fusion = train_fusions(run, experts, outlooks)
+    rivals = train_rivals(run)
+    comparison = compare(run, experts, fusion, rivals)
+    panel = assemble(run, experts, fusion)
+    page = write_report_of_experts(run, experts, comparison=comparison, panel=panel)
+    outcome = tell_outcome(run)
+    document = {
+        "status": outcome.status,
+        "sentence": outcome.sentence,
+        "roster": run.roster,
+        "experts": [record.site for record in experts],
+        "report": str(page),
+        "panel": str(run.home / "panels" / panel["folder"]),
+        "table": comparison["table"],
+    }
+    _keep_outcome(run, document)
+    return EXIT_PARTIAL if outcome.status == "partial" else EXIT_OK
+
+
+def _run_synthesis(run: StudyRun) -> int:
     collect_consents(run)
     try_sites(run)
     codec = train_codec(run)
@@ -106,7 +141,7 @@ def _too_few_patients(
     """Return whether every site answered, and one could calibrate no filter that was asked for."""
     answered = (set(document["sites"]) for document in (calibration, screening))
     blind = not all(tally["estimable"] for tally in calibration["sites"].values())
-    enabled = run.study.protocol.screening.enabled
+    enabled = run.study.synthesis.screening.enabled
     return enabled and blind and all(sites == set(run.members) for sites in answered)
 
 

@@ -18,6 +18,7 @@ from vitrael.privacy.keys import roster_digest
 from vitrael.server.db.engine import open_database
 from vitrael.server.objects import ObjectStore
 from vitrael.server.registry import Registry, ReleaseRecord, RunRecord
+from vitrael.server.studies.expert_versions import record_experts, record_panel, table_metrics
 from vitrael.server.studies.ledger import Ledger, StageRecord
 from vitrael.server.studies.rosters import find_members
 
@@ -31,7 +32,7 @@ class Recorder:
         """Open ledger, objects and MLflow of a coordinator's home."""
         self.home = home
         self.study: Study = load_study(home / "study.toml")
-        self.roster = roster_digest(find_members(home, self.study))
+        self.roster = roster_digest(find_members(home, self.study), labels=self.study.roster.labels)
         self.ledger = Ledger(open_database(home / "server.sqlite"))
         self.objects = ObjectStore(home / "objects")
         self.registry = Registry.open(home)
@@ -56,7 +57,7 @@ class Recorder:
         run = self._run(record, document)
         if record.key.stage == "student":
             weights = self.objects.get_bytes(Digest(document["denoiser"]))
-            config = canonical_json(self.study.protocol.generator.model_dump(mode="json"))
+            config = canonical_json(self.study.synthesis.generator.model_dump(mode="json"))
             self.registry.register_student(
                 self.experiment, run, model=self.model, weights=weights, config=config
             )
@@ -69,12 +70,16 @@ class Recorder:
                     version=self.study.protocol.version,
                     digest=Digest(document["manifest"]),
                     location=str(self.home / "catalogue"),
-                    profile={"volumes": self.study.protocol.distillation.released},
+                    profile={"volumes": self.study.synthesis.distillation.released},
                 ),
             )
             version = self.registry.aliases(self.model).get("candidate")
             if version is not None:
                 self.registry.move_alias(self.model, version, to="released")
+        elif record.key.stage == "expert":
+            record_experts(self, run, document)
+        elif record.key.stage == "panel":
+            record_panel(self, run, document)
         else:
             self.registry.record(self.experiment, run)
 
@@ -102,7 +107,8 @@ class Recorder:
                 f"loss.{who}": list(zip(curve["images"], curve["loss"], strict=True))
                 for who, curve in record.details.get("curves", {}).items()
             }
-            | _as_metrics(evidence),
+            | _as_metrics(evidence)
+            | table_metrics(document),
             artifacts={"document.json": body} if len(body) < _LARGEST_ARTIFACT_BYTES else {},
         )
 

@@ -13,9 +13,10 @@ from vitrael.core.data.synthetic import SyntheticSet, synthetic_set
 from vitrael.core.digest import Digest, digest_bytes
 from vitrael.core.errors import DataError, StorageError, VerificationError
 from vitrael.core.geometry import centered_affine
+from vitrael.core.protocols import COVARIATES
 from vitrael.core.records import Samples
 from vitrael.core.rng import stream
-from vitrael.core.study import COVARIATES, Study
+from vitrael.core.study import Study
 from vitrael.core.version import package_version
 from vitrael.privacy.audit.pooling import conditioning_measurements, participation_measurement
 from vitrael.privacy.audit.tallies import TALLY_STAGES, check_certificate, pool_tallies
@@ -93,7 +94,7 @@ def judge_release(
     A site of the roster that was absent from one of the stages counts as one that measured nothing,
     and whoever is in the model has to have judged what came of it.
     """
-    protocol = run.study.protocol
+    protocol = run.study.synthesis
     contributors = sorted(find_contributors(run))
     judges = sorted(find_judges(run))
 
@@ -241,7 +242,7 @@ def _signed(
 ) -> states.Release:
     """Return the release after its steps so far; raise when one of them was not its due."""
     manifest = Digest(signing["manifest"])
-    release = states.propose(reference, POLICIES[run.study.protocol.policy])
+    release = states.propose(reference, POLICIES[run.study.synthesis.policy])
     verdict = Verdict.model_validate(decision["verdict"])
     release = states.gate(release, verdict, manifest=manifest)
     threshold = release_trust(run, signing["signed_by"]).threshold
@@ -278,7 +279,7 @@ def bundle_folder(home: Path, reference: Reference) -> Path:
 def read_samples(run: StudyRun, *, student: Digest, samples: Mapping[str, Any]) -> SyntheticSet:
     """Return the synthetic set of the ``synthesis`` stage with its provenance."""
     tensors = run.objects.get_tensors(Digest(samples["samples"]))
-    data = run.study.protocol.data
+    data = run.study.synthesis.data
     affine = centered_affine(data.grid_vox, spacing=data.spacing_mm)
     return synthetic_set(
         Samples(tensors["image"], tensors["condition"], affine),
@@ -313,4 +314,4 @@ def _contents(
 
 def is_rehearsal(study: Study) -> bool:
     """Return whether nothing of this study may be published, whatever its gates say."""
-    return not POLICIES[study.protocol.policy].publishable
+    return not POLICIES[study.synthesis.policy].publishable

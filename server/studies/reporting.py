@@ -18,28 +18,26 @@ from vitrael.core.metrics.intervals import (
     normal_interval,
     pearson_interval,
 )
-from vitrael.core.study import COVARIATES
+from vitrael.core.protocols import COVARIATES
 from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.gates import Verdict
 from vitrael.server.report.data import (
     Conditioning,
-    Curve,
-    Event,
     ReportData,
     Screening,
-    SiteRound,
     SiteSummary,
     SiteVote,
-    StageSummary,
     summarize_site,
     summarize_study,
 )
 from vitrael.server.report.html import ReportImages, render_report, write_report
 from vitrael.server.studies.ledger import StageRecord
-from vitrael.server.studies.participation import (
-    absence_words,
-    outlier_words,
-    record_participation,
+from vitrael.server.studies.past import (
+    gather_curves,
+    gather_events,
+    gather_rounds,
+    say_absence,
+    sum_up_stage,
 )
 from vitrael.server.studies.run import StudyRun
 
@@ -77,7 +75,7 @@ def build_report(
     reasons: bool = True,
 ) -> ReportData:
     """Return everything that the report says; without ``reasons`` no why of a failure in it."""
-    protocol = run.study.protocol
+    protocol = run.study.synthesis
     history = run.history()
     tensors = run.objects.get_tensors(Digest(samples["samples"]))
     evidence = Evidence.model_validate(decision["evidence"])
@@ -95,15 +93,15 @@ def build_report(
         verdict=Verdict.model_validate(decision["verdict"]),
         evidence=evidence,
         conditioning=_conditioning(run, history, tensors, evidence),
-        curves=_curves(history),
-        stages=tuple(_stage(record, reasons=reasons) for record in history),
-        rounds=_rounds(run),
-        events=_events(history, reasons=reasons),
+        curves=gather_curves(history),
+        stages=tuple(sum_up_stage(record, reasons=reasons) for record in history),
+        rounds=gather_rounds(run),
+        events=gather_events(history, reasons=reasons),
     )
 
 
 def _pictures(run: StudyRun, samples: Mapping[str, Any]) -> ReportImages:
-    data, seed = run.study.protocol.data, run.study.protocol.seed
+    data, seed = run.study.synthesis.data, run.study.protocol.seed
     drawn = [
         draw_scan(
             seed, _REFERENCE_SITE, number, 0, grid_vox=data.grid_vox, spacing_mm=data.spacing_mm
@@ -122,7 +120,7 @@ def _document(run: StudyRun, history: Sequence[StageRecord], stage: str) -> dict
 
 def _why_unscreened(run: StudyRun, screening: Mapping[str, Any]) -> str:
     """Return in words of ours why not every site could judge every candidate."""
-    if not run.study.protocol.screening.enabled:
+    if not run.study.synthesis.screening.enabled:
         return "screening is off in the study"
     voted = screening["sites"]
     silent = [site for site in run.members if site not in voted]
@@ -152,7 +150,7 @@ def _sites(
     for site in run.members:
         consent = consents.get(site)
         absences = [
-            _absence(record, site, reasons=reasons)
+            say_absence(record, site, reasons=reasons)
             for record in history
             if record.status == "finished" and site in record.details.get("absent", {})
         ]
@@ -181,7 +179,7 @@ def _conditioning(
     ceiling = _document(run, history, "latents").get("ceiling", {"r": None, "n": 0})
     if asked is None or permuted is None:
         return None
-    confidence = run.study.protocol.audit.confidence
+    confidence = run.study.synthesis.audit.confidence
     asked_ml, measured_ml = tensors["covariate"][:, _VENTRICLE], tensors["ventricle_ml"]
     return Conditioning(
         ceiling=_ceiling(ceiling["r"], ceiling["n"], confidence=confidence),
@@ -250,76 +248,3 @@ def _measured(
         method=method,
         reason="" if value is not None else missing,
     )
-
-
-def _curves(history: Sequence[StageRecord]) -> tuple[Curve, ...]:
-    """Return one diagram for each trained network; a line for each site, rounds joined."""
-    lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for record in history:
-        if record.status != "finished":
-            continue
-        for who, curve in record.details.get("curves", {}).items():
-            points = list(zip(curve["images"], curve["loss"], strict=True))
-            lines.setdefault(record.key.stage, {}).setdefault(who, []).extend(points)
-    return tuple(
-        Curve(
-            title=f"Training of the {stage}",
-            x_label="images",
-            y_label="loss",
-            series={who: tuple(sorted(points)) for who, points in series.items()},
-        )
-        for stage, series in lines.items()
-    )
-
-
-def _stage(record: StageRecord, *, reasons: bool) -> StageSummary:
-    return StageSummary(
-        stage=record.key.stage,
-        round=record.key.round + 1,
-        status=record.status,
-        started_utc=record.started_utc,
-        seconds=record.seconds,
-        participants=record.participants,
-        output=record.output,
-        reason=record.reason if reasons else "",
-    )
-
-
-def _absence(record: StageRecord, site: str, *, reasons: bool) -> str:
-    """Return that a site was absent, and why: in its own words, or in ours alone."""
-    where = f"absent from {record.key.stage}, round {record.key.round + 1}"
-    if record.status == "failed":
-        where += ", in an attempt that does not count"
-    if reasons:
-        return f"{where}: {record.details['absent'][site]}"
-    return f"{where}: {absence_words(record, site)}"
-
-
-def _rounds(run: StudyRun) -> tuple[SiteRound, ...]:
-    """Return every answer that was asked for, as the participation record tells it."""
-    return tuple(
-        SiteRound(
-            stage=title,
-            site=site,
-            answered=site in told["seconds"],
-            examples=told.get("examples", {}).get(site, ""),
-            weight=told.get("weights", {}).get(site),
-            seconds=told["seconds"].get(site),
-            size_bytes=told["bytes"].get(site),
-        )
-        for title, told in record_participation(run)["rounds"].items()
-        for site in told["invited"]
-    )
-
-
-def _events(history: Sequence[StageRecord], *, reasons: bool) -> tuple[Event, ...]:
-    events: list[Event] = []
-    for record in history:
-        moment, absent = record.finished_utc or record.started_utc, record.details.get("absent", {})
-        told = [(site, _absence(record, site, reasons=reasons)) for site in absent]
-        where = f"{record.key.stage}, round {record.key.round + 1}"
-        for site, words in outlier_words(record).items():
-            if site not in absent or reasons:
-                told.append((site, f"its update to {where}, was {words}"))
-        events += [Event(utc=moment, site=site, event=event) for site, event in told]
-    return tuple(events)

@@ -30,11 +30,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PATH_CHARS = r"[^\s\"',;:]+"
-WORK: Final = frozenset({"codec", "latents", "teacher", "candidates", "student", "synthesis"})
+WORK: Final = frozenset(
+    {"codec", "latents", "teacher", "candidates", "student", "synthesis", "relay", "fusion"}
+)
 """Stages that are work done, and no site's judgment or word: kept when the roster is amended."""
 _LOST: Final = "what it left is damaged or gone: it is done again"
-_STORED: Final = ("codec", "denoiser", "images", "conditions", "samples")
-"""Keys of a stage's document under which an object of the store is named."""
+_STORED: Final = (
+    *("codec", "denoiser", "images", "conditions", "samples"),
+    *("experts", "outlooks", "common", "fusion", "unweighted", "counts"),
+)
+"""Keys of a stage's document under which objects of the store are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class StudyRun:
     @property
     def roster(self) -> Digest:
         """Name of the roster with its keys."""
-        return roster_digest(self.members)
+        return roster_digest(self.members, labels=self.study.roster.labels)
 
     def stage(
         self,
@@ -128,6 +133,19 @@ class StudyRun:
         outputs = [r.output for r in self.finished() if r.key.stage == stage and r.output]
         return dict(self.objects.get_json(outputs[-1])) if outputs else None
 
+    def earlier_document(self, stage: str) -> dict[str, Any] | None:
+        """Return what the stage left with the roster which this one amends, None without any."""
+        earlier = self.study.roster.predecessor
+        outputs = [
+            record.output
+            for record in self.ledger.history(self.study.protocol.digest)
+            if record.status == "finished"
+            and record.key.stage == stage
+            and record.details.get("roster") == earlier
+            and record.output
+        ]
+        return dict(self.objects.get_json(outputs[-1])) if earlier and outputs else None
+
     def discard(self, damaged: Digest) -> bool:
         """Let the stages that made an object be done again; return whether there was one.
 
@@ -155,7 +173,7 @@ class StudyRun:
             document = self.objects.get_json(record.output)
         except StorageError:
             return False  # it is found when it is needed
-        return damaged in [document.get(key) for key in _STORED]
+        return any(_names(document.get(key), damaged) for key in _STORED)
 
     def _key(
         self, roster: Digest, name: str, inputs: Mapping[str, Any], round_index: int
@@ -200,6 +218,13 @@ class StudyRun:
         }
         with (self.home / "progress.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _names(value: object, digest: Digest) -> bool:
+    """Return whether a part of a document names an object, at whatever depth."""
+    if isinstance(value, Mapping):
+        return any(_names(part, digest) for part in value.values())
+    return value == digest
 
 
 def without_paths(text: str, *, home: Path) -> str:

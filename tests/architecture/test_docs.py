@@ -38,6 +38,7 @@ def names(rule: StageRule) -> Iterator[str]:
     yield from rule.body.model_fields
     yield from rule.labels
     yield from rule.like_input
+    yield from rule.own_weights
     for attachment, arrays in rule.arrays.items():
         yield from (attachment, *arrays)
 

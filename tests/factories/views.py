@@ -4,48 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import radians
 
 import numpy as np
 
 from vitrael.core.data.phantoms.cues import CORNERS, Cue, conflicting_variant, draw_variant
 from vitrael.core.data.phantoms.echo import draw_exam, render_echo
-from vitrael.core.data.phantoms.echo_styles import STYLES, EchoStyle
+from vitrael.core.data.phantoms.echo_sites import ECHO_SITES
+from vitrael.core.data.phantoms.echo_styles import EchoStyle
 from vitrael.core.data.phantoms.heart import draw_heart
 from vitrael.core.rng import stream
 
 EDGE_PX = 48
-SITES: dict[str, tuple[EchoStyle, tuple[str, ...]]] = {
-    "clinic": (STYLES["clinic"], ("A4C", "A2C")),
-    "bedside": (STYLES["bedside"], ("A4C", "PSAX", "A2C")),
-    "tertiary": (STYLES["tertiary"], ("PLAX", "PSAX")),
-    "legacy": (STYLES["legacy"], ("A4C", "A3C", "PLAX")),
-    "abdomen": (
-        replace(
-            STYLES["clinic"],
-            name="abdomen",
-            angle_rad=radians(66),
-            gray_gamma=0.8,
-            range_db=52.0,
-            smooth_px=0.9,
-            overlay=(Cue("logo", "bottom-right", variant=1),),
-        ),
-        ("SC4C", "PLAX"),
-    ),
-    "trial": (
-        replace(
-            STYLES["tertiary"],
-            name="trial",
-            angle_rad=radians(90),
-            tilt_rad=-0.06,
-            range_db=44.0,
-            gray_contrast=0.9,
-            noise_db=-44.0,
-            overlay=(Cue("ruler", "top-left"), Cue("trace", "bottom-right")),
-        ),
-        ("PSAX", "SC4C", "A4C"),
-    ),
-}
+SITES = ECHO_SITES
 """Six sites, in the order in which they join, with the views that they know."""
 
 

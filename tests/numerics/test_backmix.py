@@ -1,9 +1,9 @@
 """A burned-in bar that gives the view away is trusted by a plain classifier, and not by BackMix.
 
 Three apical views of a portable machine, alike but for what lies beside the left ventricle. In
-training a bar stands in the corner of the view in 95 of 100 pictures and anywhere in the others.
-Test pictures are of other patients and never changed: their bars follow the view as in training,
-stand anywhere, or always stand in the corner of another view.
+training a bar stands in the corner of the view in 98 of 100 pictures and anywhere in the others.
+Test pictures are of other patients and never mixed: their bars follow the view as in training,
+stand anywhere, or always stand in the corner of another view; or all beside the sector is black.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from vitrael.core.training.objectives import ClassifierObjective
 
 pytestmark = pytest.mark.slow
 
-SEEDS: Final = (21, 22, 23)
+SEEDS: Final = (41, 42, 43)
 VIEWS: Final = ("A4C", "A2C", "A3C")
 CLASSES: Final = len(VIEWS)
-TRAINED, TESTED, RHO = 900, 300, 0.95
+TRAINED, TESTED, RHO = 900, 300, 0.98
 STYLE = replace(STYLES["bedside"], overlay=())
 # A turn or a mirror moves the bar to another corner and so breaks the shortcut by itself.
 MOTION = PlanarMotion(rotation_rad=0.0, mirrored_frac=0.0)
@@ -50,7 +50,7 @@ METHODS: Final = {
     "wBackMix f=0.1": (0.1, 2.0),
 }
 """Share of pictures with a sector mask, none for plain, and lambda."""
-CUES: Final = ("follow", "random", "oppose")
+TESTS: Final = ("follow", "random", "oppose", "black")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Found:
 
 
 def draw_seed(seed: int) -> tuple[Views, dict[str, Views]]:
-    """Return training pictures and the same test patients with three kinds of bars."""
+    """Return training pictures, and test patients with three kinds of bars and with nothing."""
     fresh = seed + 1_000_000
     learned, tested = ([n % CLASSES for n in range(count)] for count in (TRAINED, TESTED))
     bars = {
@@ -75,10 +75,14 @@ def draw_seed(seed: int) -> tuple[Views, dict[str, Views]]:
         "oppose": oppose_cues(fresh, tested, classes=CLASSES),
     }
     cues = follow_cues(seed, learned, classes=CLASSES, rho=RHO)
-    return draw_views(seed, STYLE, VIEWS, count=TRAINED, cues=cues), {
+    tests = {
         name: draw_views(fresh, STYLE, VIEWS, count=TESTED, cues=marks)
         for name, marks in bars.items()
     }
+    shown = tests["random"]
+    inside = shown.image_BCHW * shown.sector_BHW[:, None]
+    tests["black"] = replace(shown, image_BCHW=inside)
+    return draw_views(seed, STYLE, VIEWS, count=TRAINED, cues=cues), tests
 
 
 def train(seed: int, views: Views, *, share_frac: float, emphasis: float) -> ViewNet:
@@ -144,11 +148,11 @@ def found() -> dict[int, dict[str, Found]]:
 
 def show(every: Mapping[int, Mapping[str, Found]]) -> None:
     """Print each seed and method with bounds over patients, and means with the seeds' range."""
-    print(f"\n{'':<20}" + "".join(f"{c:>18}" for c in (*CUES, "%E", "%F", "%E cam", "%F cam")))
+    print(f"\n{'':<20}" + "".join(f"{c:>18}" for c in (*TESTS, "%E", "%F", "%E cam", "%F cam")))
     for name in METHODS:
         for seed, methods in every.items():
             one = methods[name]
-            cells = [span(one.accuracy(c), clopper_pearson(one.hits[c], TESTED)) for c in CUES]
+            cells = [span(one.accuracy(c), clopper_pearson(one.hits[c], TESTED)) for c in TESTS]
             for focus in (one.gradient, one.grad_cam):
                 cells += [span(m.value, m.interval) for m in (focus.energy, focus.peak)]
             print(f"{f'{name} {seed}':<20}" + "".join(f"{cell:>18}" for cell in cells))
@@ -162,7 +166,7 @@ def show(every: Mapping[int, Mapping[str, Found]]) -> None:
 
 def row(one: Found) -> list[float]:
     return [
-        *(one.accuracy(cue) for cue in CUES),
+        *(one.accuracy(name) for name in TESTS),
         *(m.value for f in (one.gradient, one.grad_cam) for m in (f.energy, f.peak)),
     ]
 
@@ -176,11 +180,12 @@ def mean(found: dict[int, dict[str, Found]], name: str, cue: str) -> float:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_every_plain_classifier_loses_by_a_bar_that_points_elsewhere(
+def test_every_plain_classifier_goes_where_the_bar_points(
     found: dict[int, dict[str, Found]], seed: int
 ) -> None:
     plain, mixed = found[seed]["plain"], found[seed]["BackMix"]
-    assert plain.accuracy("follow") - plain.accuracy("oppose") > 0.3
+    assert plain.accuracy("follow") > 0.9
+    assert plain.accuracy("oppose") < 0.4
     assert abs(mixed.accuracy("follow") - mixed.accuracy("oppose")) < 0.02
 
 
@@ -198,6 +203,12 @@ def test_nothing_is_lost_where_the_bar_is_right(
     assert mean(found, "plain", "follow") - mean(found, name, "follow") < 0.03
 
 
+@pytest.mark.parametrize("name", ["BackMix", "wBackMix f=0.1"])
+def test_the_sector_alone_is_enough(found: dict[int, dict[str, Found]], name: str) -> None:
+    assert mean(found, name, "black") >= 0.9
+    assert mean(found, "plain", "black") < 0.9  # control: the plain one misses its bar
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_attention_moves_into_the_sector(found: dict[int, dict[str, Found]], seed: int) -> None:
     plain, mixed = found[seed]["plain"].gradient, found[seed]["BackMix"].gradient
@@ -208,7 +219,7 @@ def test_attention_moves_into_the_sector(found: dict[int, dict[str, Found]], see
 def test_coarse_maps_say_the_same_on_average(found: dict[int, dict[str, Found]]) -> None:
     """Twelve by twelve maps do not resolve the border, so Grad-CAM is said of the mean."""
     rows = {
-        name: torch.tensor([row(methods[name])[5:] for methods in found.values()]).mean(0)
+        name: torch.tensor([row(methods[name])[-2:] for methods in found.values()]).mean(0)
         for name in ("plain", "BackMix")
     }
     assert bool((rows["BackMix"] > rows["plain"]).all())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
+from tests.factories.expert_attacks import guess_by_covariances, guess_from_means
 from tests.factories.view_experts import (
     ask,
     learn,
@@ -32,12 +33,17 @@ from vitrael.core.models.nets.view_net import ViewNet
 from vitrael.core.models.score_fusion import Fused, Readings, merge_classes
 from vitrael.core.models.view_expert import ViewExpert, build_view_net
 from vitrael.core.rng import stream, torch_stream
-from vitrael.core.scoring.in_distribution import fit_gaussians, low_confidence, toward_round
+from vitrael.core.scoring.in_distribution import fit_gaussians, low_confidence
+from vitrael.privacy.audit.expert_attacks import Seen, guess_by_match
+from vitrael.privacy.audit.expert_risk import areas_by_class, measure_inversion
+from vitrael.privacy.evidence import Measurement
 
 pytestmark = pytest.mark.slow
 
 SEEDS = (80_341, 80_342, 80_343)
 TRAIN, TEST, EPOCHS = 180, 90, 16
+NOISE_FRAC = 0.5
+"""The most that costs less than a point of accuracy, by tuning on other seeds."""
 CONFIG = small_expert(TRAIN * EPOCHS)
 
 
@@ -79,13 +85,15 @@ def draw_sites(seed: int) -> Sites:
     return Sites(seed, *parts)
 
 
-def tell_all(sites: Sites, readings: Readings) -> list[SiteOutlook]:
+def tell_all(sites: Sites, readings: Readings, *, noise_frac: float) -> list[SiteOutlook]:
     """Return what each site tells of its classes; each picture is of another patient."""
     told, first = [], 0
-    for views in sites.train.values():
+    for site, views in sites.train.items():
         rows = torch.arange(first, first + len(views))
         names = [views.views[label] for label in views.label_B]
-        told.append(tell_site(readings.rows(rows), names, range(len(views))))
+        rng = stream(sites.seed, "noise", site)
+        own = readings.rows(rows)
+        told.append(tell_site(own, names, range(len(views)), noise_frac=noise_frac, rng=rng))
         first += len(views)
     return told
 
@@ -193,13 +201,18 @@ def fuse(trial: Trial) -> None:
     names = sites.names(sites.train)
     plain = train_fusion(experts, trial.readings, names, seed=seed, weighted=False)
     trial.tell("fusion, unweighted", ask(plain, trial.seen).logit_BG)
-    told = tell_all(sites, trial.readings)
+    told = tell_all(sites, trial.readings, noise_frac=NOISE_FRAC)
     began = time.process_time()
     drawn, drawn_names = draw_readings(told, experts, rng=stream(seed, "outlooks"))
     fused = ask(train_fusion(experts, drawn, drawn_names, seed=seed), trial.seen)
     fusion_s = time.process_time() - began + trial.reading_s
     trial.tell("fusion, from means", fused.logit_BG)
     trial.tell_heaviest("own expert heaviest", fused)
+    exact = tell_all(sites, trial.readings, noise_frac=0.0)
+    drawn, drawn_names = draw_readings(exact, experts, rng=stream(seed, "outlooks"))
+    from_exact = ask(train_fusion(experts, drawn, drawn_names, seed=seed), trial.seen)
+    trial.tell("fusion, from exact means", from_exact.logit_BG)
+    trial.tell_heaviest("own expert heaviest, from exact means", from_exact)
     shared = ask(train_fusion(experts, trial.readings, names, seed=seed), trial.seen)
     trial.tell("fusion, from features", shared.logit_BG)
     trial.tell_heaviest("own expert heaviest, from features", shared)
@@ -262,60 +275,62 @@ def compare_scores(trial: Trial) -> None:
         trial.table.note(f"own site from others by {name}, AUC", float(np.mean(areas)))
 
 
-def guess_members(trial: Trial) -> None:
-    """Tell how well who knows what was told guesses which images it was told of.
-
-    The guess is how near an image's readings are to the mean of its class, in all experts at once;
-    with covariances, which are not told, it is the control.
-    """
-    sites, names = trial.sites, [expert.name for expert in trial.experts]
-    first, first_new = (
-        np.cumsum([0, *map(len, part.values())]) for part in (sites.train, sites.test)
-    )
-    for count in (SMALLEST_CLASS, 30, TRAIN):
-        areas: dict[str, list[float]] = {"means": [], "covariances": []}
-        for place, (name, views) in enumerate(sites.train.items()):
-            known, strange = (
-                [
-                    rows_of(readings, names, start + np.flatnonzero(label_B == k)[:most])
-                    for k in range(len(views.views))
-                ]
-                for readings, start, label_B, most in (
-                    (trial.readings, first[place], views.label_B, count),
-                    (trial.seen, first_new[place], sites.test[name].label_B, TEST),
-                )
+def sides_of(trial: Trial) -> Iterator[tuple[str, Seen, Seen]]:
+    """Yield each site with what all experts see in its images and in those of its strangers."""
+    for place, name in enumerate(trial.sites.train):
+        known, strange = (
+            Seen(
+                readings.rows(torch.arange(len(own)) + place * len(own)),
+                [own.views[label] for label in own.label_B],
+                range(first, first + len(own)),
             )
-            around = [rows - rows.mean(1, keepdims=True) for rows in known]
-            variance = np.concatenate(around, axis=1).var(axis=1)
-            for own, other in zip(known, strange, strict=True):
-                near = [nearness(rows, own, variance=variance) for rows in (own, other)]
-                areas["means"].append(auc(*near).value)
-                near = [nearness(rows, own, variance=None) for rows in (own, other)]
-                areas["covariances"].append(auc(*near).value)
-        for what, found in areas.items():
-            number = "all" if count == TRAIN else count
-            trial.table.note(f"members from {what} of {number} images, AUC", float(np.mean(found)))
+            for readings, own, first in (
+                (trial.readings, trial.sites.train[name], 0),
+                (trial.seen, trial.sites.test[name], TRAIN),
+            )
+        )
+        yield name, known, strange
 
 
-def nearness(
-    rows_NBW: np.ndarray, own_NBW: np.ndarray, *, variance: np.ndarray | None
-) -> np.ndarray:
-    """Return ``[B]``: minus the distance from the mean of one's own rows, over all experts."""
-    total = np.zeros(rows_NBW.shape[1])
-    for number, own in enumerate(own_NBW):
-        offset = rows_NBW[number] - own.mean(axis=0)
-        if variance is None:
-            inverse = np.linalg.inv(toward_round(np.cov(own.T, bias=True)))
-        else:
-            inverse = np.diag(1 / (variance[number] + 1e-6))
-        total -= ((offset @ inverse) * offset).sum(axis=1)
-    return total
+def guess_members(trial: Trial) -> None:
+    """Tell how well who knows what was told guesses which images it was of; exact means control."""
+    for count in (SMALLEST_CLASS, 30, TRAIN):
+        found: dict[str, list[float]] = {}
+        for site, everybody, strange in sides_of(trial):
+            most = [everybody.rows_of([name])[:count] for name in dict.fromkeys(everybody.labels)]
+            known = everybody.rows(np.concatenate(most))
+            rng = stream(trial.sites.seed, "noise", site, count)
+            guesses = {
+                "covariances": guess_by_covariances(known, strange),
+                "features": guess_by_match(known.readings, known=known, strange=strange),
+            }
+            for means, noise_frac in (("means", NOISE_FRAC), ("exact means", 0.0)):
+                told = tell_site(
+                    known.readings, known.labels, known.patients, noise_frac=noise_frac, rng=rng
+                )
+                ways = guess_from_means(told, known=known, strange=strange, noise_frac=noise_frac)
+                guesses |= {means + how: guess for how, guess in ways.items()}
+            for what, guess in guesses.items():
+                areas = areas_by_class(guess, known=known, strange=strange)
+                found.setdefault(what, []).extend(area.value for area in areas.values())
+        many = "all" if count == TRAIN else count
+        for what, each in found.items():
+            trial.table.note(f"members from {what} of {many} images, AUC", float(np.mean(each)))
 
 
-def rows_of(readings: Readings, names: Sequence[str], rows: np.ndarray) -> np.ndarray:
-    """Return ``[N, B, E + L]``: what each expert sees in some images."""
-    parts = [torch.cat([readings.features[n], readings.discrepancy[n]], dim=1) for n in names]
-    return np.stack([part[torch.from_numpy(rows)].double().numpy() for part in parts])
+def rebuild_images(trial: Trial) -> None:
+    """Tell how well images are rebuilt, from exact means too, beside the mean of their class."""
+    found: dict[str, list[Measurement]] = {}
+    for name, known, strange in sides_of(trial):
+        images = trial.sites.train[name].image_BCHW, trial.sites.test[name].image_BCHW
+        told = tell_site(known.readings, known.labels, known.patients)
+        rng = stream(trial.sites.seed, "bootstrap", name)
+        for way in (known.readings, told):
+            for one in measure_inversion(way, known=known, strange=strange, images=images, rng=rng):
+                found.setdefault(one.name, []).append(one)
+    for what, sites in found.items():
+        trial.table.note(what, float(np.mean([one.value for one in sites])))
+        trial.table.note(f"{what}, lowest bound", min(one.low or 0.0 for one in sites))
 
 
 def join_stranger(trial: Trial) -> None:
@@ -331,9 +346,8 @@ def join_stranger(trial: Trial) -> None:
     stranger = expert_of(noise, "stranger", seed=sites.seed, first=experts[0])
     everybody = [*experts, stranger]
     readings = read_all(everybody, sites.images(sites.train))
-    drawn, names = draw_readings(
-        tell_all(sites, readings), everybody, rng=stream(sites.seed, "stranger outlooks")
-    )
+    told = tell_all(sites, readings, noise_frac=NOISE_FRAC)
+    drawn, names = draw_readings(told, everybody, rng=stream(sites.seed, "stranger outlooks"))
     fusion = train_fusion(everybody, drawn, names, seed=sites.seed)
     fused = ask(fusion, read_all(everybody, sites.images(sites.test)))
     trial.tell("fusion, with a stranger", fused.logit_BG)
@@ -349,6 +363,7 @@ def test_experts_together_know_what_pooled_training_would() -> None:
         fuse(trial)
         compare_scores(trial)
         guess_members(trial)
+        rebuild_images(trial)
         join_stranger(trial)
     table.show()
     mean = {name: float(np.mean(values)) for name, values in table.right.items()}
@@ -360,7 +375,18 @@ def test_experts_together_know_what_pooled_training_would() -> None:
     assert float(np.mean(table.facts["own expert heaviest"])) >= 0.80
     assert min(table.facts["own site from others by layers, AUC"]) > 0.8
     assert np.mean(table.facts["members from means of all images, AUC"]) < 0.6
+    for way in (" and strangers", ", strangers and the noise"):
+        for many in (SMALLEST_CLASS, 30, "all"):
+            told, exact = (
+                np.mean(table.facts[f"members from {means}{way} of {many} images, AUC"])
+                for means in ("means", "exact means")
+            )
+            assert told < exact - 0.03
     assert np.mean(table.facts["members from covariances of 30 images, AUC"]) > 0.9  # control
+    assert min(table.facts["members from features of all images, AUC"]) == 1
+    assert max(table.facts["members from means and strangers of all images, AUC"]) < 0.75
+    assert min(table.facts["experts.inversion_gain_from_features, lowest bound"]) > 0
+    assert max(table.facts["experts.inversion_gain_from_means"]) < 0.01
     assert max(table.facts["noise: largest mean weight off uniform"]) <= 0.1
     assert max(table.facts["weight of the stranger"]) < 0.05
     assert mean["fusion, with a stranger"] > fused - 0.01

@@ -19,7 +19,7 @@ from vitrael.core.configs import Section
 from vitrael.core.digest import write_atomically
 from vitrael.core.errors import StorageError
 from vitrael.core.messages import Head, UtcField
-from vitrael.core.study import Name
+from vitrael.core.protocols import Name
 
 MANIFEST: Final = "backup.json"
 """First in the file; in a home it remembers how many backups there were."""

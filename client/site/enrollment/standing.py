@@ -18,7 +18,8 @@ from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, write_atomically
 from vitrael.core.errors import AuthError, StudyError
 from vitrael.core.messages import DigestField, UtcField
-from vitrael.core.study import Name, parse_study
+from vitrael.core.protocols import Name
+from vitrael.core.study import parse_study
 from vitrael.privacy.enrollment import Offer, Standing
 from vitrael.privacy.keys import PublicKeys, load_roster, save_roster
 

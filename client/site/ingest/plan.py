@@ -22,7 +22,7 @@ from vitrael.core.data.recipes import RECIPES, RecipeSettings
 from vitrael.core.data.sources import LeftOut, Source
 from vitrael.core.data.walk import UNSEEN, FoundFile, walk_files
 from vitrael.core.digest import digest_file, digest_json
-from vitrael.core.study import Splits
+from vitrael.core.protocols import Splits, ViewSplits
 from vitrael.privacy.pixels import read_site_mask
 
 Progress = Callable[[str, int, int], None]
@@ -38,7 +38,7 @@ class Choices:
     """Processes; 0 does everything in this one."""
     pixel_mask: Path | None = None
     converter: Converter = "own"
-    splits: Splits | None = None
+    splits: Splits | ViewSplits | None = None
     """Of the study, where there is one: preflight then looks whether each has a patient."""
 
 

@@ -29,7 +29,7 @@ from vitrael.client.site.ingest.outliers import (
 from vitrael.client.site.ingest.resemblance import check_copies, check_likeness
 from vitrael.core.data.manifest import Item
 from vitrael.core.data.splits import Split, split_subjects
-from vitrael.core.study import Splits
+from vitrael.core.protocols import Splits, ViewSplits
 from vitrael.privacy.leakage import SMALLEST_COUNT
 
 __all__ = ["LEAST_TO_CALIBRATE", "Entry", "Finding", "check_cohort"]
@@ -60,7 +60,7 @@ def check_cohort(
     entries: Sequence[Entry],
     *,
     expected: Sequence[str] = (),
-    splits: Splits | None = None,
+    splits: Splits | ViewSplits | None = None,
     key: bytes = b"",
     shared: Sequence[int] = (),
 ) -> list[Finding]:
@@ -80,7 +80,7 @@ def check_cohort(
 
 
 def _check_patients(
-    entries: Sequence[Entry], splits: Splits | None, key: bytes
+    entries: Sequence[Entry], splits: Splits | ViewSplits | None, key: bytes
 ) -> Iterable[Finding]:
     subjects = {item.subject for item, _ in entries}
     count = len(subjects)

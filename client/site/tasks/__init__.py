@@ -155,6 +155,30 @@ def _signing(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) ->
     return run(task, inputs, context)
 
 
+def _expert(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.train_expert import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
+def _outlooks(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.tell_outlooks import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
+def _common(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.train_common import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
+def _comparison(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.compare import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
 # Each entry imports its module when it is called: the steward starts without torch.
 TASKS: Final[Mapping[StageName, TaskRunner]] = {
     "consent": _consent,
@@ -166,5 +190,10 @@ TASKS: Final[Mapping[StageName, TaskRunner]] = {
     "screening": _screening,
     "audit": _audit,
     "signing": _signing,
+    "expert": _expert,
+    "outlooks": _outlooks,
+    "averaged": _common,
+    "relay": _common,
+    "comparison": _comparison,
 }
 """What this site can be asked for; nothing else can be ordered."""

@@ -86,7 +86,7 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
 
 def _read_images(files: Mapping[str, bytes], context: SiteContext) -> np.ndarray:
     """Return the images of files ``[B, 1, D, H, W]`` in the order of their names."""
-    asked = context.study.protocol.distillation.released
+    asked = context.study.synthesis.distillation.released
     if len(files) != asked:
         raise DataError(
             "the task brings another number of released images than the study",
@@ -137,11 +137,11 @@ class SiteAudit:
         known to be zero, it is not known. One that is off catches nothing.
         """
         keep, why = choose_filter(self.context)
-        if why and self.context.study.protocol.screening.enabled:
+        if why and self.context.study.synthesis.screening.enabled:
             return dict.fromkeys(PLANT_CLASSES, Tally(0, 0)), Tally(0, 0)
         rng = self._rng("plants")
         study = self.context.study
-        share = split_plants(study.protocol.audit.plants_per_class, len(study.roster.sites))
+        share = split_plants(study.synthesis.audit.plants_per_class, len(study.roster.sites))
         plants = draw_plants(self.training, share, rng=rng, round_trip=self.round_trip)
         fresh = show_to_filter({"fresh": _firsts(self.held_out)}, keep)["fresh"]
         return show_to_filter(plants, keep), fresh

@@ -54,7 +54,7 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     its salted digest and is empty without one.
     With ``codec`` among the inputs the filter also knows scans after the autoencoder's round trip.
     """
-    protocol, compute = context.study.protocol, site_compute(context)
+    protocol, compute = context.study.synthesis, site_compute(context)
     device = compute.device
     training, learning, calibration = (
         context.cohort.images(split) for split in (Split.TRAINING, Split.FILTER, Split.CALIBRATION)
@@ -99,7 +99,7 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
 def _train(
     task: Task, learning: PatientImages, context: SiteContext, compute: Compute
 ) -> ReidEncoder:
-    protocol = context.study.protocol
+    protocol = context.study.synthesis
     config = protocol.reid
     encoder = build_reid_encoder(config, seed=protocol.seed).to(compute.device)
     fit(

@@ -23,11 +23,13 @@ from vitrael.client.site.tasks.networks import (
     site_compute,
     split_images,
 )
+from vitrael.client.site.tasks.views import build_common, learn_own, read_learnable
 from vitrael.core.data.splits import Split
 from vitrael.core.errors import CohortError, TaskStopped
 from vitrael.core.messages import Task
 from vitrael.core.models import SYSTEMS
 from vitrael.core.models.brain_ldm import build_codec, build_denoiser, draw_latents
+from vitrael.core.protocols import ExpertsProtocol
 from vitrael.core.rng import torch_stream
 from vitrael.core.training.loop import Draw, fit
 from vitrael.core.training.objectives import companion_of
@@ -97,10 +99,13 @@ def run(
 ) -> TaskResult:
     """Return how many images each network learned from, and in how many seconds.
 
-    Raises CohortError when no patient of the site falls into the training split.
+    Raises CohortError when no patient of the site falls into the training split, and DataError when
+    the site can train no expert where one is wanted.
     """
+    if isinstance(context.study.protocol, ExpertsProtocol):
+        return _try_expert(context.study.protocol, context, clock=clock)
     compute = site_compute(context)
-    protocol = context.study.protocol
+    protocol = context.study.synthesis
     system = protocol.generator
     images = split_images(context, Split.TRAINING)[:MOST_IMAGES]
     if len(images) == 0:
@@ -141,6 +146,28 @@ def run(
             "teacher_s": round(teacher_watch.seconds, 3),
         }
     )
+
+
+def _try_expert(
+    protocol: ExpertsProtocol, context: SiteContext, *, clock: Callable[[], float]
+) -> TaskResult:
+    compute = site_compute(context)
+    own = read_learnable(context)
+    net = build_common(context).to(compute.device)
+    learning = learn_own(net, own, own.view_B, context, "canary", device=compute.device)
+    context.report(0, 1)
+    watch = _train(
+        net,
+        learning.objective,
+        learning.draw,
+        protocol.expert.training,
+        rng=torch_stream(protocol.seed, "canary", context.name),
+        bf16=compute.bf16,
+        clock=clock,
+        report=partial(context.report, 0, 1),
+    )
+    context.report(1, 1)
+    return TaskResult(body={"expert_images": watch.images, "expert_s": round(watch.seconds, 3)})
 
 
 def _train(

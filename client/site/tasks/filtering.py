@@ -96,7 +96,7 @@ def load_screener(context: SiteContext) -> Screener | None:
         return None
     compute = site_compute(context)
     point = OperatingPoint.model_validate_json(path.read_bytes())
-    protocol = context.study.protocol
+    protocol = context.study.synthesis
     encoder = build_reid_encoder(protocol.reid, seed=protocol.seed)
     load_weights(encoder, unpack_tensors((_folder(context) / "encoder.safetensors").read_bytes()))
     encoder = encoder.to(compute.device)

@@ -74,7 +74,7 @@ def _before_and_after(
     first = images.image_BCDHW[images.visit_B == 0]
     if len(first) == 0:
         return np.zeros((0, 2))
-    data = context.study.protocol.data
+    data = context.study.synthesis.data
     affine = centered_affine(data.grid_vox, spacing=data.spacing_mm)
     decoded = reconstruct_images(codec, first, device)
     before, _ = measure_volumes(first, affine)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from vitrael.core.models import SYSTEMS
+from vitrael.core.models.view_expert import build_view_net, expert_layout
+from vitrael.core.protocols import ExpertsProtocol
 from vitrael.core.study import Study
 from vitrael.core.weights import Tensors
 
@@ -22,10 +24,19 @@ def study_layouts(study: Study) -> dict[str, Tensors]:
 
     The networks are built without storage, so that it takes no time to speak of.
     """
-    system = study.protocol.generator
+    if isinstance(study.protocol, ExpertsProtocol):
+        return _expert_layouts(study.protocol)
+    system = study.synthesis.generator
     with torch.device("meta"):
         parts = SYSTEMS[system.kind].build(system, study.protocol.seed)
     return {name: _describe(parts[part]) for name, part in _PARTS.items()}
+
+
+def _expert_layouts(protocol: ExpertsProtocol) -> dict[str, Tensors]:
+    """Return the layouts of the common network, and of an expert that would know every view."""
+    with torch.device("meta"):
+        net = build_view_net(protocol.expert, len(protocol.data.views), seed=protocol.seed)
+    return {"common": _describe(net), "expert": expert_layout(_describe(net), net.layers)}
 
 
 def _describe(module: nn.Module) -> dict[str, np.ndarray]:

@@ -34,7 +34,7 @@ def site_compute(context: SiteContext) -> Compute:
 
 def load_codec(context: SiteContext, tensors: Tensors, device: str) -> KLCodec:
     """Return the study's codec with these weights."""
-    protocol = context.study.protocol
+    protocol = context.study.synthesis
     codec = build_codec(protocol.generator, seed=protocol.seed)
     load_weights(codec, tensors)
     return codec.to(device)

@@ -21,7 +21,7 @@ _IMAGE_AXES = 5
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:  # noqa: ARG001 - every task is called alike
     """Return the votes on ``candidates``; DataError unless they are all that the study has."""
     image = read_images(inputs["candidates"], context)
-    asked = context.study.protocol.distillation.candidates
+    asked = context.study.synthesis.distillation.candidates
     if len(image) != asked:
         raise DataError(
             "the task brings another number of candidates than the study",
@@ -59,7 +59,7 @@ def judge(image: np.ndarray, context: SiteContext) -> TaskResult:
 
 def choose_filter(context: SiteContext) -> tuple[Keep, str]:
     """Return the filter as it is configured, and why it is none (empty when it is one)."""
-    if not context.study.protocol.screening.enabled:
+    if not context.study.synthesis.screening.enabled:
         return keep_all, "screening is off in the study"
     screener = load_screener(context)
     if screener is None:
@@ -75,7 +75,7 @@ def commitment_of(keep: Keep) -> str:
 def read_images(tensors: Tensors, context: SiteContext) -> np.ndarray:
     """Return float32 images ``[B, 1, D, H, W]``; raise DataError for anything else."""
     image = np.asarray(tensors["image"])
-    grid = (1, *context.study.protocol.data.grid_vox)
+    grid = (1, *context.study.synthesis.data.grid_vox)
     if image.ndim != _IMAGE_AXES or image.shape[1:] != grid or not len(image):
         raise DataError("the images to judge are not on the study's grid", why=f"not [B, {grid}]")
     if not np.isfinite(image).all():

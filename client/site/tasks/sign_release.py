@@ -17,7 +17,8 @@ from vitrael.client.site.tasks import SiteContext, TaskResult
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import DataError, StudyError, VerificationError
 from vitrael.core.messages import Task
-from vitrael.core.study import Protocol, parse_study
+from vitrael.core.protocols import SynthesisProtocol
+from vitrael.core.study import parse_study
 from vitrael.core.weights import Tensors
 from vitrael.privacy.audit.tallies import check_evidence, open_tallies, pool_tallies
 from vitrael.privacy.evidence import Evidence
@@ -58,7 +59,7 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
             why=f"its attachment must hold the bytes of {', '.join(SIGNED_AS_BYTES)}",
         )
     manifest = parse_manifest(files[MANIFEST])
-    _check_belongs(manifest, task, context.study.protocol)
+    _check_belongs(manifest, task, context.study.synthesis)
     _check_audited(manifest, context)
     for name in REQUIRED:
         if digest_bytes(files[name]) != manifest.files[name].digest:
@@ -77,7 +78,7 @@ def _read_files(arrays: Tensors) -> dict[str, bytes]:
     return {name: a.tobytes() for name, a in arrays.items() if str(a.dtype) == "uint8"}
 
 
-def _check_belongs(manifest: Manifest, task: Task, agreed_to: Protocol) -> None:
+def _check_belongs(manifest: Manifest, task: Task, agreed_to: SynthesisProtocol) -> None:
     own = Reference(agreed_to.name, agreed_to.version)
     pairs = (
         ("release", str(manifest.reference), str(own)),
@@ -161,6 +162,6 @@ def _check_measured(evidence: Evidence, replies: Mapping[str, bytes], context: S
     Its own reply is among them: a site gives one answer a stage, so what bears its signature is
     what it told.
     """
-    protocol = context.study.protocol
+    protocol = context.study.synthesis
     tallies = open_tallies(replies, context.members, protocol=protocol.digest)
     check_evidence(evidence, pool_tallies(tallies, confidence=protocol.audit.confidence))

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
     """Return the ``codec`` tensors after this round, and the loss curve."""
     compute = site_compute(context)
-    system = context.study.protocol.generator
+    system = context.study.synthesis.generator
     config = system.codec
     images = split_images(context, Split.TRAINING)
     if len(images) == 0:

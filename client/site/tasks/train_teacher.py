@@ -24,7 +24,7 @@ from vitrael.core.weights import Tensors, load_weights, module_tensors
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
     """Return the ``denoiser`` tensors after this round, and the loss curve."""
     compute = site_compute(context)
-    protocol = context.study.protocol
+    protocol = context.study.synthesis
     system = protocol.generator
     part = system.teacher
     latents, condition = _latents(task, inputs, context)

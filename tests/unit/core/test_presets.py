@@ -10,7 +10,7 @@ from vitrael.core.configs import BrainLDMConfig
 from vitrael.core.models.nets.autoencoder import KLCodec
 from vitrael.core.models.nets.unet import HybridUNet
 from vitrael.core.presets import BRAIN_LDM_PRESETS, fill_preset
-from vitrael.core.study import COVARIATES
+from vitrael.core.protocols import COVARIATES
 
 
 def config(**given: object) -> BrainLDMConfig:

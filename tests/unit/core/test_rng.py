@@ -7,7 +7,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vitrael.core.rng import seeded_initialization, stream, stream_seed, torch_stream
+from vitrael.core.rng import (
+    layers_draw_from,
+    seeded_initialization,
+    stream,
+    stream_seed,
+    torch_stream,
+)
 
 SEEDS = st.integers(min_value=0, max_value=2**63 - 1)
 NAMES = st.lists(
@@ -91,3 +97,55 @@ def test_layers_start_alike_and_the_global_generator_is_put_back() -> None:
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_layers_draw_from_a_generator_and_the_global_one_is_put_back_after_an_error_too() -> None:
+    torch = pytest.importorskip("torch")
+    dropout, ones, cpu = torch.nn.Dropout(0.5), torch.ones(64), torch.device("cpu")
+    before = torch.get_rng_state()
+    dropped = []
+    for name in ("north", "north", "south"):
+        with layers_draw_from(torch_stream(7, name), device=cpu):
+            dropped.append(dropout(ones))
+    assert torch.equal(dropped[0], dropped[1])
+    assert not torch.equal(dropped[0], dropped[2])
+    with pytest.raises(RuntimeError), layers_draw_from(torch_stream(7, "north"), device=cpu):
+        torch.rand(-1)
+    assert torch.equal(before, torch.get_rng_state())
+    with torch.random.fork_rng(devices=[]):
+        dropout(ones)
+        assert not torch.equal(before, torch.get_rng_state())  # control: it draws from there
+
+
+def test_layers_draw_anew_at_each_turn_and_go_on_from_the_state_of_the_generator() -> None:
+    torch = pytest.importorskip("torch")
+    rng, cpu = torch_stream(7, "noise"), torch.device("cpu")
+
+    def draw() -> list[float]:
+        with layers_draw_from(rng, device=cpu):
+            drawn: list[float] = torch.rand(4).tolist()
+        return drawn
+
+    first, state = draw(), rng.get_state()
+    second = draw()
+    assert second != first
+    rng.set_state(state)
+    assert draw() == second
+
+
+@pytest.mark.gpu
+def test_layers_on_a_gpu_draw_from_a_generator_and_its_own_is_put_back() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device here")
+    device = torch.device("cuda", 0)
+    dropout, ones = torch.nn.Dropout(0.5), torch.ones(64, device=device)
+    before = torch.get_rng_state(), torch.cuda.get_rng_state(device)
+    dropped = []
+    for name in ("north", "north", "south"):
+        with layers_draw_from(torch_stream(7, name), device=device):
+            dropped.append(dropout(ones))
+    assert torch.equal(dropped[0], dropped[1])
+    assert not torch.equal(dropped[0], dropped[2])
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert torch.equal(before[1], torch.cuda.get_rng_state(device))

@@ -13,7 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from vitrael.core.errors import StudyError
-from vitrael.core.study import COVARIATES, Study, explain_fault, load_study
+from vitrael.core.protocols import COVARIATES
+from vitrael.core.study import Study, explain_fault, load_study
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 
 from vitrael.core.data.scan import Scan
 from vitrael.core.geometry import centered_affine
-from vitrael.core.study import Data, Protocol, load_study
+from vitrael.core.protocols import Data, Protocol
+from vitrael.core.study import load_study
 
 MakeBrain = Callable[..., Scan]
 

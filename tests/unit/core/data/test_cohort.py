@@ -22,7 +22,7 @@ from vitrael.core.data.splits import Split, split_of
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import CohortError
 from vitrael.core.geometry import centered_affine
-from vitrael.core.study import Data, Protocol
+from vitrael.core.protocols import Data, Protocol
 
 MakeBrain = Callable[..., Scan]
 KEY = b"a key of one site, 32 bytes long"

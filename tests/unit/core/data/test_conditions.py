@@ -7,7 +7,7 @@ import pytest
 
 from vitrael.core.data.conditions import scale_covariates, unscale_conditions
 from vitrael.core.errors import DataError
-from vitrael.core.study import Data
+from vitrael.core.protocols import Data
 
 
 def test_there_and_back_is_the_same_and_order_is_age_sex_ventricle_brain(data: Data) -> None:

@@ -15,7 +15,7 @@ from vitrael.core.data.preprocess import prepare_brain_t1, prepare_scan
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import DataError
 from vitrael.core.geometry import centered_affine
-from vitrael.core.study import Data
+from vitrael.core.protocols import Data
 
 MakeBrain = Callable[..., Scan]
 

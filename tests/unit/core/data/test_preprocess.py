@@ -19,7 +19,7 @@ from vitrael.core.data.preprocess import (
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ScanError
 from vitrael.core.geometry import spacing_mm
-from vitrael.core.study import Data
+from vitrael.core.protocols import Data
 
 MakeBrain = Callable[..., Scan]
 

@@ -28,8 +28,8 @@ from vitrael.core.data.recipes import (
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import ConfigError, ScanError
 from vitrael.core.geometry import spacing_mm
+from vitrael.core.protocols import Data
 from vitrael.core.rng import stream
-from vitrael.core.study import Data
 
 MakeBrain = Callable[..., Scan]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vitrael.core.data.splits import Split, split_of, split_subjects
 from vitrael.core.errors import CohortError
-from vitrael.core.study import Splits
+from vitrael.core.protocols import Splits
 
 SPLITS = Splits(
     training_frac=0.5,

@@ -9,8 +9,8 @@ from vitrael.core.data.synthetic import SyntheticSet, synthetic_set
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import DataError
 from vitrael.core.geometry import centered_affine, spacing_mm
+from vitrael.core.protocols import COVARIATES, CovariateRange, Data, Splits
 from vitrael.core.records import Samples
-from vitrael.core.study import COVARIATES, CovariateRange, Data, Splits
 
 DATA = Data(
     recipe="brain-t1",

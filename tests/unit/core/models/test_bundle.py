@@ -20,7 +20,7 @@ from vitrael.core.errors import WeightsError
 from vitrael.core.models.brain_ldm import build_codec, build_denoiser
 from vitrael.core.models.bundle import BUNDLE_ORDER, read_bundle, rename_tensors
 from vitrael.core.models.nets.unet import HybridUNet
-from vitrael.core.study import COVARIATES
+from vitrael.core.protocols import COVARIATES
 from vitrael.core.weights import load_weights, module_tensors, pack_tensors
 
 OLD_NAMES = (

@@ -90,6 +90,84 @@ def test_spread_of_what_is_told_does_not_know_classes_that_are_not(readings: Rea
         np.testing.assert_array_equal(beside.experts[name].std, alone.experts[name].std)
 
 
+def test_noise_over_means_is_as_wide_as_told_and_apart_for_each_number(readings: Readings) -> None:
+    exact = tell_site(readings, LABELS, range(COUNT))
+    offsets = []
+    for draw in range(40):
+        rng = stream(1, "noise", draw)
+        told = tell_site(readings, LABELS, range(COUNT), noise_frac=0.5, rng=rng)
+        assert told.images == exact.images
+        for name, own in exact.experts.items():
+            own_std = own.std.astype(float)
+            np.testing.assert_allclose(told.experts[name].std, own_std * np.sqrt(1.25), rtol=1e-5)
+            assert all(mean.dtype == np.float32 for mean in told.experts[name].mean.values())
+            spread = np.where(own_std > 1e-6, own_std, np.inf)  # what never changes gets no noise
+            offsets.append([(told.experts[name].mean[k] - own.mean[k]) / spread for k in own.mean])
+    north_DCW = np.array(offsets[::2])
+    north_DCW = north_DCW[:, :, north_DCW.any(axis=(0, 1))]
+    width = north_DCW.shape[2]
+    assert width > 1
+    assert north_DCW.std() == pytest.approx(0.5, rel=0.05)
+    assert abs(north_DCW.mean()) < 0.03
+    correlation = np.corrcoef(north_DCW.reshape(40, 2 * width).T) - np.eye(2 * width)
+    assert abs(correlation.mean()) < 0.05, "two classes or two numbers share their noise"
+
+
+def test_noise_of_a_generator_is_drawn_again_alike_and_no_noise_is_the_exact_mean(
+    readings: Readings, told: SiteOutlook
+) -> None:
+    def tell(noise_frac: float, name: str) -> np.ndarray:
+        rng = stream(1, name)
+        one = tell_site(readings, LABELS, range(COUNT), noise_frac=noise_frac, rng=rng)
+        outlook = one.experts["north"]
+        return np.stack([*outlook.mean.values(), outlook.std])
+
+    np.testing.assert_array_equal(tell(0.5, "secret"), tell(0.5, "secret"))
+    assert not np.array_equal(tell(0.5, "secret"), tell(0.5, "guessed"))
+    own = told.experts["north"]
+    np.testing.assert_array_equal(tell(0.0, "secret"), np.stack([*own.mean.values(), own.std]))
+
+
+def test_noise_of_a_mean_is_the_same_whatever_else_is_told_and_new_when_images_change(
+    experts: list[ViewExpert], readings: Readings
+) -> None:
+    few = [number % 5 if LABELS[number] == "A2C" else 100 + number for number in range(COUNT)]
+    alone = read_all(experts[1:], images(COUNT, seed=7))
+
+    def noise(
+        readings: Readings, patients: list[int], label: str, labels: list[str] = LABELS
+    ) -> np.ndarray:
+        exact, told = (
+            tell_site(readings, labels, patients, noise_frac=frac, rng=stream(1, "secret"))
+            for frac in (0.0, 0.5)
+        )
+        own = exact.experts["south"]
+        offset = told.experts["south"].mean[label] - own.mean[label]
+        return offset / np.maximum(own.std, 1e-6)
+
+    whole = noise(readings, list(range(COUNT)), "A4C")
+    again, other = noise(alone, few, "A4C"), noise(readings, list(range(COUNT)), "A2C")
+    spread = (whole != 0) & (again != 0)  # what is the same in all images gets no noise
+    assert spread.sum() > 10
+    np.testing.assert_allclose(again[spread], whole[spread], atol=1e-3)
+    assert not np.allclose(other[spread], whole[spread], atol=0.1)  # control: another class
+    assert LABELS[1] == "A4C"
+    less = ["PSAX" if number == 1 else label for number, label in enumerate(LABELS)]
+    changed = noise(readings, list(range(COUNT)), "A4C", less)
+    assert not np.allclose(changed[spread], whole[spread], atol=0.1), "one image less, same noise"
+
+
+@pytest.mark.parametrize("noise_frac", [-0.1, np.nan, np.inf, -np.inf])
+def test_noise_that_cannot_be_is_refused(readings: Readings, noise_frac: float) -> None:
+    with pytest.raises(DataError, match="noise over what is told cannot be used"):
+        tell_site(readings, LABELS, range(COUNT), noise_frac=noise_frac, rng=stream(1, "noise"))
+
+
+def test_noise_without_a_generator_is_refused(readings: Readings) -> None:
+    with pytest.raises(DataError, match="nothing to draw the noise"):
+        tell_site(readings, LABELS, range(COUNT), noise_frac=0.5)
+
+
 def test_draws_have_the_means_and_the_spread_that_were_told_and_the_logits_that_follow(
     experts: list[ViewExpert], told: SiteOutlook
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from tests.unit.core.models.test_view_expert import CONFIG, images
+from vitrael.core.data.recipes import RecipeSettings, settings_for
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import DataError, WeightsError
 from vitrael.core.interfaces import Predictor
@@ -22,7 +23,7 @@ from vitrael.core.models.view_panel import (
     shape_of,
 )
 
-EDGE = 24
+RECIPE = settings_for("image-2d", grid_vox=(24, 24))
 SITES = {"north": ("A4C", "A2C"), "south": ("PLAX", "A4C", "PSAX")}
 
 
@@ -36,7 +37,7 @@ def panel() -> ViewPanel:
     experts = [expert_of(name, seed=seed) for seed, name in enumerate(SITES)]
     fusion = build_fusion([shape_of(expert) for expert in experts], seed=3)
     cohorts = {"north": digest_bytes(b"cohort")}
-    return assemble_panel(experts, fusion, CONFIG, edge_px=EDGE, cohorts=cohorts)
+    return assemble_panel(experts, fusion, CONFIG, recipe=RECIPE, cohorts=cohorts)
 
 
 def test_prediction_has_label_probability_and_the_weight_of_each_expert(panel: ViewPanel) -> None:
@@ -83,7 +84,7 @@ def test_weights_that_are_missing_or_changed_are_refused_by_name(
 
 def test_fusion_of_other_experts_makes_no_panel(panel: ViewPanel) -> None:
     with pytest.raises(DataError, match="trained for other experts"):
-        assemble_panel(panel.experts[:1], panel.fusion, CONFIG, edge_px=EDGE)
+        assemble_panel(panel.experts[:1], panel.fusion, CONFIG, recipe=RECIPE)
 
 
 def test_site_cannot_have_two_experts(panel: ViewPanel) -> None:
@@ -91,6 +92,36 @@ def test_site_cannot_have_two_experts(panel: ViewPanel) -> None:
     facts["experts"] = [facts["experts"][0]] * 2
     with pytest.raises(ValidationError, match="one expert"):
         PanelDocument.model_validate(facts, strict=False)
+
+
+def test_weights_of_another_network_are_refused_by_name(panel: ViewPanel) -> None:
+    wider = CONFIG.model_copy(update={"channels": (8, 8, 8, 8)})
+    with pytest.raises(WeightsError, match="weights of north do not fit the panel: tensor"):
+        open_panel(panel.document.model_copy(update={"config": wider}), panel.tensors())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        (settings_for("brain-t1"), "volumes"),
+        (RECIPE.model_copy(update={"grid_vox": (24, 32)}), "square"),
+        (RECIPE.model_copy(update={"spacing_mm": 1.0}), "spacing"),
+        (RECIPE.model_copy(update={"grid_vox": (4, 4)}), "less than 8"),
+    ],
+)
+def test_recipe_that_makes_no_square_pictures_makes_no_panel(
+    panel: ViewPanel, recipe: RecipeSettings, told: str
+) -> None:
+    assert panel.document.edge_px == 24
+    with pytest.raises(DataError, match=told):
+        assemble_panel(panel.experts, panel.fusion, CONFIG, recipe=recipe)
+
+
+def test_site_cannot_be_called_like_the_fusion(panel: ViewPanel) -> None:
+    experts = [replace(panel.experts[0], name="fusion"), panel.experts[1]]
+    fusion = build_fusion([shape_of(expert) for expert in experts], seed=3)
+    with pytest.raises(DataError, match="no site can be called fusion"):
+        assemble_panel(experts, fusion, CONFIG, recipe=RECIPE)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from tests.factories.systems import brain_ldm
 from vitrael.core.errors import StorageError, WeightsError
 from vitrael.core.models.brain_ldm import build_codec, build_denoiser
-from vitrael.core.study import COVARIATES
+from vitrael.core.protocols import COVARIATES
 from vitrael.core.weights import module_tensors, pack_tensors
 from vitrael.core.workbench.folder import load_model
 from vitrael.core.workbench.foreign import import_pinaya

@@ -8,7 +8,7 @@ import pytest
 
 from tests.factories.models import RECIPE
 from vitrael.core.errors import ConfigError
-from vitrael.core.study import COVARIATES
+from vitrael.core.protocols import COVARIATES
 from vitrael.core.workbench.recipe import ModelRecipe, read_recipe
 
 PRESET = """

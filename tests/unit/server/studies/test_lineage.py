@@ -221,10 +221,10 @@ def test_site_that_left_the_roster_is_still_in_what_was_kept_of_it(
 
 
 def test_stage_that_nobody_knows_comes_of_everything_before(coordinator: Coordinator) -> None:
-    coordinator.run("first", stages=(*ORDER, "fusion"))
+    coordinator.run("first", stages=(*ORDER, "unheard"))
     away = {f"{stage} {n}" for stage in ASKED for n in (0, 1)}
-    coordinator.run("second", absent={s: {"north"} for s in away}, stages=(*ORDER, "fusion"))
-    assert coordinator.stages("north") == {"first@1": [*EVERYTHING, "fusion 0"]}
+    coordinator.run("second", absent={s: {"north"} for s in away}, stages=(*ORDER, "unheard"))
+    assert coordinator.stages("north") == {"first@1": [*EVERYTHING, "unheard 0"]}
 
 
 def test_answer_whose_version_is_not_known_counts_for_every_version(

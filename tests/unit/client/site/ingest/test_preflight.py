@@ -27,8 +27,8 @@ from vitrael.client.site.ingest.preflight import (
     check_cohort,
 )
 from vitrael.core.data.nifti import read_nifti
+from vitrael.core.protocols import Splits
 from vitrael.core.rng import stream
-from vitrael.core.study import Splits
 from vitrael.privacy.leakage import SMALLEST_COUNT
 from vitrael.privacy.reid.calibrate import least_null_patients
 

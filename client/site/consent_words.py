@@ -1,0 +1,114 @@
+"""What a person reads before signing a consent, in words and with the digests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vitrael.client.site.consent import planned_rounds
+from vitrael.core.messages import Consent
+from vitrael.core.protocols import ExpertsProtocol, SynthesisProtocol
+from vitrael.core.study import Study
+from vitrael.privacy.gates import POLICIES
+
+
+def describe(
+    consent: Consent, study: Study, *, coordinator: str, answered: Mapping[str, int]
+) -> str:
+    """Return what a person should read before signing.
+
+    ``answered`` says how many rounds of each stage this site has finished for the protocol.
+    """
+    protocol, planned = study.protocol, planned_rounds(study)
+    rounds = f"at most {consent.max_rounds} of a stage"
+    if consent.max_rounds < planned:
+        rounds += f", FEWER than the study's {planned}: it will stop"
+    cohort = consent.cohort
+    counts = ", ".join(
+        f"{name} not told" if count is None else f"{count} {name}"
+        for name, count in (("patients", cohort.patients), ("scans", cohort.scans))
+    )
+    aim = (
+        _say_synthesis(consent, protocol)
+        if isinstance(protocol, SynthesisProtocol)
+        else _say_experts(consent, study, protocol)
+    )
+    rows = {
+        "site": consent.site,
+        "study": f"{protocol.name}, version {protocol.version}",
+        "purpose": consent.purpose,
+        "members": ", ".join(study.roster.sites),
+        "coordinator": coordinator,
+        **aim,
+        "cohort": f"{cohort.name}, version {cohort.version}, and no other: {counts}",
+        "rounds": rounds,
+        "answered": ", ".join(f"{stage} {n}" for stage, n in answered.items()) or "nothing so far",
+        "given": consent.given_utc,
+        "expires": f"{consent.expires_utc}; `vitrael site stop` takes it back before",
+        "software": f"vitrael {consent.package_version}, and no other version",
+        "lock": f"{consent.lock}, of all that is installed with it",
+        "protocol": consent.protocol,
+        "roster": consent.roster,
+        "amends": study.roster.predecessor or "no earlier roster",
+    }
+    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+
+
+def _say_synthesis(consent: Consent, protocol: SynthesisProtocol) -> dict[str, str]:
+    privacy = consent.privacy
+    votes = (
+        f"one bit for each of {privacy.votes:,} candidates; about "
+        f"{privacy.false_match_rate:.0%} of held-out patients would be dropped"
+    )
+    epsilon = "no epsilon" if privacy.epsilon is None else f"epsilon {privacy.epsilon:g}"
+    return {
+        "policy": f"{privacy.policy}. {POLICIES[protocol.policy].title}",
+        "privacy": f"{privacy.path} path, {epsilon}",
+        "license": f"{protocol.license}, if anything is released",
+        "votes": votes if privacy.screening else "none: SCREENING IS OFF",
+        "also leaves": "weights and loss curves of codec and teacher in the clear to the "
+        "coordinator, how fast you train, sums over patients, counts and measurements of "
+        "calibration, screening and audit, the counts below",
+        "others see": "every site sees the common teacher and its unscreened candidates, and, to "
+        "sign a release, the counts and measurements that you sent for calibration, screening and "
+        "audit, with your signature; no votes",
+        "summary": "counts of the cohort, none from 1 to 10, as its report.html shows them",
+        "made public": "if released: your name and signature, the time of this consent, in which "
+        "rounds you took part, how long your answers took and their bytes, your weight in tenths, "
+        "why you were absent (in words of ours), the range of your number of training patients, "
+        "loss curves, how many candidates you kept, measurements over all sites (the Evidence); "
+        "whoever has many samples knows the means and covariances of age, sex and volumes over "
+        "all sites",
+    }
+
+
+def _say_experts(consent: Consent, study: Study, protocol: ExpertsProtocol) -> dict[str, str]:
+    words = study.roster.labels.get(consent.site, {})
+    own = ", ".join(f"your {word} is its {view}" for word, view in words.items())
+    single = (
+        "; and THE NUMBERS THAT EACH EXPERT SEES IN EVERY SINGLE PICTURE, with its view: whoever "
+        "holds them knows which pictures they are of"
+        if consent.privacy.features
+        else ""
+    )
+    rivals = [name for name in ("averaged", "relay") if name in protocol.trained]
+    return {
+        "views": f"{', '.join(protocol.data.views)}{f' ({own})' if own else ''}",
+        "privacy": f"{consent.privacy.path} path, no epsilon",
+        "released": "nothing: experts and their fusion stay with the coordinator and the sites",
+        "also leaves": "the weights of your expert, with means and spreads of what its layers see "
+        "in your pictures, your words for views, what every expert sees in your views on the whole "
+        f"(means by view with noise of {protocol.noise_frac:g} spreads, one spread), how many "
+        "pictures of each view you have and how many are named rightly; of a view with fewer than "
+        "11 patients nothing; loss curves, how fast you train, how well an attacker would know "
+        "your patients by what is told, the counts below"
+        f"{single}",
+        **(
+            {"and": "weights of a network for all sites, which experts are held against"}
+            if rivals
+            else {}
+        ),
+        "others see": "every site gets every expert, to run it once and to be held against it; no "
+        "site sees what another tells of its pictures",
+        "kept": "experts are kept after the study; `vitrael site stop` lets yours be left out",
+        "summary": "counts of the cohort, none from 1 to 10, as its report.html shows them",
+    }

@@ -1,0 +1,116 @@
+"""What a study asks of its sites and what comes of it, in rows for people."""
+
+from __future__ import annotations
+
+from vitrael.core.protocols import ExpertsProtocol, SynthesisProtocol
+from vitrael.core.study import Study
+from vitrael.privacy.gates import POLICIES
+from vitrael.privacy.gates import find_shortfalls as shortfalls_of
+from vitrael.privacy.leakage import SMALLEST_COUNT, split_plants
+
+
+def explain_study(study: Study) -> str:
+    """Return the study in rows of a name and a sentence."""
+    protocol = study.protocol
+    own = (
+        _explain_synthesis(study, protocol)
+        if isinstance(protocol, SynthesisProtocol)
+        else _explain_experts(study, protocol)
+    )
+    rows = {
+        "study": f"{protocol.name} {protocol.version}, {study.digest}",
+        "protocol": f"{protocol.digest}, which sites consent to",
+        "purpose": protocol.purpose,
+        "sites": f"{', '.join(study.roster.sites)} (quorum {protocol.federation.quorum})",
+        **own,
+    }
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+
+def find_shortfalls(study: Study) -> dict[str, int]:
+    """Return the keys that are too small for the gates of the policy, with what these need."""
+    protocol, sites = study.protocol, len(study.roster.sites)
+    if isinstance(protocol, ExpertsProtocol):
+        return {}
+    keys = {
+        "filter.power": "protocol.audit.plants_per_class",
+        "copies.excess_share": "protocol.distillation.released",
+    }
+    planned = {
+        "filter.power": split_plants(protocol.audit.plants_per_class, sites) * sites,
+        "copies.excess_share": protocol.distillation.released,
+    }
+    short = shortfalls_of(POLICIES[protocol.policy], planned)
+    return {keys[name]: least for name, least in short.items()}
+
+
+def _explain_synthesis(study: Study, protocol: SynthesisProtocol) -> dict[str, str]:
+    generator = protocol.generator
+    grid = "x".join(map(str, protocol.data.grid_vox))
+    screening = (
+        f"each site drops what comes closer to its patients than "
+        f"{protocol.screening.false_match_rate:.0%} of strangers do"
+        if protocol.screening.enabled
+        else "OFF: no candidate is judged, and the gates will refuse"
+    )
+    below = [f"{key} below {least:,}" for key, least in find_shortfalls(study).items()]
+    below += [] if protocol.screening.enabled else ["protocol.screening.enabled = false"]
+    short = " and ".join(below)
+    return {
+        "license": protocol.license,
+        "path": f"{protocol.path}, judged by the policy {protocol.policy}",
+        "scans": f"recipe {protocol.data.recipe}, {grid} voxels of {protocol.data.spacing_mm:g} mm",
+        "codec": _training(generator.codec.training.rounds, generator.codec.training.length_images),
+        "teacher": _training(
+            generator.teacher.training.rounds, generator.teacher.training.length_images
+        ),
+        "leaves a site": "weights, sums over its patients, one vote a candidate, counted evidence",
+        "comes down": "weights of codec and teacher, unscreened candidates, samples to audit",
+        "screening": screening,
+        "released": f"{protocol.distillation.released} samples of a student that learned from "
+        f"what is kept of {protocol.distillation.candidates} candidates",
+        "gates": f"WILL REFUSE: {short}" if short else "its own numbers reach what they need",
+    }
+
+
+def _explain_experts(study: Study, protocol: ExpertsProtocol) -> dict[str, str]:
+    edge = protocol.data.edge_px
+    words = [
+        f"{word} of {site} is {view}"
+        for site, own in study.roster.labels.items()
+        for word, view in own.items()
+    ]
+    told = (
+        f"means by view, of views with {SMALLEST_COUNT} patients or more, with noise of "
+        f"{protocol.noise_frac:g} spreads"
+        if protocol.told == "means"
+        else "THE FEATURES OF EVERY SINGLE PICTURE, as each expert sees it"
+    )
+    rivals = [
+        name
+        for name, asked in (
+            (
+                f"averaged over the sites in {protocol.baselines.averaged_rounds} rounds",
+                protocol.baselines.averaged_rounds > 0,
+            ),
+            ("trained at one site after the other", protocol.baselines.in_turn),
+        )
+        if asked
+    ]
+    return {
+        "path": f"{protocol.path}; nothing is released, so no gate is asked",
+        "pictures": f"recipe {protocol.data.recipe}, {edge}x{edge} pixels",
+        "views": ", ".join(protocol.data.views),
+        "words": "; ".join(words) or "every site uses those of the study",
+        "expert": _training(1, protocol.expert.training.length_images),
+        "told": told,
+        "leaves a site": "the weights of its expert, what experts see of its views, counts of what "
+        "is named rightly",
+        "comes down": "every expert, their fusion, and what they are held against",
+        "held against": " and ".join(["experts without fusion", *rivals]),
+    }
+
+
+def _training(rounds: int, length_images: int) -> str:
+    return f"{length_images:,} images a site in {rounds} round{'s' if rounds > 1 else ''}"
