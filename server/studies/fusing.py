@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from vitrael.core.digest import Digest
+from vitrael.core.errors import DataError
 from vitrael.core.metrics.comparison import ViewCounts, compare_methods
 from vitrael.core.rng import stream, torch_stream
 from vitrael.core.weights import Tensors, check_like, module_tensors
@@ -202,11 +203,20 @@ def _gather(
 def _known_alone(
     readings: Readings, names: list[str], opened: list[ViewExpert]
 ) -> tuple[Readings, list[str]]:
-    """Return what can be learned from: no expert knows a view of a site whose own is missing."""
+    """Return what can be learned from: no expert knows a view of a site whose own is missing.
+
+    Raises DataError where nothing is left.
+    """
     import torch  # noqa: PLC0415
 
     known = {label for expert in opened for label in expert.labels}
     rows = [row for row, name in enumerate(names) if name in known]
+    if not rows:
+        raise DataError(
+            "there is nothing to learn fusion from",
+            why="no site told of a view that an expert knows",
+            fix="begin again when more sites are there",
+        )
     return readings.rows(torch.tensor(rows)), [names[row] for row in rows]
 
 
