@@ -262,6 +262,10 @@ class SynthesisProtocol(ProtocolTerms):
         """What sites train, by stage."""
         return {"codec": self.generator.codec.training, "teacher": self.generator.teacher.training}
 
+    def rounds(self, *, sites: int) -> dict[str, int]:  # noqa: ARG002 - as the other kind's
+        """Return how many rounds each of these stages has."""
+        return {stage: config.rounds for stage, config in self.trained.items()}
+
     @property
     def reid(self) -> ReidEncoderConfig:
         """The re-identification encoder."""
@@ -319,6 +323,10 @@ class ExpertsProtocol(ProtocolTerms):
             **({"averaged": averaged} if rounds else {}),
             **({"relay": alone} if self.baselines.in_turn else {}),
         }
+
+    def rounds(self, *, sites: int) -> dict[str, int]:
+        """Return how many rounds each of these stages has; a relay has one for each site."""
+        return {s: sites if s == "relay" else config.rounds for s, config in self.trained.items()}
 
 
 def _demand_kinds(systems: Sequence[Section], wanted: Sequence[str]) -> None:

@@ -84,6 +84,9 @@ class Study(Section):
     @model_validator(mode="after")
     def _labels_mapped(self) -> Self:
         labels = self.roster.labels
+        if isinstance(self.protocol, ExpertsProtocol) and "fusion" in self.roster.sites:
+            why = "no site can be called fusion, as what is made of the experts"
+            raise DisagreementError("roster.sites", why)
         if strangers := sorted(set(labels) - set(self.roster.sites)):
             raise DisagreementError("roster.labels", f"{strangers[0]} is not on the roster")
         views = self.protocol.data.views if isinstance(self.protocol, ExpertsProtocol) else ()

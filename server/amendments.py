@@ -13,8 +13,8 @@ from typing import Any
 import tomli_w
 
 from vitrael.core.digest import Digest
-from vitrael.core.errors import UsageError
-from vitrael.core.study import Study
+from vitrael.core.errors import AuthError, UsageError
+from vitrael.core.study import Study, parse_study
 from vitrael.privacy.keys import roster_digest
 from vitrael.server.config import ServerSettings
 from vitrael.server.db.engine import open_database
@@ -64,7 +64,7 @@ def drop_expert(settings: ServerSettings, name: str, site: str) -> bytes:
     roster.pop("labels", None)
     if words:
         roster["labels"] = words
-    quorum = document["protocol"]["federation"]["quorum"]
+    quorum = study.protocol.federation.quorum
     if quorum > len(left):
         raise UsageError(
             f"{name} cannot go on without {site}",
@@ -81,16 +81,26 @@ def _read(settings: ServerSettings, name: str) -> tuple[Study, dict[str, Any]]:
 
 
 def _write(settings: ServerSettings, study: Study, document: dict[str, Any]) -> bytes:
-    """Return the document, with the roster that it amends where that one has begun."""
-    began = _find_begun(settings, study)
-    if began is not None:
-        document["roster"]["predecessor"] = began
+    """Return the document, with the roster that it amends where the study has begun.
+
+    A roster that comes back to one with which the study has begun goes on with that one: nothing
+    amends itself.
+    """
+    begun = _list_begun(settings, study)
+    if begun:
+        document["roster"].pop("predecessor", None)
+        amended = parse_study(tomli_w.dumps(document).encode(), label=study.protocol.name)
+        same, own = _find_roster(settings, amended), _find_roster(settings, study)
+        others = [roster for roster in begun if roster != same]
+        if others:
+            document["roster"]["predecessor"] = own if own in others else others[-1]
     return tomli_w.dumps(document).encode()
 
 
-def _find_begun(settings: ServerSettings, study: Study) -> Digest | None:
-    """Return the roster with its keys with which the study was run last, None where it never was.
+def _list_begun(settings: ServerSettings, study: Study) -> list[Digest]:
+    """Return the rosters with their keys with which the study was run, the last one last.
 
+    Where there are any that have experts, they alone: what amends another would train them again.
     One that was offered and never begun is amended no more than a draft.
     """
     engine = open_database(settings.database)
@@ -98,8 +108,15 @@ def _find_begun(settings: ServerSettings, study: Study) -> Digest | None:
         history = Ledger(engine).history(study.protocol.digest)
     finally:
         engine.dispose()
-    rosters = [Digest(record.details["roster"]) for record in history if "roster" in record.details]
-    if not rosters:
-        return None
-    own = roster_digest(demand_enrolled(settings, study), labels=study.roster.labels)
-    return own if own in rosters else rosters[-1]
+    told = [record for record in history if "roster" in record.details]
+    trained = [r for r in told if (r.key.stage, r.status) == ("expert", "finished")]
+    return [Digest(record.details["roster"]) for record in trained or told]
+
+
+def _find_roster(settings: ServerSettings, study: Study) -> Digest | None:
+    """Return a study's roster with its keys, None where a site of it is not enrolled."""
+    try:
+        members = demand_enrolled(settings, study)
+    except AuthError:
+        return None  # who was never enrolled here, or has left before the study began
+    return roster_digest(members, labels=study.roster.labels)

@@ -116,7 +116,7 @@ def prepare_demo(plan: DemoPlan, *, tell: Callable[[str], None]) -> Study:
         _enroll(plan, study, tell=tell)
         taken = _take_in(plan, study, tell=tell)
         _consent(plan.home, study)
-        note = {**taken, "asked": _asked_scans(plan)}
+        note = {**taken, "asked": _asked_scans(plan, study)}
         write_atomically(plan.home / PREPARED, json.dumps(note).encode())
     return study
 
@@ -144,6 +144,11 @@ def _asked_study(plan: DemoPlan) -> bytes:
     path = plan.study or Path(str(files("vitrael.deploy.studies") / _BUNDLED))
     load_study(path)
     document = tomllib.loads(path.read_text(encoding="utf-8"))
+    if plan.scans is not None and document["protocol"].get("aim") == "experts":
+        raise UsageError(
+            "--scans parts brains, and a study of experts learns from pictures",
+            fix="leave --scans out: the demo draws pictures",
+        )
     if plan.policy is not None:
         if document["protocol"].get("aim") == "experts":
             raise UsageError(
@@ -155,10 +160,12 @@ def _asked_study(plan: DemoPlan) -> bytes:
     return tomli_w.dumps(document).encode()
 
 
-def _asked_scans(plan: DemoPlan) -> dict[str, str | int]:
+def _asked_scans(plan: DemoPlan, study: Study) -> dict[str, str | int]:
+    """Return what a plan asks to be taken in, with what is usual for its kind of study."""
+    usual = VIEW_PATIENTS if isinstance(study.protocol, ExpertsProtocol) else PHANTOM_PATIENTS
     if plan.scans is not None:
         return {"--scans": str(plan.scans.resolve())}
-    return {"--patients": plan.patients or PHANTOM_PATIENTS}
+    return {"--patients": plan.patients or usual}
 
 
 def _demand_same(plan: DemoPlan) -> Study:
@@ -172,7 +179,7 @@ def _demand_same(plan: DemoPlan) -> Study:
     if plan.study and parse_study(_asked_study(plan), label=str(plan.study)) != study:
         changed.append("--study")
     given = {"--scans": plan.scans, "--patients": plan.patients}
-    asked = _asked_scans(plan)
+    asked = _asked_scans(plan, study)
     changed += [name for name in given if given[name] and asked.get(name) != made.get(name)]
     if changed:
         raise UsageError(
@@ -286,6 +293,12 @@ def _draw_phantom_views(
 ) -> None:
     """Write each site's pictures, labelled in its own words where the study maps these."""
     patients = plan.patients or VIEW_PATIENTS
+    if protocol.data.recipe != "image-2d":
+        raise UsageError(
+            f"a demo draws no pictures for the recipe {protocol.data.recipe}",
+            why="it has phantom stills, and the recipe takes clips",
+            fix="name a study of the recipe image-2d",
+        )
     tell(f"drawing pictures of {patients} phantom patients for each of {len(folders)} sites")
     views = protocol.data.views
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:

@@ -31,7 +31,7 @@ def compare_pooled(folders: Mapping[str, Path], study: Study) -> dict[str, Any]:
     """Return a row of the comparison's table for one network that learned from all sites.
 
     It learns from the first of each site's patients and is held to the last of them, in the shares
-    of the study; each has one picture. Raises DataError for a folder without pictures.
+    of the study; each has one picture. The folders are those of ``write_view_files``.
     """
     import torch  # noqa: PLC0415
 

@@ -63,6 +63,7 @@ def run_demo(layout: RehearsalLayout, study: Study, *, began: float) -> tuple[De
     recalled = {} if release is None else {"recalled": _is_recalled(home, release)}
     outcome = {**document, "home": str(home), "seconds": seconds, **recalled, **commands}
     if experts and code in {EXIT_OK, EXIT_PARTIAL}:
+        progress.say("training one network on all phantom pictures, which only a demo can")
         outcome["pooled"] = _compare_pooled(layout, study)
     if code == EXIT_OK and _unreadable(home):
         code = EXIT_PARTIAL
@@ -89,8 +90,8 @@ def longest_run_s(study: Study) -> float:
 
 
 def _longest_experts_s(study: Study, protocol: ExpertsProtocol) -> float:
-    exchanges = len(STAGES["experts"]) + len(study.roster.sites)
-    exchanges += sum(config.rounds for config in protocol.trained.values())
+    rounds = protocol.rounds(sites=len(study.roster.sites))
+    exchanges = len(STAGES["experts"]) + sum(rounds.values())
     return _STARTING_S + exchanges * (protocol.federation.deadline_s + ABSENT_S) + _FUSION_S
 
 

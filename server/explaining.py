@@ -103,10 +103,16 @@ def _explain_experts(study: Study, protocol: ExpertsProtocol) -> dict[str, str]:
         "pictures": f"recipe {protocol.data.recipe}, {edge}x{edge} pixels",
         "views": ", ".join(protocol.data.views),
         "words": "; ".join(words) or "every site uses those of the study",
-        "expert": _training(1, protocol.expert.training.length_images),
+        "expert": _training(1, protocol.expert.training.length_images)
+        + (
+            ""
+            if protocol.begin == "fresh"
+            else f", from the weights of the first: {study.roster.sites[0]} stays in all others"
+        ),
         "told": told,
-        "leaves a site": "the weights of its expert, what experts see of its views, counts of what "
-        "is named rightly",
+        "leaves a site": "the weights of its expert, its words for views, what experts see of its "
+        "views and what could be held against patients of that, counts of its cohort and of what "
+        "is named rightly, loss curves, its speed, weights of what experts are held against",
         "comes down": "every expert, their fusion, and what they are held against",
         "held against": " and ".join(["experts without fusion", *rivals]),
     }

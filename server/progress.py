@@ -38,10 +38,10 @@ EXPERT_STAGES = (
     "expert",
     "outlooks",
     "fusion",
+    "panel",
     "averaged",
     "relay",
     "comparison",
-    "panel",
 )
 """Of experts, in their order; a study may ask for no rivals."""
 
@@ -67,6 +67,10 @@ class Progress:
     def __post_init__(self) -> None:
         """Start the clock."""
         self._started = self.clock() if self.began is None else self.began
+
+    def say(self, text: str) -> None:
+        """Write a line of one's own."""
+        self._line(text)
 
     def follow(self, event: Event) -> None:
         """Show one event."""

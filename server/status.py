@@ -193,10 +193,10 @@ def _predicted(settings: ServerSettings, stage: str, finished: list[StageRecord]
 
 def _rounds(settings: ServerSettings) -> dict[str, int]:
     try:
-        trained = load_study(settings.home / STUDY).protocol.trained
+        study = load_study(settings.home / STUDY)
     except VitraelError:
         return {}
-    return {stage: config.rounds for stage, config in trained.items()}
+    return study.protocol.rounds(sites=len(study.roster.sites))
 
 
 _SITE_COLUMNS = ("site", "status", "online", "last seen", "asked", "received", "answer", "days")

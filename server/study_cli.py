@@ -143,8 +143,11 @@ def _offer_amended(
     }
     told = f"{name} {'would be' if dry_run else 'is'} offered to {', '.join(study.roster.sites)}"
     click.echo(json.dumps(facts) if as_json else told)
-    if not dry_run:
-        click.echo(f"once all have consented: vitrael study start {name}", err=True)
+    click.echo(
+        "every one of them fetches it and consents again; no expert is trained twice. Once all "
+        f"have: vitrael study start {name}",
+        err=True,
+    )
 
 
 @click.command(epilog="Example: 'vitrael study table --home /srv/vitrael/server'.")

@@ -81,10 +81,7 @@ def privacy_terms(protocol: Protocol) -> PrivacyTerms:
 
 def planned_rounds(study: Study) -> int:
     """Return how many rounds the longest stage of a study has."""
-    rounds = [config.rounds for config in study.protocol.trained.values()]
-    if "relay" in study.protocol.trained:  # each site has a round of its own
-        rounds.append(len(study.roster.sites))
-    return max(rounds)
+    return max(study.protocol.rounds(sites=len(study.roster.sites)).values())
 
 
 def members_of(study: Study, roster: Mapping[str, PublicKeys]) -> dict[str, PublicKeys]:

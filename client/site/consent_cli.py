@@ -167,12 +167,14 @@ def _draft(
         draft_consent,
         other_consents,
     )
+    from vitrael.client.site.consent_words import demand_known_words  # noqa: PLC0415
     from vitrael.client.site.database import explain_storage  # noqa: PLC0415
     from vitrael.client.site.departures import Departures  # noqa: PLC0415
     from vitrael.core.data.cohort import find_cohort  # noqa: PLC0415
 
     wanted = document.protocol.data
     cohort = find_cohort(settings.cohorts, wanted, name=settings.document.cohort)
+    demand_known_words(cohort, document, site=settings.name)
     draft = draft_consent(
         document,
         site=settings.name,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from vitrael.client.site.consent import planned_rounds
+from vitrael.core.data.manifest import MANIFEST_NAME, read_manifest
+from vitrael.core.errors import ConsentError
 from vitrael.core.messages import Consent
 from vitrael.core.protocols import ExpertsProtocol, SynthesisProtocol
 from vitrael.core.study import Study
@@ -53,6 +56,26 @@ def describe(
     return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
 
 
+def demand_known_words(cohort: Path, study: Study, *, site: str) -> None:
+    """Raise ConsentError for a picture whose view the study does not map, before anything leaves.
+
+    The words are shown to the operator alone. A study of a synthetic set asks for none.
+    """
+    if not isinstance(study.protocol, ExpertsProtocol):
+        return
+    known = {*study.protocol.data.views, *study.roster.labels.get(site, {})}
+    items = read_manifest(cohort / MANIFEST_NAME).items
+    words = {item.labels.get("view") or item.labels.get("label", "") for item in items}
+    if strange := sorted(words - known):
+        named = ", ".join(word or "no word at all" for word in strange)
+        raise ConsentError(
+            "the cohort has words for views that the study does not map",
+            why=f"they are: {named}",
+            fix="have them mapped in [roster.labels] of the study, or take the pictures in again "
+            "without them",
+        )
+
+
 def _say_synthesis(consent: Consent, protocol: SynthesisProtocol) -> dict[str, str]:
     privacy = consent.privacy
     votes = (
@@ -81,6 +104,14 @@ def _say_synthesis(consent: Consent, protocol: SynthesisProtocol) -> dict[str, s
     }
 
 
+def _say_kept(protocol: ExpertsProtocol) -> str:
+    kept = "experts are kept after the study; `vitrael site stop` lets yours be left out"
+    if protocol.begin == "fresh":
+        return kept
+    first = "but all begin with the first one's weights: ITS PART IN THE OTHERS STAYS FOR EVER"
+    return f"{kept}; {first}"
+
+
 def _say_experts(consent: Consent, study: Study, protocol: ExpertsProtocol) -> dict[str, str]:
     words = study.roster.labels.get(consent.site, {})
     own = ", ".join(f"your {word} is its {view}" for word, view in words.items())
@@ -88,6 +119,11 @@ def _say_experts(consent: Consent, study: Study, protocol: ExpertsProtocol) -> d
         "; and THE NUMBERS THAT EACH EXPERT SEES IN EVERY SINGLE PICTURE, with its view: whoever "
         "holds them knows which pictures they are of"
         if consent.privacy.features
+        else ""
+    )
+    passed_on = (
+        ", and the network of all sites as the site before left it"
+        if "relay" in protocol.trained
         else ""
     )
     rivals = [name for name in ("averaged", "relay") if name in protocol.trained]
@@ -107,8 +143,8 @@ def _say_experts(consent: Consent, study: Study, protocol: ExpertsProtocol) -> d
             if rivals
             else {}
         ),
-        "others see": "every site gets every expert, to run it once and to be held against it; no "
-        "site sees what another tells of its pictures",
-        "kept": "experts are kept after the study; `vitrael site stop` lets yours be left out",
+        "others see": "every site gets every expert, to run it once and to be held against it, "
+        f"and their fusion{passed_on}; no site sees what another tells of its pictures",
+        "kept": _say_kept(protocol),
         "summary": "counts of the cohort, none from 1 to 10, as its report.html shows them",
     }

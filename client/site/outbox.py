@@ -328,8 +328,13 @@ def _check_features(rule: StageRule, result: TaskResult, study: Study) -> None:
             f"the outbox refuses {told[0][0]}: {told[0][1]} tells of single pictures",
             why="the study that was consented to asks for none",
         )
-    pictures = result.body.get("pictures")
-    if any(pictures not in result.tensors[name][key].shape for name, key in told):
+    pictures = result.body.get("pictures", 0)
+    counts = {
+        len(array) if key == "view" else array.shape[1]
+        for name, key in told
+        if (array := result.tensors[name][key]).ndim == (1 if key == "view" else 3)
+    }
+    if counts != ({pictures} if told else set()) or bool(told) != bool(pictures):
         raise WeightsError("the outbox refuses what tells of single pictures: their count differs")
 
 

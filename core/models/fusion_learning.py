@@ -78,9 +78,10 @@ def tell_site(
     draws then reach as far as the truth may lie, and fusion trusts no direction that is noise.
 
     ``rng`` is a stream of a secret of the site: who knows it takes the noise off. The noise of a
-    mean is named by one draw of it, by expert and class and by the mean itself. So the same mean
-    is told the same again, whatever else is told, and cannot be averaged out of its noise; and
-    after a change of images the difference is not free of noise.
+    mean is named by one draw of it, by the class and by the mean itself. So the same mean is told
+    the same again, whatever the expert is called and whatever else is told; and after a change of
+    images the difference is not free of noise. Experts that differ a little have means that differ
+    a little under noises that have nothing in common: whoever may send many of them averages.
 
     Raises DataError where no class has enough patients, for readings that are not finite, for a
     share that is negative or not finite, and for noise without a generator.
@@ -107,7 +108,7 @@ def tell_site(
         mean = {label: seen[row].mean(axis=0) for label, row in told.items()}
         around = np.concatenate([seen[row] - mean[label] for label, row in told.items()])
         outlook = Outlook(mean, around.std(axis=0))
-        experts[name] = outlook if secret is None else _blur(outlook, noise_frac, secret, name)
+        experts[name] = outlook if secret is None else _blur(outlook, noise_frac, secret)
     return SiteOutlook({label: len(row) for label, row in told.items()}, experts)
 
 
@@ -126,13 +127,13 @@ def _check_noise(noise_frac: float, rng: np.random.Generator | None) -> None:
         )
 
 
-def _blur(outlook: Outlook, noise_frac: float, secret: int, expert: str) -> Outlook:
+def _blur(outlook: Outlook, noise_frac: float, secret: int) -> Outlook:
     """Return means under noise, and the spread of images around these."""
     std = outlook.std
     mean = {}
     for label, exact in outlook.mean.items():
         digest = hashlib.sha256(exact.tobytes()).hexdigest()
-        noise = stream(secret, expert, label, digest).standard_normal(std.shape)
+        noise = stream(secret, label, digest).standard_normal(std.shape)
         mean[label] = exact + (noise_frac * std * noise).astype(std.dtype)
     return Outlook(mean, std * std.dtype.type(math.hypot(1.0, noise_frac)))
 

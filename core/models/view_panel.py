@@ -107,7 +107,9 @@ class Prediction:
     weights: Mapping[str, float]
     """Expert -> how much it decided; they add up to 1."""
     known_to: tuple[str, ...]
-    """Experts to which the image is like their own; with none it is foreign to all."""
+    """Experts to which the image is like their own; with none it is foreign to all that judge."""
+    judges: tuple[str, ...]
+    """Experts that can say so: those for which enough patients were held out."""
 
     @property
     def decider(self) -> str:
@@ -137,6 +139,7 @@ class ViewPanel:
         self._demand(x)
         readings = read_all(self.experts, x)
         fused = self.fusion(readings)
+        judges = tuple(one.name for one in self.experts if one.calibration.is_known)
         known = {one.name: one.knows(readings.discrepancy[one.name]) for one in self.experts}
         probability_BG = fused.logit_BG.softmax(1)
         best_B = probability_BG.argmax(1).tolist()
@@ -146,7 +149,8 @@ class ViewPanel:
                 self.fusion.classes[best],
                 float(probability_BG[row, best]),
                 dict(zip(names, map(float, fused.weight_BN[row]), strict=True)),
-                tuple(name for name in names if known[name][row]),
+                tuple(name for name in judges if known[name][row]),
+                judges,
             )
             for row, best in enumerate(best_B)
         ]

@@ -75,6 +75,11 @@ class ScoreCalibration:
     """Standard deviation of the same."""
 
     @property
+    def is_known(self) -> bool:
+        """Whether images were held out to take it from."""
+        return self.spread < _NO_LIMIT
+
+    @property
     def limit(self) -> float:
         """What that largest exceeds in about one of twenty of the expert's own images."""
         return self.center + _SPREADS * self.spread

@@ -73,7 +73,8 @@ def _show(done: Sequence[Predicted]) -> None:
         said = one.prediction
         weight = f"{said.weights[said.decider]:.2f}"
         name = click.format_filename(one.path)  # its bytes may be no text
-        known = f"{len(said.known_to)} of {len(said.weights)}" if said.known_to else "none: foreign"
+        known = f"{len(said.known_to)} of {len(said.judges)}" if said.known_to else "none: foreign"
+        known = known if said.judges else "not judged"
         rows.append((said.label, f"{said.probability:.3f}", said.decider, weight, known, name))
     a, b, c, d, e = (max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1])
     for view, probability, decider, weight, known, path in rows:
@@ -90,6 +91,7 @@ def _describe(done: Sequence[Predicted]) -> list[dict[str, Any]]:
             "decider": one.prediction.decider,
             "weights": dict(one.prediction.weights),
             "known_to": list(one.prediction.known_to),
+            "judges": list(one.prediction.judges),
         }
         for one in done
     ]

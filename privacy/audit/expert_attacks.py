@@ -155,6 +155,8 @@ def guess_under_noise(
         variance_R = np.square(size_R) / len(around_BD)
         rest = _ROUND * float(variance_R.sum()) / around_BD.shape[1]
         for name, count in told.images.items():
+            if name not in centers:
+                continue  # no stranger of it is left to compare with: the guess stays 0
             parts = [one.mean[name] for one in told.experts.values()]
             shift_D = np.concatenate(parts) / spread_D - centers[name]
             few = 1 / count + 1 / int((labels[1][held] == name).sum())

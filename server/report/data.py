@@ -196,7 +196,7 @@ def summarize_study(study: Study) -> StudySummary:
         recipe=protocol.data.recipe,
         grid_vox=protocol.data.grid_vox,
         spacing_mm=protocol.data.spacing_mm,
-        rounds={stage: config.rounds for stage, config in protocol.trained.items()},
+        rounds=protocol.rounds(sites=len(study.roster.sites)),
         candidates=protocol.distillation.candidates,
         released=protocol.distillation.released,
         seed=protocol.seed,

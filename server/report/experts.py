@@ -26,6 +26,8 @@ RISKS: Final = {
     "experts.inversion_rebuilt_from_features": "pictures rebuilt from their features",
     "experts.inversion_control_from_means": "control: the mean picture of the view",
     "experts.inversion_control_from_features": "control: the mean picture of the view",
+    "experts.inversion_gain_from_means": "rebuilt less control, patient by patient",
+    "experts.inversion_gain_from_features": "rebuilt less control, patient by patient",
     "experts.inversion_detail_from_means": "of what is the patient's own",
     "experts.inversion_detail_from_features": "of what is the patient's own",
 }
@@ -70,6 +72,8 @@ class RiskRow(Section):
     """What could be held against the patients of a site of what it told."""
 
     site: Name
+    experts: tuple[str, ...]
+    """Of which it was told what they see; another set is another measurement."""
     name: str
     what: str
     value: float

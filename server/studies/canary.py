@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from vitrael.core.configs import TrainingConfig
 from vitrael.core.errors import DataError
+from vitrael.core.protocols import SynthesisProtocol
 from vitrael.server.studies.correspondence import Answer, ask_sites
 from vitrael.server.studies.run import StageResult, StudyRun
 
@@ -26,6 +27,8 @@ FLOOR_S: Final = 300.0
 def try_sites(run: StudyRun) -> dict[str, Any]:
     """Stage ``canary``: every named site does a bounded piece of the real work.
 
+    A study of experts goes on without those that cannot, as long as its quorum can.
+
     The document holds each site's ``deadlines`` for the rounds, and the seconds that one round is
     ``predicted`` to take at the slowest site. Raises QuorumError with each
     site's reason unless all of them answer: the coordinator mends what is named, or takes a site
@@ -34,7 +37,7 @@ def try_sites(run: StudyRun) -> dict[str, Any]:
     protocol = run.study.protocol
 
     def work() -> StageResult:
-        everybody = len(run.members)
+        everybody = len(run.members) if isinstance(protocol, SynthesisProtocol) else None
         speeds = partial(_speeds, stages=protocol.trained)
         answers = ask_sites(run, "canary", {}, check=speeds, quorum=everybody)
         deadlines: dict[str, dict[str, float]] = {}

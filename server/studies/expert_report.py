@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vitrael.server.report.experts import (
-    RISKS,
     AccuracyRow,
     ExpertRow,
     ExpertsReport,
-    RiskRow,
     SiteWeights,
     write_experts_report,
 )
+from vitrael.server.studies.expert_risks import find_unmeasured, lay_out_risks
 from vitrael.server.studies.experts import ExpertRecord
 from vitrael.server.studies.past import (
     gather_curves,
@@ -61,12 +60,10 @@ def write_report_of_experts(
             if site in comparison["sites"]
         ),
         risks=tuple(
-            row for site in run.members if site in risks for row in _risks(site, risks[site])
+            row for site in run.members for row in lay_out_risks(site, risks.get(site, ()))
         ),
         not_estimable={
-            site: str(told.get("reason") or "nothing was measured")
-            for site, told in risks.items()
-            if not told.get("metrics")
+            site: why for site in run.members if (why := find_unmeasured(risks.get(site, ())))
         },
         curves=gather_curves(history),
         stages=tuple(sum_up_stage(record, reasons=True) for record in history),
@@ -85,20 +82,3 @@ def _accuracy(row: Mapping[str, Any]) -> AccuracyRow:
 def _weights(site: str, told: Mapping[str, Any], run: StudyRun) -> SiteWeights:
     ordered = {name: told["weights"][name] for name in run.members if name in told["weights"]}
     return SiteWeights(site=site, images=told["images"], heaviest=told["heaviest"], weights=ordered)
-
-
-def _risks(site: str, told: Mapping[str, Any]) -> list[RiskRow]:
-    metrics, counts = told.get("metrics", {}), told.get("counts", {})
-    return [
-        RiskRow(
-            site=site,
-            name=name,
-            what=what,
-            value=metrics[name],
-            low=metrics.get(f"{name}.low"),
-            high=metrics.get(f"{name}.high"),
-            n=int(counts.get(f"{name}.n", 0)),
-        )
-        for name, what in RISKS.items()
-        if name in metrics
-    ]

@@ -99,7 +99,8 @@ def record_panel(recorder: Record, run: RunRecord, document: Mapping[str, Any]) 
         },
     )
     current[wanted.model] = recorder.registry.register_version(wanted)
-    recorder.registry.show_current(current, among=f"{name}-")
+    # Not all that begins with the study's name is of it: another may be called "NAME-two".
+    recorder.registry.show_current(current, among=model_of(recorder.study, ""))
 
 
 def model_of(study: Study, site: str) -> str:

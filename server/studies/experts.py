@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from vitrael.core.digest import Digest
+from vitrael.core.digest import Digest, digest_json
 from vitrael.core.errors import DataError, QuorumError
 from vitrael.core.weights import Tensors
 from vitrael.server.studies.absences import Absence, find_barred
 from vitrael.server.studies.correspondence import Answer, Answers, ask_sites, demand_quorum
 from vitrael.server.studies.federated import read_curve
+from vitrael.server.studies.outlooks import Told, find_kept, find_risks, keep_told, read_told
 from vitrael.server.studies.run import StageResult, StudyRun
 
 if TYPE_CHECKING:
@@ -71,9 +73,11 @@ class ExpertRecord:
 def train_experts(run: StudyRun) -> tuple[ExpertRecord, ...]:
     """Stage ``expert``: return the experts of all members that take part, in the roster's order.
 
-    Who has one from the roster which this one amends is not asked again. A site that withdrew
-    since has none. Where the protocol says so, all begin with the weights of the first, which is
-    then trained before the others. Raises QuorumError when fewer than the quorum have one.
+    Who has one from the roster which this one amends is not asked again, and nobody is where this
+    one has been trained with before. A site that withdrew since has none. Where the protocol says
+    so, all begin with the weights of the first, which is then trained before the others: ``first``
+    names it, also when it is gone, and ``start`` for each of the others whose weights it began
+    with. Raises QuorumError when fewer than the quorum have one.
     """
     earlier = (run.earlier_document("expert") or {}).get("experts", {})
     kept = {
@@ -104,12 +108,12 @@ def train_experts(run: StudyRun) -> tuple[ExpertRecord, ...]:
         quorum = run.study.protocol.federation.quorum - len(kept)
         demand_quorum(run, "expert", together, quorum=quorum)
         there = [site for site in run.members if site in every]
-        first = {} if run.study.experts.begin == "fresh" else {"first": _find_first(run, every)}
-        document = {"experts": {site: every[site] for site in there}, **first}
+        document = {"experts": {site: every[site] for site in there}, **_tell_first(run, every)}
         details = {**together.details, "curves": curves, "experts_kept": sorted(kept)}
         return StageResult(document, details, tuple(there))
 
-    document = run.stage("expert", {"kept": kept}, work)
+    # A roster that comes back finds its own experts, whoever the one between has kept.
+    document = run.document("expert") or run.stage("expert", {"kept": kept}, work)
     gone = find_barred(run, "expert")
     there = [site for site in run.members if site in document["experts"] and site not in gone]
     _demand_left(run, there, gone, what="an expert")
@@ -131,40 +135,50 @@ def collect_outlooks(
     """Stage ``outlooks``: return for each site what every expert sees there, by the expert's site.
 
     What a site told of an expert before, with this roster or the one that it amends, is not asked
-    again. Of a site that withdrew nothing is returned. Raises QuorumError when fewer sites than the
-    quorum have told of all experts.
+    again. A site answers for one set of experts alone: what was begun is asked of the same ones,
+    and what is told of one that withdrew since is dropped. Of a site that withdrew nothing is
+    returned. ``risks`` hold one entry for each set of experts that a site was asked about. Raises
+    QuorumError when fewer sites than the quorum have told of all experts.
     """
     wanted = {record.site: record for record in experts}
     gone = find_barred(run, "outlooks")
-    kept = {s: told for s, told in _kept_outlooks(run, wanted).items() if s not in gone}
 
     def work() -> StageResult:
+        asked = _find_begun(run, wanted)
+        kept = {s: told for s, told in find_kept(run, asked).items() if s not in gone}
         every = {site: dict(told) for site, told in kept.items()}
+        risks = find_risks(run)
         together = Answers(absences=_absences(gone))
-        for lacking, sites in _group_lacking(wanted, kept).items():
+        for lacking, sites in _group_lacking(asked, wanted, kept).items():
             answers = ask_sites(
                 run,
                 "outlooks",
-                expert_attachments(run, [wanted[site] for site in lacking]),
-                check=partial(_read_outlooks, run, lacking),
+                expert_attachments(run, [asked[site] for site in lacking]),
+                check=partial(read_told, run, lacking, kept),
                 quorum=0,
                 among=sites,
                 more_bytes=_FEATURES_BYTES if run.study.experts.told == "features" else 0,
             )
             for site, answer in answers.by_site.items():
-                every.setdefault(site, {}).update(_keep_outlooks(run, lacking, answer))
+                every[site] |= keep_told(run, lacking, kept, answer)
+                told = {"experts": list(lacking), **answer.reply.body}
+                risks[site] = [*(one for one in risks.get(site, []) if one != told), told]
             together.by_site |= answers.by_site
             together.absences |= answers.absences
-        whole = [site for site in run.members if len(every.get(site, {})) == len(wanted)]
+        whole = [site for site in run.members if every.get(site, {}).keys() >= wanted.keys()]
         silent = [site for site in whole if site not in together.by_site]
-        quorum = run.study.protocol.federation.quorum - len(silent)
-        demand_quorum(run, "outlooks", together, quorum=quorum)
-        before = (run.earlier_document("outlooks") or {}).get("risks", {})
+        demand_quorum(
+            run,
+            "outlooks",
+            together,
+            quorum=run.study.protocol.federation.quorum - len(silent),
+        )
         document = {
-            "outlooks": {site: every[site] for site in whole},
+            "outlooks": {s: {e: every[s][e].tensors for e in wanted} for s in whole},
+            "cohorts": {s: {e: every[s][e].cohort for e in wanted} for s in whole},
             "labels": {site: run.study.roster.labels.get(site, {}) for site in whole},
             "experts": {site: record.weights for site, record in wanted.items()},
-            "risks": {**before, **together.bodies},
+            "risks": risks,
         }
         return StageResult(document, together.details, tuple(whole))
 
@@ -176,8 +190,11 @@ def collect_outlooks(
 
 
 def expert_attachments(run: StudyRun, records: Iterable[ExpertRecord]) -> dict[str, Tensors]:
-    """Return experts as a task brings them: each by its member's number, and what it knows."""
-    members, views = list(run.members), run.study.experts.data.views
+    """Return experts as a task brings them: each by its member's number, and what it knows.
+
+    Members are numbered by name, since the parties to one roster need not know one order of it.
+    """
+    members, views = sorted(run.members), run.study.experts.data.views
     known_NV = np.zeros((len(members), len(views)), dtype=np.uint8)
     attachments: dict[str, Tensors] = {}
     for record in records:
@@ -185,6 +202,11 @@ def expert_attachments(run: StudyRun, records: Iterable[ExpertRecord]) -> dict[s
         known_NV[place] = [view in record.labels for view in views]
         attachments[f"expert-{place}"] = run.objects.get_tensors(record.weights)
     return {**attachments, KNOWN: {KNOWN: known_NV}}
+
+
+def in_order(records: Iterable[ExpertRecord]) -> tuple[ExpertRecord, ...]:
+    """Return records as tasks bring them, sorted by name: a roster's digest knows no order."""
+    return tuple(sorted(records, key=lambda record: record.site))
 
 
 def _absences(barred: Mapping[str, str]) -> dict[str, Absence]:
@@ -221,9 +243,24 @@ def _start(run: StudyRun, every: Mapping[str, Mapping[str, Any]]) -> dict[str, T
 
 
 def _find_first(run: StudyRun, every: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return whose expert the others began with, also where that was with an earlier roster."""
+    """Return with whose weights others begin: the first of all, or who is there in its place."""
     earlier = str((run.earlier_document("expert") or {}).get("first", ""))
     return next(site for site in (earlier, *run.members) if site in every)
+
+
+def _tell_first(run: StudyRun, every: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return who was the first of all, the version of its scans, and who began with whom."""
+    if run.study.experts.begin == "fresh":
+        return {}
+    earlier, leader = run.earlier_document("expert") or {}, _find_first(run, every)
+    before = earlier.get("experts", {})
+    kept = {s for s, told in every.items() if before.get(s, {}).get("weights") == told["weights"]}
+    new = {site: leader for site in every if site not in {*kept, leader}}
+    start = {**earlier.get("start", {}), **new}
+    if earlier.get("first") and kept:
+        own = {name: earlier.get(name) for name in ("first", "first_cohort")}
+        return {**own, "start": start}
+    return {"first": leader, "first_cohort": every[leader]["cohort"], "start": start}
 
 
 def _expert_bytes(run: StudyRun) -> int:
@@ -284,85 +321,39 @@ def _keep_expert(run: StudyRun, answer: Answer) -> dict[str, Any]:
     ).document
 
 
-def _kept_outlooks(
-    run: StudyRun, wanted: Mapping[str, ExpertRecord]
-) -> dict[str, dict[str, Digest]]:
-    """Return what members told before of experts that are still the same.
+def _find_begun(run: StudyRun, wanted: Mapping[str, ExpertRecord]) -> dict[str, ExpertRecord]:
+    """Return the experts with which ``outlooks`` was begun first with this roster, by name.
 
-    Whose words are mapped otherwise now has told nothing: its pictures are of other views.
+    Those that are wanted, and where the ledger names its inputs so, others that withdrew since.
     """
-    labels = run.study.roster.labels
-    kept: dict[str, dict[str, Digest]] = {site: {} for site in run.members}
-    for document in (run.earlier_document("outlooks"), run.document("outlooks")):
-        if document is None:
-            continue
-        known, told, meant = document["experts"], document["outlooks"], document["labels"]
-        same = [site for site, record in wanted.items() if known.get(site) == record.weights]
-        for site, own in kept.items():
-            if site in told and meant[site] == labels.get(site, {}):
-                own.update({expert: Digest(told[site][expert]) for expert in same})
-    return kept
+    experts = (run.document("expert") or {}).get("experts", {})
+    every = {s: ExpertRecord.of(s, told) for s, told in experts.items()} | dict(wanted)
+    begun = next((r.key for r in run.history() if r.key.stage == "outlooks"), None)
+    more = sorted(every.keys() - wanted.keys())
+    sets = (
+        {site: every[site] for site in sorted({*wanted, *some})}
+        for count in range(len(more) + 1)
+        for some in combinations(more, count)
+    )
+    for asked in sets:
+        inputs = {"experts": {site: record.weights for site, record in asked.items()}}
+        if begun is not None and begun.input == digest_json([run.roster, inputs]):
+            return asked
+    return {site: wanted[site] for site in sorted(wanted)}
 
 
 def _group_lacking(
-    wanted: Mapping[str, ExpertRecord], kept: Mapping[str, Mapping[str, Digest]]
+    asked: Mapping[str, ExpertRecord],
+    wanted: Collection[str],
+    kept: Mapping[str, Mapping[str, Told]],
 ) -> dict[tuple[str, ...], list[str]]:
-    """Return the experts that sites have not told of yet, with the sites that lack the same."""
+    """Return the experts that sites have not told of yet, with the sites that lack the same.
+
+    A site that lacks none that is wanted is asked nothing.
+    """
     groups: dict[tuple[str, ...], list[str]] = {}
-    for site in kept:
-        lacking = tuple(expert for expert in wanted if expert not in kept[site])
-        if lacking:
+    for site, told in kept.items():
+        if any(expert not in told for expert in wanted):
+            lacking = tuple(expert for expert in asked if expert not in told)
             groups.setdefault(lacking, []).append(site)
     return groups
-
-
-def _read_outlooks(run: StudyRun, lacking: tuple[str, ...], answer: Answer) -> dict[str, Tensors]:
-    """Return what a site told, expert by expert; raise ValueError for what cannot be meant."""
-    protocol = run.study.experts
-    sent = answer.get_tensors("outlooks")
-    single = ("view", "seen") if protocol.told == "features" else ()
-    images_V, mean_NVW, std_NW = sent["images"], sent["mean"], sent["std"]
-    views, experts, width = len(protocol.data.views), len(lacking), _width(run)
-    whole = (
-        sent.keys() == {"images", "mean", "std", *single}
-        and images_V.shape == (views,)
-        and mean_NVW.shape == (experts, views, width)
-        and std_NW.shape == (experts, width)
-        and bool((std_NW >= 0).all() and (images_V >= 0).all())
-        and 0 < images_V.sum() <= most_images(run, answer.reply.site)
-    )
-    if whole and single:
-        counted_V = np.bincount(sent["view"], minlength=views)
-        pictures = (experts, images_V.sum(), width)
-        whole = sent["seen"].shape == pictures and np.array_equal(counted_V, images_V)
-    if not whole:
-        msg = "what is told of experts has other sizes than was asked for"
-        raise ValueError(msg)
-    return {
-        expert: {
-            "images": images_V,
-            "mean": mean_NVW[number],
-            "std": std_NW[number],
-            **({"view": sent["view"], "seen": sent["seen"][number]} if single else {}),
-        }
-        for number, expert in enumerate(lacking)
-    }
-
-
-def _width(run: StudyRun) -> int:
-    """Return how many numbers tell what an expert sees in a picture: features, then layers."""
-    from vitrael.core.models.view_expert import build_view_net  # noqa: PLC0415 - torch
-
-    net = build_view_net(run.study.experts.expert, 2, seed=0)
-    return net.features + len(net.layers)
-
-
-def most_images(run: StudyRun, site: str) -> int:
-    """Return how many pictures a site can tell of: as many as its consent counts."""
-    consents = (run.document("consent") or {})["consents"]
-    return int(consents[site]["cohort"]["scans"])
-
-
-def _keep_outlooks(run: StudyRun, lacking: tuple[str, ...], answer: Answer) -> dict[str, Digest]:
-    told = _read_outlooks(run, lacking, answer)
-    return {expert: run.objects.put_tensors(tensors) for expert, tensors in told.items()}

@@ -6,24 +6,29 @@ them where a consent names that. Axes: M methods, V views.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from vitrael.core.digest import Digest
-from vitrael.core.errors import DataError
-from vitrael.core.metrics.comparison import ViewCounts, compare_methods
+from vitrael.core.errors import DataError, QuorumError
 from vitrael.core.rng import stream, torch_stream
 from vitrael.core.weights import Tensors, check_like, module_tensors
 from vitrael.server.studies.absences import find_barred
+from vitrael.server.studies.comparing import (
+    empty_table,
+    read_counts,
+    sum_up_counts,
+    with_absences,
+)
 from vitrael.server.studies.correspondence import Answer, ask_sites
 from vitrael.server.studies.experts import (
     ExpertRecord,
     expert_attachments,
-    most_images,
+    in_order,
     open_expert_of,
 )
 from vitrael.server.studies.federated import read_curve, train_rounds
@@ -43,8 +48,17 @@ Outlooks = Mapping[str, Mapping[str, Digest]]
 def train_fusions(
     run: StudyRun, experts: tuple[ExpertRecord, ...], outlooks: Outlooks
 ) -> dict[str, Any]:
-    """Stage ``fusion``: the head over all experts, and one in which all weigh the same."""
+    """Stage ``fusion``: the head over all experts, and one in which all weigh the same.
+
+    Of what was told of others, who are no experts any more, nothing is used.
+    """
     from vitrael.core.training.compute import prepare_compute  # noqa: PLC0415 - torch
+
+    experts, names_of = in_order(experts), {record.site for record in experts}
+    outlooks = {
+        site: {expert: told for expert, told in sorted(each.items()) if expert in names_of}
+        for site, each in sorted(outlooks.items())
+    }
 
     def work() -> StageResult:
         performance = run.study.performance
@@ -68,21 +82,28 @@ def train_fusions(
 def train_rivals(run: StudyRun) -> dict[str, Digest]:
     """Stages ``averaged`` and ``relay``: return the networks that experts are held against.
 
-    The one is averaged over all sites in rounds, the other goes from each site to the next.
+    The one is averaged over all sites in rounds, the other goes from each site to the next. One for
+    which too few sites were there is missing; when the experts were compared it is not tried again.
     """
     protocol = run.study.experts
+    wanted = [name for name in ("averaged", "relay") if name in protocol.trained]
+    done = run.document("comparison")
+    if done is not None:
+        wanted = [name for name in wanted if name in done.get("rivals", wanted)]
     rivals: dict[str, Digest] = {}
-    if not protocol.trained.keys() & {"averaged", "relay"}:
+    if not wanted:
         return rivals
     from vitrael.core.models.view_expert import build_view_net  # noqa: PLC0415 - torch
 
     net = build_view_net(protocol.expert, len(protocol.data.views), seed=protocol.seed)
     start = run.objects.put_tensors(module_tensors(net))
-    if "averaged" in protocol.trained:
-        config = protocol.trained["averaged"]
-        rivals["averaged"] = train_rounds(run, "averaged", "common", start, config)
-    if "relay" in protocol.trained:
-        rivals["relay"] = _relay(run, start)
+    for name in wanted:
+        with contextlib.suppress(QuorumError):  # the ledger keeps who was absent, and why
+            rivals[name] = (
+                train_rounds(run, "averaged", "common", start, protocol.trained["averaged"])
+                if name == "averaged"
+                else _relay(run, start)
+            )
     return rivals
 
 
@@ -96,37 +117,36 @@ def compare(
 
     The document holds the ``table``, one row for each method, and for each site the share of its
     pictures in which its own expert weighs most, and the mean weight of every expert. A site counts
-    once for a roster: where an expert was dropped since, the table is empty.
+    once for a roster: where an expert was dropped since, the table is empty, and a site that
+    counted for one before is absent. It is empty too, and ``why`` says so, where fewer sites than
+    the quorum can count.
     """
+    experts = in_order(experts)
     known = {record.site: record.weights for record in experts}
+    head = Digest(fusion["fusion"])
     done = run.document("comparison")
-    if done is not None and done["experts"] != known:
-        return {"table": [], "sites": {}, "experts": known}
-    heads = {name: Digest(fusion[name]) for name in ("fusion", "unweighted")}
-    networks = {**heads, **rivals}
-    views = run.study.experts.data.views
+    if done is not None:
+        if (done["experts"], done.get("of", head)) == (known, head):
+            run.tell("comparison", 0, "kept")
+            return done
+        return empty_table(known, "the experts were compared before one of them was dropped")
+    networks = {"fusion": head, "unweighted": Digest(fusion["unweighted"]), **rivals}
 
     def work() -> StageResult:
         brought: dict[str, Tensors] = {
             **expert_attachments(run, experts),
             **{name: run.objects.get_tensors(digest) for name, digest in networks.items()},
         }
-        read = partial(_read_counts, run, experts)
-        answers = ask_sites(run, "comparison", brought, check=read)
-        counts = {site: read(answer) for site, answer in answers.by_site.items()}
-        document = {
-            "experts": known,
-            "table": [asdict(row) for row in compare_methods(counts, views=views)],
-            "sites": {
-                site: {
-                    "images": int(one.images_V.sum()),
-                    "heaviest": float(one.heaviest_V.sum() / one.images_V.sum()),
-                    "weights": _weights(answers.by_site[site], experts),
-                }
-                for site, one in counts.items()
-            },
-        }
-        return StageResult(document, answers.details, tuple(answers.by_site))
+        read = partial(read_counts, run, experts)
+        answers = ask_sites(run, "comparison", brought, check=read, quorum=0)
+        told = {"of": head, "rivals": sorted(rivals)}
+        details = with_absences(run, rivals, answers.details)
+        there, needed = answers.by_site, run.study.protocol.federation.quorum
+        if len(there) < needed:
+            why = f"{len(there)} of {len(run.members)} sites could compare, {needed} are needed"
+            return StageResult(empty_table(known, why) | told, details, tuple(there))
+        document = {**sum_up_counts(run, experts, answers), "experts": known, **told}
+        return StageResult(document, details, tuple(there))
 
     inputs = {"experts": known, "networks": networks}
     return run.stage("comparison", inputs, work)
@@ -145,7 +165,7 @@ def assemble(
     from vitrael.core.models.view_panel import assemble_panel, shape_of  # noqa: PLC0415
     from vitrael.core.weights import load_weights  # noqa: PLC0415
 
-    protocol = run.study.experts
+    protocol, experts = run.study.experts, in_order(experts)
 
     def work() -> StageResult:
         opened = [open_expert_of(run, record) for record in experts]
@@ -163,7 +183,8 @@ def assemble(
         folder = run.home / "panels" / digest.removeprefix("sha256:")[:16]
         if not folder.exists():
             save_panel(panel, folder)
-        return StageResult({"panel": digest, "folder": folder.name})
+        told = {record.site: record.weights for record in experts}
+        return StageResult({"panel": digest, "folder": folder.name, "experts": told})
 
     inputs = {"experts": {r.site: r.document for r in experts}, "fusion": fusion["fusion"]}
     document = run.stage("panel", inputs, work)
@@ -175,7 +196,10 @@ def assemble(
 def _gather(
     run: StudyRun, opened: list[ViewExpert], outlooks: Outlooks
 ) -> tuple[Readings, list[str]]:
-    """Return readings to learn from, and the view of each: drawn, or those of single pictures."""
+    """Return readings to learn from, and the view of each: drawn, or those of single pictures.
+
+    Raises DataError where a site did not tell of the same pictures for every expert.
+    """
     from vitrael.core.models.fusion_learning import (  # noqa: PLC0415
         draw_readings,
         join_readings,
@@ -187,6 +211,8 @@ def _gather(
         site: {expert: run.objects.get_tensors(digest) for expert, digest in each.items()}
         for site, each in outlooks.items()
     }
+    for site, each in told.items():
+        _demand_same(site, each)
     if protocol.told == "features":
         seen = [{expert: t["seen"] for expert, t in each.items()} for each in told.values()]
         places = [next(iter(each.values()))["view"] for each in told.values()]
@@ -198,6 +224,22 @@ def _gather(
     more = min(_MOST_DRAWS, protocol.fusion.training.length_images // len(names)) - 1
     every = [drawn, *(draw_readings(sites, opened, rng=rng)[0] for _ in range(more))]
     return stack_readings(every), names * len(every)
+
+
+def _demand_same(site: str, each: Mapping[str, Tensors]) -> None:
+    first = next(iter(each.values()))
+    for tensors in each.values():
+        same = all(
+            np.array_equal(first[name], tensors[name])
+            for name in ("images", "view")
+            if name in first or name in tensors
+        )
+        if not same or len(first.get("seen", ())) != len(tensors.get("seen", ())):
+            raise DataError(
+                f"{site} told of other pictures for one expert than for another",
+                why="its scans were another version in between",
+                fix="amend the roster, and let the site consent again: it is then asked anew",
+            )
 
 
 def _known_alone(
@@ -274,15 +316,17 @@ def _relay(run: StudyRun, weights: Digest) -> Digest:
     """Return one network that was trained at one member after the other.
 
     Who is absent is passed over while a quorum can still train it; what a site trained before it
-    withdrew is gone on from, since nobody trains a round twice.
+    withdrew is gone on from, since nobody trains a round twice. Members come by name: a roster that
+    comes back in another order goes on with what it has.
     """
+    members = sorted(run.members)
     gone, quorum = find_barred(run, "relay"), run.study.protocol.federation.quorum
     done = {record.key.round for record in run.finished() if record.key.stage == "relay"}
-    there = [p for p, site in enumerate(run.members) if site not in gone or p in done]
+    there = [p for p, site in enumerate(members) if site not in gone or p in done]
     labels, trained = run.study.roster.labels, 0
     for number, place in enumerate(there):
         spare = trained + len(there) - number - 1 >= quorum
-        before, site = weights, list(run.members)[place]
+        before, site = weights, members[place]
         document = run.stage(
             "relay",
             {"weights": before, "site": site, "labels": labels.get(site, {})},
@@ -319,21 +363,3 @@ def _relay_once(
     return StageResult(
         {"common": after}, {**answers.details, "curves": {site: read_curve(answer)}}, (site,)
     )
-
-
-def _read_counts(run: StudyRun, experts: tuple[ExpertRecord, ...], answer: Answer) -> ViewCounts:
-    """Return what a site counted; raise DataError or ValueError for what cannot be counts."""
-    sent, views = answer.get_tensors("counts"), run.study.experts.data.views
-    images_V, weight_N = sent["images"], sent["weight"]
-    if weight_N.shape != (len(experts),) or (weight_N < 0).any() or abs(weight_N.sum() - 1) > 1e-3:  # noqa: PLR2004 - rounding
-        msg = "the weights of the experts do not add up to one"
-        raise ValueError(msg)
-    if images_V.shape != (len(views),) or images_V.sum() > most_images(run, answer.reply.site):
-        msg = "other views were counted than the study has, or more pictures than were consented to"
-        raise ValueError(msg)
-    return ViewCounts(images_V, sent["right"], sent["heaviest"])
-
-
-def _weights(answer: Answer, experts: tuple[ExpertRecord, ...]) -> dict[str, float]:
-    weight_N = answer.get_tensors("counts")["weight"].tolist()
-    return {record.site: float(w) for record, w in zip(experts, weight_N, strict=True)}

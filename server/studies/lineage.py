@@ -140,9 +140,10 @@ def trace_site(home: Path, site: str, *, cohort_version: Digest | None = None) -
         used = [(r, course.versions.get((r.id, site))) for r in _used(course.records, site)]
         versions += [version for _, version in used if version is not None]
         direct = {r.id for r, v in used if cohort_version is None or v in (None, cohort_version)}
+        began = _begun_with(course, site, cohort_version=cohort_version)
         study, manifest = _release_of(course, names)
         state = _state_of(catalogue, study, manifest=manifest)
-        for record in _affected(course.records, direct):
+        for record in _affected(course.records, direct | began):
             for kind, digest in _describe(record, course.documents[record.id], site):
                 told: str = state if kind == "release" or state == "recalled" else "kept"
                 made.append(
@@ -186,6 +187,34 @@ def _used(records: Iterable[StageRecord], site: str) -> list[StageRecord]:
     return [r for r in records if site in r.participants and r.key.stage not in _NO_SCANS]
 
 
+def _begun_with(course: _Course, site: str, *, cohort_version: Digest | None) -> set[int]:
+    """Return the records of experts that began with a site's weights, which may itself be gone."""
+    return {
+        record.id
+        for record in course.records
+        if (document := course.documents[record.id])
+        and record.key.stage == "expert"
+        and _descendants(document, site)
+        and (
+            document.get("first") != site
+            or cohort_version in (None, document.get("first_cohort") or cohort_version)
+        )
+    }
+
+
+def _descendants(document: Mapping[str, Any], site: str) -> list[str]:
+    """Return whose experts began with that of a site, or with one that did."""
+    start: Mapping[str, str] = document.get("start", {})
+    if document.get("first") == site:
+        return [one for one in document["experts"] if one != site]
+    found = [site]
+    for one in found:
+        found += [
+            later for later, with_whom in start.items() if with_whom == one and later not in found
+        ]
+    return [one for one in found[1:] if one in document["experts"]]
+
+
 def _affected(records: Iterable[StageRecord], direct: set[int]) -> list[StageRecord]:
     """Return the records that used the site or come of one that did, in the order of the stages."""
     order = {stage: place for place, stage in enumerate(COMES_OF)}
@@ -213,8 +242,8 @@ def _describe(
         return []
     if stage == "expert" and document:
         experts = document["experts"]
-        own = experts if document.get("first") == site else {site: experts.get(site)}
-        return [("expert", Digest(each["weights"])) for each in own.values() if each]
+        own = [experts.get(one) for one in (site, *_descendants(document, site))]
+        return [("expert", Digest(each["weights"])) for each in own if each]
     if stage in COMES_OF and stage not in {*_MAKES, "expert"}:
         return []
     kind, key = _MAKES.get(stage, (stage, ""))

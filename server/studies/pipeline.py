@@ -88,9 +88,9 @@ def _run_experts(run: StudyRun) -> int:
     experts = train_experts(run)
     outlooks = collect_outlooks(run, experts)
     fusion = train_fusions(run, experts, outlooks)
+    panel = assemble(run, experts, fusion)
     rivals = train_rivals(run)
     comparison = compare(run, experts, fusion, rivals)
-    panel = assemble(run, experts, fusion)
     page = write_report_of_experts(run, experts, comparison=comparison, panel=panel)
     outcome = tell_outcome(run)
     document = {

@@ -16,6 +16,7 @@ from vitrael.server.studies.ledger import Ledger
 def read_comparison(home: Path) -> dict[str, Any]:
     """Return what the study of a home has compared last: ``table``, ``sites`` and ``experts``.
 
+    Table and sites are empty where the experts of the panel are not those that were compared.
     Raises StudyError where the home's study is of no experts or has compared nothing yet.
     """
     study = load_study(home / "study.toml")
@@ -29,9 +30,13 @@ def read_comparison(home: Path) -> dict[str, Any]:
     if not done or done[-1] is None:
         raise StudyError(
             f"the study {study.protocol.name} has compared nothing yet",
-            fix="wait for its end: vitrael server status",
+            fix="see vitrael server status: how far it is, or why it ended",
         )
-    document = ObjectStore(home / "objects").get_json(done[-1])
+    objects = ObjectStore(home / "objects")
+    document = objects.get_json(done[-1])
+    panels = [r.output for r in history if (r.key.stage, r.status) == ("panel", "finished")]
+    if panels and panels[-1] and objects.get_json(panels[-1])["experts"] != document["experts"]:
+        document = {**document, "table": [], "sites": {}}
     return {**document, "sites": _in_order(document["sites"], study)}
 
 
@@ -74,7 +79,8 @@ def show_whole(comparison: Mapping[str, Any]) -> list[str]:
 def show_comparison(table: Sequence[Mapping[str, Any]], *, sites: Sequence[str]) -> list[str]:
     """Return the lines of a comparison: a row for each method, a column for each of ``sites``."""
     if not table:
-        return ["No site could hold the experts to pictures that nobody has learned from."]
+        why = "nobody held them to pictures, or a site counted for others: it counts once a roster"
+        return ["There is no table for the experts of the panel.", f"{why}."]
     width = max(len(row["method"]) for row in table)
     columns = [max(len(site), 5) for site in sites]
     head = "  ".join(f"{site:>{n}}" for site, n in zip(sites, columns, strict=True))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from vitrael.client.site.ingest.findings import (
@@ -93,6 +93,9 @@ def _check_patients(
     calibrating = subjects
     if splits is not None:
         parted = split_subjects(subjects, splits, key=key)
+        if isinstance(splits, ViewSplits):
+            yield from _check_views(entries, parted)
+            return
         calibrating = {*parted[Split.TRAINING], *parted[Split.CALIBRATION]}
         if empty := [split.value for split, members in parted.items() if not members]:
             text = (
@@ -111,6 +114,29 @@ def _check_patients(
         yield Finding(
             check="few-patients", severity="warning", count=len(calibrating), sentence=text
         )
+
+
+def _check_views(
+    entries: Sequence[Entry], parted: Mapping[Split, Sequence[str]]
+) -> Iterable[Finding]:
+    """Return whether an expert can learn from the training split: two views of eleven patients."""
+    training, patients = set(parted[Split.TRAINING]), defaultdict(set)
+    for item, _ in entries:
+        if item.subject in training:
+            word = item.labels.get("view") or item.labels.get("label", "")
+            patients[word].add(item.subject)
+    enough = [word for word, own in patients.items() if word and len(own) >= SMALLEST_COUNT]
+    if len(enough) < 2:  # noqa: PLR2004 - nothing to tell apart
+        told = "; ".join(
+            f"{word or 'no word for its view'}: {number_of(len(own), 'patient')}"
+            for word, own in sorted(patients.items())
+        )
+        text = (
+            f"An expert learns from two views of {SMALLEST_COUNT} patients each, and here of those "
+            f"that it would learn from there are {told or 'none'}; take more pictures in, with a "
+            "table that has a column view"
+        )
+        yield Finding(check="few-patients", severity="problem", count=len(patients), sentence=text)
 
 
 def _check_covariates(entries: Sequence[Entry], expected: Sequence[str]) -> Iterable[Finding]:

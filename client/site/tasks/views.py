@@ -7,7 +7,7 @@ site has it. Axes: B pictures, H W pixels, N experts, V views of the study.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +16,7 @@ import torch
 
 from vitrael.core.configs import TrainingConfig
 from vitrael.core.data.splits import Split
+from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import DataError, WeightsError
 from vitrael.core.models.fusion_learning import SMALLEST_CLASS
 from vitrael.core.models.nets.view_net import ViewNet
@@ -29,7 +30,7 @@ from vitrael.core.models.view_labels import translate_labels
 from vitrael.core.models.view_learning import ViewLearning, view_learning
 from vitrael.core.rng import stream, torch_stream
 from vitrael.core.training.loop import fit
-from vitrael.core.weights import Tensors
+from vitrael.core.weights import Tensors, pack_tensors
 
 if TYPE_CHECKING:
     from vitrael.client.site.tasks import SiteContext
@@ -97,9 +98,25 @@ def read_views(
         view_B=view_B[rows],
         patient_B=pictures.patient_B[rows],
         sector_BHW=None if sectors is None else sectors[rows],
-        words={word: view for word, view in words.items() if view in own},
+        words=_told_words(pictures, words, own),
         views=own,
     )
+
+
+def _told_words(
+    pictures: ViewImages, words: Mapping[str, str], own: Sequence[str]
+) -> dict[str, str]:
+    """Return the words of eleven patients each; a view that has none such goes by the study's."""
+    told = {
+        word: view
+        for word, view in words.items()
+        if view in own and _patients_of(pictures, word) >= SMALLEST_CLASS
+    }
+    return told | {view: view for view in own if view not in told.values()}
+
+
+def _patients_of(pictures: ViewImages, word: str) -> int:
+    return len(np.unique(pictures.patient_B[np.array(pictures.label_B) == word]))
 
 
 def _translate(pictures: ViewImages, context: SiteContext) -> dict[str, str]:
@@ -200,12 +217,12 @@ def build_common(context: SiteContext) -> ViewNet:
 def open_experts(
     inputs: Mapping[str, Tensors], context: SiteContext, *, device: str
 ) -> tuple[ViewExpert, ...]:
-    """Return the experts that a task brings, in the order of the members they are of.
+    """Return the experts that a task brings, in the order of their sites' names.
 
-    ``expert-N`` is that of member N, counted from 0; ``known`` says which views it knows. Raises
-    WeightsError where the two do not fit together.
+    ``expert-N`` is that of member N, counted from 0 as the names are sorted; ``known`` says which
+    views it knows. Raises WeightsError where the two do not fit together.
     """
-    protocol, members = context.study.experts, tuple(context.members)
+    protocol, members = context.study.experts, sorted(context.members)
     known_NV = inputs.get(KNOWN, {}).get(KNOWN)
     places = (re.fullmatch(r"expert-(\d{1,4})", name) for name in inputs)
     brought = sorted(int(place[1]) for place in places if place is not None)
@@ -224,4 +241,10 @@ def open_experts(
         )
         expert.net.to(device)
         experts.append(expert)
+    different = {digest_bytes(pack_tensors(inputs[f"expert-{place}"])) for place in brought}
+    if len(different) < len(brought):
+        raise WeightsError(
+            "two of the experts that the task brings are one",
+            why="what is told of it would be told under several noises",
+        )
     return tuple(experts)

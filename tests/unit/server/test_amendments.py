@@ -72,9 +72,7 @@ def read(document: bytes) -> Study:
     return parse_study(document, label="amended")
 
 
-def add(
-    settings: ServerSettings, site: str, labels: Mapping[str, str] | None = None
-) -> Study:
+def add(settings: ServerSettings, site: str, labels: Mapping[str, str] | None = None) -> Study:
     return read(add_expert(settings, NAME, site, labels=labels or {}))
 
 
@@ -273,7 +271,7 @@ def test_command_offers_and_a_dry_run_writes_nothing(
     assert amend(settings, "add", *words, "--yes") == 0
     said = capsys.readouterr()
     assert "is offered to north, harbour, valley, coast" in said.out
-    assert "once all have consented: vitrael study start tiny-views" in said.err
+    assert "Once all have: vitrael study start tiny-views" in said.err
     assert documents(settings) != before  # the control
     assert load_offered(settings, NAME).roster.labels["coast"] == {"apical four": "A4C"}
 

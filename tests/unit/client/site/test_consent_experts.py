@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.factories import site_study
-from tests.factories.own_views import experts_study
+from tests.factories.own_views import experts_study, write_views
 from tests.fakes.clock import FakeClock
 from vitrael.client.site.ceilings import check_study, check_task
 from vitrael.client.site.consent import draft_consent, planned_rounds, privacy_terms
-from vitrael.client.site.consent_words import describe
+from vitrael.client.site.consent_words import demand_known_words, describe
 from vitrael.client.site.settings import Limits
+from vitrael.core.data.splits import Split
 from vitrael.core.digest import canonical_json, digest_bytes
 from vitrael.core.errors import ConsentError
 from vitrael.core.messages import STAGES, CohortTerms, Consent, PrivacyTerms, Task
@@ -20,6 +21,8 @@ from vitrael.core.study import Study, parse_study
 from vitrael.privacy.keys import KeyPair, roster_digest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vitrael.core.messages import StageName
 
 STUDY = experts_study()
@@ -217,3 +220,25 @@ def test_words_of_the_other_aim_are_not_said() -> None:
     for row in ("views", "released", "kept"):
         assert row in experts
         assert row not in synthetic
+
+
+# What the cohort calls its views.
+
+
+def test_word_that_the_study_does_not_map_is_refused_before_anything_leaves(
+    tmp_path: Path,
+) -> None:
+    data = STUDY.experts.data
+    write_views(tmp_path / "known", data, {Split.TRAINING: {"A2C": 1, "apical 4": 1}})
+    demand_known_words(tmp_path / "known", STUDY, site="north")  # the control
+    write_views(tmp_path / "strange", data, {Split.TRAINING: {"A2C": 1, "long axis": 1}})
+    with pytest.raises(ConsentError, match="long axis"):
+        demand_known_words(tmp_path / "strange", STUDY, site="north")
+    with pytest.raises(ConsentError, match="apical 4"):  # another site's word
+        demand_known_words(tmp_path / "known", STUDY, site="south")
+    demand_known_words(tmp_path / "strange", SYNTHESIS, site="north")
+
+
+def test_first_site_reads_that_its_part_stays() -> None:
+    assert "STAYS FOR EVER" in say(experts_study({"begin": "first"}))["kept"]
+    assert "STAYS" not in say(STUDY)["kept"]

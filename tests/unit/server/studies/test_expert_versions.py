@@ -78,7 +78,7 @@ class Kept:
         record_panel(self, stage(name), {"folder": name, "panel": digest})
         return digest
 
-    def version(self, model: str, number: int = 1) -> Any:  # noqa: ANN401 - MLflow's own
+    def version(self, model: str, number: int = 1) -> Any:
         return self.registry._client.get_model_version(model, str(number))
 
     def versions(self, model: str) -> list[int]:
@@ -119,7 +119,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
 
 @pytest.fixture
 def kept(store: Kept, request: pytest.FixtureRequest) -> Kept:
-    return named(store, f"views-{abs(hash(request.node.name)) % 10**8}")
+    own = digest_bytes(request.node.name.encode()).removeprefix("sha256:")[:8]
+    return named(store, f"views-{own}")
 
 
 def named(store: Kept, name: str) -> Kept:
@@ -229,9 +230,7 @@ def test_current_is_what_is_in_the_panel_and_nothing_else(kept: Kept) -> None:
     assert current() == {"expert-north": 1, "expert-harbour": 2, "expert-coast": 1, "fusion": 3}
 
 
-def test_panel_takes_nothing_from_a_study_whose_name_begins_alike(
-    store: Kept, kept: Kept
-) -> None:
+def test_panel_takes_nothing_from_a_study_whose_name_begins_alike(store: Kept, kept: Kept) -> None:
     name = kept.study.protocol.name
     other = named(store, f"{name}-two")
     for each in (other, kept):

@@ -65,7 +65,10 @@ def test_patients_of_two_words_for_one_view_count_together(make_station: MakeSta
     patients = {Split.TRAINING: {"A4C": 6, "apical 4": 5, "A2C": 11}}
     own = read_views(make_station(patients).context(), Split.TRAINING)
     assert own.views == ("A2C", "A4C")
-    assert own.words == {"A2C": "A2C", "A4C": "A4C", "apical 4": "A4C"}
+    assert own.words == {"A2C": "A2C", "A4C": "A4C"}  # of six and of five patients: the study's
+    many = {Split.TRAINING: {"A4C": 6, "apical 4": 11, "A2C": 11}}  # the control
+    told = read_views(make_station(many).context(), Split.TRAINING).words
+    assert told == {"A2C": "A2C", "apical 4": "A4C"}
     fewer = {Split.TRAINING: {"A4C": 5, "apical 4": 5, "A2C": 11}}
     assert read_views(make_station(fewer).context(), Split.TRAINING).views == ("A2C",)
 
