@@ -38,7 +38,7 @@ def test_rounds_of_a_rival_are_told() -> None:
     assert say("averaged", "kept", experts=True, number=2) == (
         "[ 7/9] averaged, round 3: finished before, kept"
     )
-    assert say("relay", "begun", experts=True, number=1) == "[ 7/9] relay, round 2 …"
+    assert say("relay", "begun", experts=True, number=1) == "[ 8/9] relay, round 2 …"
 
 
 def test_stage_of_a_synthetic_set_has_no_place_among_experts() -> None:
