@@ -279,9 +279,14 @@ class ExpertsProtocol(ProtocolTerms):
     path: Literal["empirical"] = "empirical"
     data: ViewData
     systems: tuple[ExpertSystemConfig, ...]
-    begin: Literal["fresh", "first"] = Field(
+    begin: Literal["fresh", "first", "given"] = Field(
         default="fresh",
-        description="weights with which an expert begins: its own, or those of the first expert",
+        description="weights with which an expert begins: its own, those of the first expert, or "
+        "those that the coordinator gives to all",
+    )
+    weights: Annotated[Digest, AfterValidator(parse_digest)] | None = Field(
+        default=None,
+        description="of the file with the weights that are given: safetensors of the same network",
     )
     told: Literal["means", "features"] = Field(
         default="means",
@@ -297,6 +302,9 @@ class ExpertsProtocol(ProtocolTerms):
     @model_validator(mode="after")
     def _systems_complete(self) -> Self:
         _demand_kinds(self.systems, KINDS[self.aim])
+        if (self.begin == "given") != (self.weights is not None):
+            why = 'weights are named where begin = "given", and only there'
+            raise DisagreementError("weights", why)
         if self.expert.backmix is not None and self.data.recipe != "echo-apical":
             why = f"backmix needs sectors, and the recipe {self.data.recipe} finds none"
             raise DisagreementError("systems", why)

@@ -104,11 +104,11 @@ def _explain_experts(study: Study, protocol: ExpertsProtocol) -> dict[str, str]:
         "views": ", ".join(protocol.data.views),
         "words": "; ".join(words) or "every site uses those of the study",
         "expert": _training(1, protocol.expert.training.length_images)
-        + (
-            ""
-            if protocol.begin == "fresh"
-            else f", from the weights of the first: {study.roster.sites[0]} stays in all others"
-        ),
+        + {
+            "fresh": "",
+            "first": f", from the weights of the first: {study.roster.sites[0]} stays in all",
+            "given": f", from weights that the coordinator gives: {protocol.weights}",
+        }[protocol.begin],
         "told": told,
         "leaves a site": "the weights of its expert, its words for views, what experts see of its "
         "views and what could be held against patients of that, counts of its cohort and of what "

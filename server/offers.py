@@ -21,6 +21,7 @@ from vitrael.privacy.release.trust import save_trust, trust_roster
 from vitrael.server.board import STALE_S, ServerState, read_server_state
 from vitrael.server.config import ServerSettings
 from vitrael.server.federation.processes import is_alive
+from vitrael.server.given_weights import keep_given, read_given
 from vitrael.server.orders import Order, give_order, read_order
 from vitrael.server.runs import AT_WORK, StudyState, read_state
 from vitrael.server.sites.registry import Registry
@@ -43,8 +44,11 @@ def offer_study(
     *,
     confirm: Callable[[Study], object] = lambda _: None,
     dry_run: bool = False,
+    weights: Path | None = None,
 ) -> Study:
     """Offer a study to the sites that it names, and return it.
+
+    ``weights`` is the file of those that experts begin with, where the study names any.
 
     The file is read once: what ``confirm`` lets pass, and raises for otherwise, is what is offered.
     A study of the same name that is offered is replaced; sites must consent again to a changed
@@ -52,7 +56,12 @@ def offer_study(
     names is not enrolled, UsageError when the present one of that name runs.
     """
     return offer_document(
-        settings, _read_bytes(file), label=str(file), confirm=confirm, dry_run=dry_run
+        settings,
+        _read_bytes(file),
+        label=str(file),
+        confirm=confirm,
+        dry_run=dry_run,
+        weights=weights,
     )
 
 
@@ -63,10 +72,12 @@ def offer_document(
     label: str,
     confirm: Callable[[Study], object] = lambda _: None,
     dry_run: bool = False,
+    weights: Path | None = None,
 ) -> Study:
     """Offer a study that is given as its document, which errors call ``label``; return it."""
     study = parse_study(data, label=label)
     name = study.protocol.name
+    given = read_given(settings.home, study, weights)
     if len(data) > MOST_BYTES:
         raise StudyError(
             f"{label} has {len(data)} bytes", why=f"sites are offered at most {MOST_BYTES}"
@@ -81,6 +92,7 @@ def offer_document(
         )
     if not dry_run:
         confirm(study)
+        keep_given(settings.home, given)
         write_atomically(settings.studies / name / STUDY, data)
     return study
 

@@ -1,4 +1,4 @@
-"""``vitrael study offer|start|stop``: this file only translates."""
+"""``vitrael study``: offer, start, amend, show and stop; this file only translates."""
 
 from __future__ import annotations
 
@@ -19,11 +19,24 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.command(epilog="Example: 'vitrael study offer study.toml --home /srv/vitrael/server'.")
 @click.argument("file", type=_FILE)
+@click.option(
+    "--weights",
+    type=_FILE,
+    help="Safetensors that experts begin with, where the study names their digest.",
+)
 @HOME
 @DRY_RUN
 @YES
 @AS_JSON
-def offer(file: Path, *, home: Path, dry_run: bool, yes: bool, as_json: bool) -> None:
+def offer(
+    file: Path,
+    *,
+    weights: Path | None,
+    home: Path,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Offer a study to the sites that its roster names; each fetches it and consents.
 
     Exit codes: 0 offered; 2 the present one of that name runs; 3 wrong study; 4 a site that it
@@ -37,7 +50,7 @@ def offer(file: Path, *, home: Path, dry_run: bool, yes: bool, as_json: bool) ->
             question = f"Offer {study.protocol.name} to {', '.join(study.roster.sites)}?"
             click.confirm(question, abort=True, err=True)
 
-    study = offer_study(load_server(home), file, confirm=confirm, dry_run=dry_run)
+    study = offer_study(load_server(home), file, confirm=confirm, dry_run=dry_run, weights=weights)
     name, sites = study.protocol.name, ", ".join(study.roster.sites)
     facts = {
         "study": name,

@@ -106,7 +106,7 @@ def _say_synthesis(consent: Consent, protocol: SynthesisProtocol) -> dict[str, s
 
 def _say_kept(protocol: ExpertsProtocol) -> str:
     kept = "experts are kept after the study; `vitrael site stop` lets yours be left out"
-    if protocol.begin == "fresh":
+    if protocol.begin != "first":
         return kept
     first = "but all begin with the first one's weights: ITS PART IN THE OTHERS STAYS FOR EVER"
     return f"{kept}; {first}"

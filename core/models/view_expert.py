@@ -240,6 +240,15 @@ def open_expert(
     )
 
 
+def weights_to_begin_with(tensors: Tensors) -> Tensors:
+    """Return the weights of a network or of what an expert publishes, by the network's names.
+
+    Its head counts for nothing where another network begins with them.
+    """
+    own = {n.removeprefix("net."): value for n, value in tensors.items() if n.startswith("net.")}
+    return own or tensors
+
+
 def expert_layout(net: Tensors, layers: Sequence[int]) -> dict[str, np.ndarray]:
     """Return arrays like those of ``ViewExpert.tensors``, given the network's."""
     flat = {"activity": sum(layers), "score": len(layers)}

@@ -229,14 +229,17 @@ def _demand_left(
 def _waves(run: StudyRun, others: Collection[str], *, begun: bool) -> list[list[str]]:
     """Return who is asked together: all but the others at once, or the first before the rest."""
     lacking = [site for site in run.members if site not in others]
-    if run.study.experts.begin == "fresh" or begun:
+    if run.study.experts.begin != "first" or begun:
         return [lacking]
     return [lacking[:1], lacking[1:]]
 
 
 def _start(run: StudyRun, every: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensors]:
-    """Return the weights with which experts begin, those of the first that there is."""
-    if run.study.experts.begin == "fresh" or not every:
+    """Return the weights with which experts begin: given ones, or the first's that there is."""
+    protocol = run.study.experts
+    if protocol.weights is not None:
+        return {"start": run.objects.get_tensors(protocol.weights)}
+    if protocol.begin == "fresh" or not every:
         return {}
     first = every[_find_first(run, every)]
     return {"start": run.objects.get_tensors(Digest(first["weights"]))}
@@ -250,7 +253,7 @@ def _find_first(run: StudyRun, every: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _tell_first(run: StudyRun, every: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return who was the first of all, the version of its scans, and who began with whom."""
-    if run.study.experts.begin == "fresh":
+    if run.study.experts.begin != "first":
         return {}
     earlier, leader = run.earlier_document("expert") or {}, _find_first(run, every)
     before = earlier.get("experts", {})

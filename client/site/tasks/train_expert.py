@@ -13,7 +13,11 @@ from vitrael.client.site.tasks.views import read_learnable, read_views, train_vi
 from vitrael.core.data.splits import Split
 from vitrael.core.messages import Task
 from vitrael.core.models.fusion_learning import SMALLEST_CLASS
-from vitrael.core.models.view_expert import build_view_net, complete_expert
+from vitrael.core.models.view_expert import (
+    build_view_net,
+    complete_expert,
+    weights_to_begin_with,
+)
 from vitrael.core.rng import stream_seed
 from vitrael.core.weights import Tensors
 
@@ -31,7 +35,7 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
         protocol.expert,
         len(own.views),
         seed=stream_seed(protocol.seed, "expert", context.name),
-        start=_body_of(inputs.get("start")),
+        start=weights_to_begin_with(inputs["start"]) if "start" in inputs else None,
     ).to(compute.device)
     places = [protocol.data.views.index(view) for view in own.views]
     curve = train_views(
@@ -63,10 +67,3 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
         tensors={"expert": expert.tensors()},
         num_examples=len(own),
     )
-
-
-def _body_of(expert: Tensors | None) -> Tensors | None:
-    """Return the weights of another site's expert, whose head counts for nothing here."""
-    if expert is None:
-        return None
-    return {name.removeprefix("net."): a for name, a in expert.items() if name.startswith("net.")}
