@@ -30,8 +30,8 @@ from vitrael.privacy.keys import KeyPair, roster_digest
 Patients = Mapping[Split, Mapping[str, int]]
 
 OWN: Final = ("A2C", "A4C")
-KNOW: Final[Mapping[int, tuple[str, ...]]] = {0: OWN, 2: ("A4C", "PLAX", "PSAX")}
-"""Member -> what its expert knows; the second member has none."""
+KNOW: Final[Mapping[int, tuple[str, ...]]] = {1: OWN, 2: ("A4C", "PLAX", "PSAX")}
+"""Member, counted by name -> what its expert knows; the first, harbour, has none."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Station:
 
     def experts(self, know: Mapping[int, tuple[str, ...]] = KNOW) -> tuple[ViewExpert, ...]:
         """Return experts of members that have learned nothing, by the places of these."""
-        names, config = tuple(self.keys), self.study.experts.expert
+        names, config = tuple(sorted(self.keys)), self.study.experts.expert
         images = read_learnable(self.context()).images
         return tuple(
             complete_expert(

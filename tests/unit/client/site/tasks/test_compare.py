@@ -63,7 +63,7 @@ def test_counts_are_of_held_out_pictures_of_views_with_enough_patients(station: 
 
 
 def test_right_answers_are_those_that_experts_give(station: Station) -> None:
-    know = {0: OWN, 2: ("PLAX", "PSAX")}
+    know = {1: OWN, 2: ("PLAX", "PSAX")}
     counts, _ = count(station, know)
     own = read_views(station.context(), Split.UTILITY)
     first, second = station.experts(know)
@@ -87,7 +87,7 @@ def test_method_that_was_not_tried_has_a_row_of_minus_one(station: Station) -> N
     tried = {method for method, row in zip(METHODS, counts.right_MV, strict=True) if row[0] >= 0}
     assert set(METHODS) - tried == {"federated averaging"}
     assert (counts.right_MV[METHODS.index("federated averaging")] == -1).all()
-    others, _ = count(station, {1: OWN, 2: KNOW[2]})  # a site without an expert of its own
+    others, _ = count(station, {0: OWN, 2: KNOW[2]})  # a site without an expert of its own
     missing = {m for m, row in zip(METHODS, others.right_MV, strict=True) if row[0] < 0}
     assert missing == {"own expert", "federated averaging", "one network in turn"}
     assert not others.heaviest_V.any()
@@ -98,7 +98,7 @@ def test_fusion_of_other_experts_is_refused(station: Station) -> None:
     task = station.task("comparison", inputs)
     compare.run(task, inputs, context)  # the control
     for part in ("fusion", "unweighted"):
-        other = fusions(station, {0: OWN, 2: ("A4C", "PLAX")})[part]
+        other = fusions(station, {1: OWN, 2: ("A4C", "PLAX")})[part]
         with pytest.raises(WeightsError):
             compare.run(task, {**inputs, part: other}, context)
 

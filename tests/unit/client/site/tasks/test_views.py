@@ -161,7 +161,7 @@ def test_experts_are_those_of_the_members_with_what_they_know(station: Station) 
     inputs = station.bring({2: ("A2C", "A4C"), 0: ("A4C", "PLAX", "PSAX")})
     experts = open_experts(inputs, station.context(), device="cpu")
     assert [(one.name, one.labels) for one in experts] == [
-        ("north", ("A4C", "PLAX", "PSAX")),
+        ("harbour", ("A4C", "PLAX", "PSAX")),
         ("valley", ("A2C", "A4C")),
     ]
     brought = inputs["expert-2"]["net.head.weight"]
