@@ -99,7 +99,7 @@ class Station:
         images = read_learnable(self.context()).images
         return tuple(
             complete_expert(
-                build_view_net(config, len(labels), seed=place),
+                build_view_net(config, len(labels), seed=place + 10),
                 images,
                 name=names[place],
                 labels=labels,
