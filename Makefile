@@ -21,7 +21,7 @@ test: $(INSTALLED)  ## Run the fast tests; ARGS="-k word" and others pass throug
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup --durations 15 $(ARGS)
 
 # They wait for Flower most of the time, so that one processor has room for more than one.
-test-federation: $(INSTALLED)  ## Run the tests over real Flower processes, nginx and network namespaces
+test-federation: $(INSTALLED)  ## Run the tests over real Flower processes, nginx and network namespaces, and of many studies
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "federation and not slow and not faults" \
 		-n $$(($(JOBS) + 1)) --dist loadfile --durations 15 $(ARGS)
 

@@ -31,7 +31,10 @@ from vitrael.server.studies.federated import collect_consents
 from vitrael.server.studies.lineage import trace_site
 from vitrael.server.studies.pipeline import run_study
 
-pytestmark = pytest.mark.xdist_group("tiny experts that are kept")
+pytestmark = [
+    pytest.mark.federation,
+    pytest.mark.xdist_group("tiny experts that are kept"),
+]
 
 TWO = ("north", "harbour")
 LEFT = ["north", "valley"]

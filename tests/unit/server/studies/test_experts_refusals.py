@@ -28,7 +28,10 @@ from vitrael.server.studies.fusing import compare, train_fusions
 from vitrael.server.studies.ledger import StageRecord
 from vitrael.server.studies.participation import tell_outcome
 
-pytestmark = pytest.mark.xdist_group("tiny experts refused")
+pytestmark = [
+    pytest.mark.federation,
+    pytest.mark.xdist_group("tiny experts refused"),
+]
 
 OTHERS = ["north", "valley"]
 Change = Callable[[Sent], object]

@@ -33,7 +33,10 @@ from vitrael.core.errors import QuorumError
 from vitrael.core.models.panel_folder import load_panel
 from vitrael.server.studies.pipeline import run_study
 
-pytestmark = pytest.mark.xdist_group("tiny experts that come and go")
+pytestmark = [
+    pytest.mark.federation,
+    pytest.mark.xdist_group("tiny experts that come and go"),
+]
 
 TWO = ("north", "harbour")
 
