@@ -41,7 +41,7 @@ OURS = '''
 import json
 import numpy as np
 from vitrael.server.federation.app import make_app
-from vitrael.server.studies.federated import _train_rounds
+from vitrael.server.studies.federated import train_rounds
 from vitrael.server.studies.run import open_run
 
 def run(home, exchange):
@@ -49,7 +49,7 @@ def run(home, exchange):
     study = open_run(home, exchange)
     config = study.study.protocol.generator.codec.training.model_copy(update={"rounds": rounds})
     start = {"weight": np.zeros((64, 64), np.float32), "bias": np.zeros(64, np.float32)}
-    last = _train_rounds(study, "codec", "codec", study.objects.put_tensors(start), config)
+    last = train_rounds(study, "codec", "codec", study.objects.put_tensors(start), config)
     (home / "ours.safetensors").write_bytes(study.objects.get_bytes(last))
 
 app = make_app(run)

@@ -35,7 +35,7 @@ from pathlib import Path
 from vitrael.core.digest import Digest, write_atomically
 from vitrael.core.errors import ProcessError
 from vitrael.server.federation.app import make_app
-from vitrael.server.studies.federated import _train_rounds
+from vitrael.server.studies.federated import train_rounds
 from vitrael.server.studies.participation import tell_outcome
 from vitrael.server.studies.run import open_run
 
@@ -61,7 +61,7 @@ def run(home, exchange):
         if order()["rounds"] > done:
             done += 1
             far = config.model_copy(update={{"rounds": done}})
-            _train_rounds(study, "codec", "codec", Digest({start!r}), far)
+            train_rounds(study, "codec", "codec", Digest({start!r}), far)
         elif time.monotonic() > until:
             raise ProcessError("no further round was ordered")
         else:
