@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vitrael.core.errors import ScanError
+from vitrael.core.errors import ScanError, StorageError
 
 
 @contextmanager
@@ -76,3 +76,13 @@ class _Watched(io.RawIOBase):
 def without_path(error: OSError) -> OSError:
     """Return the same fault without the name of the file, which may name a patient."""
     return OSError(error.errno, error.strerror)
+
+
+def demand_free(folder: Path) -> None:
+    """Raise StorageError when something lies where a folder shall be written."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StorageError(
+            f"{folder} holds something already",
+            why="nothing is written over",
+            fix="choose another folder, or remove this one",
+        )

@@ -16,11 +16,11 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from vitrael.core.data.files import demand_free
 from vitrael.core.digest import digest_bytes, write_atomically
 from vitrael.core.errors import (
     ConfigError,
     DataError,
-    StorageError,
     WeightsError,
     storage_error,
 )
@@ -48,7 +48,7 @@ def save_panel(panel: ViewPanel, folder: Path) -> None:
         )
     text = panel.document.model_dump_json(indent=1) + "\n"
     try:
-        _demand_free(folder)
+        demand_free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
             workshop = Path(name) / "panel"
@@ -122,12 +122,3 @@ def _read(folder: Path, document: PanelDocument, part: str) -> Tensors:
         return unpack_tensors(data)
     except WeightsError as error:
         raise WeightsError(f"{file} of the panel holds no weights", why=error.why) from error
-
-
-def _demand_free(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StorageError(
-            f"{folder} holds something already",
-            why="nothing is written over",
-            fix="choose another folder, or remove this one",
-        )

@@ -114,7 +114,7 @@ def train(
 
 
 def _plan(recipe: ModelRecipe, scans: Path, to: Path, *, as_json: bool) -> int | None:
-    from vitrael.core.workbench.folder import demand_free  # noqa: PLC0415
+    from vitrael.core.data.files import demand_free  # noqa: PLC0415
     from vitrael.core.workbench.intake import look_into  # noqa: PLC0415
 
     demand_free(to)

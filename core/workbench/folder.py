@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import Field, ValidationError
 
 from vitrael.core.configs import BrainLDMConfig, Positive, Section
+from vitrael.core.data.files import demand_free
 from vitrael.core.data.recipes import RecipeSettings
 from vitrael.core.digest import Digest, digest_bytes, digest_json, write_atomically
-from vitrael.core.errors import ConfigError, StorageError, WeightsError, storage_error
+from vitrael.core.errors import ConfigError, WeightsError, storage_error
 from vitrael.core.geometry import Affine, centered_affine
 from vitrael.core.weights import Tensors, load_weights, pack_tensors, unpack_tensors
 from vitrael.core.workbench.covariates import Covariate
@@ -140,16 +141,6 @@ def write_model(document: ModelDocument, weights: Weights, folder: Path) -> Mode
     except OSError as error:
         raise storage_error("the folder of the model", error) from error
     return complete
-
-
-def demand_free(folder: Path) -> None:
-    """Raise StorageError when something lies where a folder shall be written."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StorageError(
-            f"{folder} holds something already",
-            why="nothing is written over",
-            fix="choose another folder, or remove this one",
-        )
 
 
 def read_document(folder: Path) -> ModelDocument:

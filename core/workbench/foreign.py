@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from vitrael.core.configs import BrainLDMConfig
+from vitrael.core.data.files import demand_free
 from vitrael.core.data.recipes import settings_for
 from vitrael.core.models.bundle import ORIENTATION, read_bundle
 from vitrael.core.version import package_version
@@ -14,7 +15,6 @@ from vitrael.core.workbench.folder import (
     ModelDocument,
     Provenance,
     Weights,
-    demand_free,
     write_model,
 )
 

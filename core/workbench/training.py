@@ -21,6 +21,7 @@ import torch
 
 from vitrael.core.configs import TrainingConfig
 from vitrael.core.data.cache import make_private_folder
+from vitrael.core.data.files import demand_free
 from vitrael.core.data.latent_cache import LatentCache
 from vitrael.core.digest import Digest, digest_bytes, digest_json, write_atomically
 from vitrael.core.errors import CohortError, StorageError, storage_error
@@ -50,7 +51,6 @@ from vitrael.core.workbench.folder import (
     ModelDocument,
     Provenance,
     Weights,
-    demand_free,
     write_model,
 )
 from vitrael.core.workbench.generation import within_memory

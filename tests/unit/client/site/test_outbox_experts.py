@@ -183,7 +183,8 @@ def test_word_or_field_out_of_bounds_is_refused(outbox: Outbox, body: dict[str, 
 
 def test_means_of_views_may_leave(outbox: Outbox) -> None:
     for study in (STUDY, FEATURES):
-        check(outbox, "outlooks", {"outlooks": OUTLOOKS}, study=study)
+        finished = check(outbox, "outlooks", {"outlooks": OUTLOOKS}, study=study)
+        assert finished.tensors == {"outlooks": OUTLOOKS}
 
 
 @pytest.mark.parametrize("names", [("view",), ("seen",), ("view", "seen")])
