@@ -35,6 +35,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "demo": "Run a whole study on this machine: three sites, one signed release.",
         "doctor": "Check machine, network, certificates and consents; say what to do.",
         "audit": "Check journals, one against the other.",
+        "audit-folder": "Say what synthetic images give away of a folder of real ones.",
         "support-bundle": "Collect what support needs, without patient data.",
         "phantoms": "Write made-up patients with a known truth, as a hospital's files.",
     },

@@ -176,7 +176,7 @@ class BrainLDMConfig(Section):
 
 
 class ReidEncoderConfig(Section):
-    """The network that recognizes a patient on another visit; trained at each site on F."""
+    """The networks that recognize a patient and a copy; both trained at each site on F."""
 
     kind: Literal["reid_encoder"]
     channels: tuple[Positive, ...] = Field(default=(16, 32, 64), min_length=1)

@@ -64,6 +64,28 @@ def clopper_pearson(hits: float, trials: int, *, confidence: float = CONFIDENCE)
     return Interval(low, high)
 
 
+def wilson(hits: float, trials: int, *, confidence: float = CONFIDENCE) -> Interval:
+    """Return the score bounds of a share (Wilson 1927): one-sided, as those of Clopper-Pearson.
+
+    Nearer to their confidence on average than the exact ones, but no promise: the lower bound
+    falls short for shares near 0 and the upper one for shares near 1 (a share of 0.02 in 60 trials
+    is above it in 88 % instead of 95 %). No trial gives (0, 1). Raises DataError for hits outside
+    0..trials.
+    """
+    if trials < 0 or not 0 <= hits <= trials + 1e-9:
+        raise DataError(f"{hits} hits in {trials} trials is not a share")
+    if trials == 0:
+        return Interval(0.0, 1.0)
+    z = float(stats.norm.ppf(confidence))
+    share = min(1.0, hits / trials)
+    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    spread = share * (1 - share) / trials + (z / (2 * trials)) ** 2
+    reach = z * math.sqrt(spread) / (1 + z * z / trials)
+    low = max(0.0, middle - reach) if hits > 0 else 0.0
+    high = min(1.0, middle + reach) if hits < trials else 1.0
+    return Interval(min(low, share), max(high, share))
+
+
 def normal_interval(
     estimate: Estimate,
     *,

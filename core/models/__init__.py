@@ -101,7 +101,10 @@ SYSTEMS: Final[Mapping[str, SystemSpec]] = {
     "reid_encoder": SystemSpec(
         kind="reid_encoder",
         config=ReidEncoderConfig,
-        build=lambda config, seed: {"encoder": build_reid_encoder(config, seed=seed)},
+        build=lambda config, seed: {
+            "encoder": build_reid_encoder(config, seed=seed),
+            "copies": build_reid_encoder(config, seed=seed, learns="copies"),
+        },
         objective=lambda config, _: ContrastiveObjective(config.temperature),
         roles={Embedder: lambda parts, _: parts["encoder"]},
     ),

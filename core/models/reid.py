@@ -1,11 +1,14 @@
-"""The re-identification encoder: an Embedder that knows a patient again on another visit.
+"""The encoders of the filter: one knows a patient again on another visit, one a disguised copy.
 
-A small 3D convolutional network, trained at each site on the patients of split F alone and never
-on those it will judge. Images are standardized one by one, so that gain and offset of a scanner
-do not matter and the embedding of an image does not depend on its batch.
+Two small 3D convolutional networks of one shape, trained at each site on the patients of split F
+alone and never on those they will judge. Images are standardized one by one, so that gain and
+offset of a scanner do not matter and the embedding of an image does not depend on its batch.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal
 
 import torch
 from torch import nn
@@ -13,6 +16,10 @@ from torch.nn import functional
 
 from vitrael.core.configs import ReidEncoderConfig
 from vitrael.core.rng import seeded_initialization
+
+Learns = Literal["visits", "copies"]
+"""Whose two views an encoder learns to find: of a patient's visits, or of one disguised scan."""
+_STREAMS: Final[Mapping[Learns, str]] = {"visits": "reid", "copies": "reid copies"}
 
 
 class ReidEncoder(nn.Module):
@@ -41,13 +48,16 @@ class ReidEncoder(nn.Module):
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
         """Return unit vectors; an image and its left-right mirror image have the same one."""
-        both = self.forward(x) + self.forward(x.flip(2))
+        mirrored = 2 if x.shape[2] > 1 else 4
+        both = self.forward(x) + self.forward(x.flip(mirrored))
         return functional.normalize(both, dim=1)
 
 
-def build_reid_encoder(config: ReidEncoderConfig, *, seed: int) -> ReidEncoder:
-    """Return an encoder with weights drawn from the stream ``(seed, "reid")``."""
-    with seeded_initialization(seed, "reid"):
+def build_reid_encoder(
+    config: ReidEncoderConfig, *, seed: int, learns: Learns = "visits"
+) -> ReidEncoder:
+    """Return an encoder with weights drawn from the stream of what it learns, of ``seed``."""
+    with seeded_initialization(seed, _STREAMS[learns]):
         return ReidEncoder(config).eval()
 
 

@@ -20,19 +20,20 @@ from torch.nn import functional
 
 from vitrael.core.errors import DataError
 from vitrael.core.records import Loss, PatientImages
+from vitrael.core.training.warps import Pose, bend, coins, poses, resample, shuffled, stay, uniform
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """Two views of each of P identities."""
+
+
+_POSE: Final = Pose(rotation_rad=0.14, stretch_frac=0.08, shift_frac=0.10)
 
 
 @dataclass(frozen=True, slots=True)
 class Distortion:
     """How far two views of one identity are moved apart; uniform unless said otherwise."""
 
-    rotation_rad: float = 0.14
-    stretch_frac: float = 0.08
-    shift_frac: float = 0.10
-    """Of half the image."""
+    pose: Pose = _POSE
     noise: float = 0.04
     """Largest standard deviation."""
     gain: float = 0.15
@@ -43,9 +44,6 @@ class Distortion:
 
 
 DISTORTION: Final = Distortion()
-_BEND_FRAC = 0.16
-"""Largest standard deviation of the displacements, of half the image."""
-_BEND_KNOTS = 4
 
 
 class VisitPairs:
@@ -68,11 +66,11 @@ class VisitPairs:
         pairs = max(2, batch_images // 2)
         first, second = self._visits(pairs, rng)
         other_first, other_second = self._visits(pairs, rng)
-        share = _uniform((pairs, 1, 1, 1, 1), 0.0, 0.5, rng)
-        share = share * _coins(pairs, 0.5, rng)
-        field = _bend(pairs, rng)
+        share = uniform((pairs, 1, 1, 1, 1), 0.0, 0.5, rng)
+        share = share * coins(pairs, 0.5, rng)
+        field = bend(pairs, rng)
         mixed = [
-            _resample(a + share * (b - a), _stay(pairs, rng), field)
+            resample(a + share * (b - a), stay(pairs, rng), field)
             for a, b in ((first, other_first), (second, other_second))
         ]
         one, two = (distort(image, self.distortion, rng) for image in mixed)
@@ -83,9 +81,9 @@ class VisitPairs:
         chosen = np.empty((pairs, 2), dtype=np.int64)
         order: list[int] = []
         for place in range(pairs):
-            order = order or _shuffled(len(self.rows), rng)
+            order = order or shuffled(len(self.rows), rng)
             rows = self.rows[order.pop()]
-            pick = _shuffled(len(rows), rng)
+            pick = shuffled(len(rows), rng)
             chosen[place] = rows[pick[0]], rows[pick[min(1, len(rows) - 1)]]
         return self.image[chosen[:, 0]], self.image[chosen[:, 1]]
 
@@ -93,15 +91,15 @@ class VisitPairs:
 def distort(image: torch.Tensor, by: Distortion, rng: torch.Generator) -> torch.Tensor:
     """Return another view of each image: pose, mirror image, blur, blend, gain, noise."""
     count = len(image)
-    view = _resample(image, _poses(count, by, rng))
-    mirrored = _coins(count, 0.5, rng)
+    view = resample(image, poses(count, by.pose, rng))
+    mirrored = coins(count, 0.5, rng)
     view = torch.where(mirrored, view.flip(2), view)
-    blurred = _coins(count, by.blur_share, rng)
+    blurred = coins(count, by.blur_share, rng)
     view = torch.where(blurred, functional.avg_pool3d(view, 3, stride=1, padding=1), view)
-    share = _uniform((count, 1, 1, 1, 1), 0.0, by.blend, rng)
+    share = uniform((count, 1, 1, 1, 1), 0.0, by.blend, rng)
     view = view + share * (view.roll(1, 0) - view)
-    gain = _uniform((count, 1, 1, 1, 1), 1 - by.gain, 1 + by.gain, rng)
-    level = _uniform((count, 1, 1, 1, 1), 0.0, by.noise, rng)
+    gain = uniform((count, 1, 1, 1, 1), 1 - by.gain, 1 + by.gain, rng)
+    level = uniform((count, 1, 1, 1, 1), 0.0, by.noise, rng)
     return view * gain + level * torch.randn(view.shape, generator=rng, device=rng.device)
 
 
@@ -124,51 +122,3 @@ class ContrastiveObjective:
         loss = functional.cross_entropy(similarity, partner)
         found = (similarity.argmax(1) == partner).float().mean()
         return Loss(total=loss, parts={"found_frac": found})
-
-
-def _shuffled(count: int, rng: torch.Generator) -> list[int]:
-    order: list[int] = torch.randperm(count, generator=rng, device=rng.device).tolist()
-    return order
-
-
-def _uniform(shape: tuple[int, ...], low: float, high: float, rng: torch.Generator) -> torch.Tensor:
-    return low + (high - low) * torch.rand(shape, generator=rng, device=rng.device)
-
-
-def _coins(count: int, share: float, rng: torch.Generator) -> torch.Tensor:
-    """Return ``[B, 1, 1, 1, 1]`` bool, true with probability ``share``."""
-    return _uniform((count, 1, 1, 1, 1), 0.0, 1.0, rng) < share
-
-
-def _poses(count: int, by: Distortion, rng: torch.Generator) -> torch.Tensor:
-    """Return ``[B, 3, 4]`` affine maps near the identity."""
-    turn = _uniform((count, 3), -by.rotation_rad, by.rotation_rad, rng)
-    zero = torch.zeros(count, device=rng.device)
-    x, y, z = turn.unbind(1)
-    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=1).reshape(count, 3, 3)
-    stretch = 1 + _uniform((count, 3), -by.stretch_frac, by.stretch_frac, rng)
-    shift = _uniform((count, 3, 1), -by.shift_frac, by.shift_frac, rng)
-    return torch.cat([torch.linalg.matrix_exp(skew) * stretch[:, None], shift], dim=2)
-
-
-def _stay(count: int, rng: torch.Generator) -> torch.Tensor:
-    """Return ``[B, 3, 4]`` maps that move nothing."""
-    return torch.eye(3, 4, device=rng.device).repeat(count, 1, 1)
-
-
-def _bend(count: int, rng: torch.Generator) -> torch.Tensor:
-    """Return ``[B, 3, k, k, k]`` displacements at the knots of a coarse lattice."""
-    shape = (count, 3, _BEND_KNOTS, _BEND_KNOTS, _BEND_KNOTS)
-    knots = torch.randn(shape, generator=rng, device=rng.device)
-    return knots * _uniform((count, 1, 1, 1, 1), 0.0, _BEND_FRAC, rng)
-
-
-def _resample(
-    image: torch.Tensor, pose_B34: torch.Tensor, bend: torch.Tensor | None = None
-) -> torch.Tensor:
-    points = functional.affine_grid(pose_B34, list(image.shape), align_corners=True)
-    if bend is not None:
-        size = list(image.shape[2:])
-        field = functional.interpolate(bend, size=size, mode="trilinear", align_corners=True)
-        points = points + field.permute(0, 2, 3, 4, 1)
-    return functional.grid_sample(image, points, align_corners=True, padding_mode="zeros")

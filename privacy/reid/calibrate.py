@@ -6,16 +6,17 @@ each training patient is left out in turn, with a calibration patient put in the
 each calibration patient meets the whole gallery, so every null maximum and every maximum at use
 runs over the same number of patients.
 
-Two scores are joined by OR. Both thresholds are set at one common rank r of their null, the lowest
-at which the OR as a whole keeps the nominal rate: a newcomer exceeds one of two thresholds of
-rank r among n as often as, among n + 1 exchangeable patients, one has a rank above r in either
-score, and that is at most 2 of n + 1 more than were counted in the null itself.
+The members are joined by OR on one scale: each score, through Fisher's z, is counted in spreads of
+its own null, and the largest of all decides. Patients of the null are measured with mean and spread
+of the others alone, so that a newcomer, who has no part in them either, is as likely to exceed the
+threshold as any of them: a split-conformal rule whose rate is at most the nominal one, whatever the
+distributions are, for exchangeable patients.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from pydantic import Field
@@ -24,19 +25,42 @@ from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, digest_json
 from vitrael.core.errors import DataError
 from vitrael.core.interfaces import Embedder
+from vitrael.core.metrics.conformal import frozen_threshold, least_null
 from vitrael.core.records import PatientImages
 from vitrael.privacy.leakage import SMALLEST_COUNT
-from vitrael.privacy.reid.gallery import Gallery, embed, extend_gallery, match, with_round_trips
+from vitrael.privacy.reid.gallery import Gallery, embed, extend_gallery, with_round_trips
 from vitrael.privacy.reid.roles import RoundTrip
+from vitrael.privacy.reid.search import Matches, match
+
+_LARGEST_R: Final = 1 - 1e-6
+"""Above it Fisher's z is no longer told apart from that of equal images."""
+_LEAST_SPREAD: Final = 1e-3
+_FEWEST: Final = 3
+"""Patients of a null without whom a spread of the others is none."""
+
+
+class Scale(Section):
+    """Mean and spread of Fisher's z over the null, one for each score."""
+
+    mean: tuple[float, ...]
+    spread: tuple[float, ...]
+
+    def measure(self, score_BK: np.ndarray) -> np.ndarray:
+        """Return scores in spreads of the null, ``[B, K]``."""
+        return np.asarray((fisher_z(score_BK) - np.array(self.mean)) / np.array(self.spread))
 
 
 class OperatingPoint(Section):
-    """The frozen thresholds; they never leave the site, only their commitment does."""
+    """The frozen scales and the threshold; they never leave the site, only their digest does."""
 
-    embedding: float
-    """A candidate whose best cosine is above this is dropped."""
-    similarity: float
-    """A candidate whose best registered similarity is above this is dropped."""
+    best: Scale
+    """Of the two encoders and the registered similarity."""
+    region: Scale
+    """Of each region."""
+    regions: Scale
+    """Of the largest over the regions, in their spreads."""
+    threshold: float
+    """A candidate with a larger score, in spreads, is dropped."""
     false_match_rate: float = Field(gt=0, lt=1)
     null_patients: int = Field(ge=1)
     gallery_patients: int = Field(ge=1)
@@ -54,6 +78,14 @@ class OperatingPoint(Section):
         """The digest that is published before screening."""
         return digest_json(self.model_dump(mode="json"))
 
+    def members(self, matches: Matches) -> np.ndarray:
+        """Return ``[B, 4]``: what each member says, in spreads, in the order of ``MEMBERS``."""
+        largest = self.region.measure(matches.region_BR).max(1, keepdims=True)
+        spread, mean = np.array(self.regions.spread), np.array(self.regions.mean)
+        return np.concatenate(
+            [self.best.measure(matches.best_B3), (largest - mean) / spread], axis=1
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
@@ -64,25 +96,22 @@ class Verification:
     patients: int
 
 
-def null_scores(
+def null_matches(
     training: PatientImages,
     calibration: PatientImages,
     gallery: Gallery,
-    encoder: Embedder,
     *,
     round_trip: RoundTrip | None = None,
-    device: str = "cpu",
-) -> np.ndarray:
-    """Return ``[n, 2]``: the best match of each patient who is not in the gallery, one row each.
+) -> Matches | None:
+    """Return the best match of each patient who is not in the gallery, one row each, or None.
 
     ``gallery`` is that of ``training``. Each patient comes with the first visit, as it is and
     after the autoencoder, whichever matches better. Without calibration patients the left-out
-    place stays empty; the null is then one patient short of size.
+    place stays empty; the null is then one patient short of size. None when nobody is left to
+    compare with.
     """
     left_out = first_visits(training)
-    wide = extend_gallery(
-        gallery, with_round_trips(calibration, round_trip), encoder, device=device
-    )
+    wide = extend_gallery(gallery, with_round_trips(calibration, round_trip))
     own = wide.patient_N[None, :] == training.patient_B[left_out][:, None]
     inside = np.arange(len(wide.patient_N)) < len(gallery.patient_N)
     allowed = inside[None, :] & ~own
@@ -91,42 +120,43 @@ def null_scores(
         substitute = strangers[np.arange(len(left_out)) % len(strangers)]
         allowed = allowed | (wide.patient_N[None, :] == substitute[:, None])
     if not allowed.any(1).all():
-        return np.empty((0, 2), dtype=np.float32)
-    rows = []
-    for form in (_as_it_is, round_trip or _as_it_is):
-        query = form(training.image_BCDHW[left_out])
-        best = match(query, wide, encoder, device=device).best(allowed)
+        return None
+    found: Matches | None = None
+    for form in (_as_it_is, round_trip) if round_trip else (_as_it_is,):
+        matches = match(form(training.image_BCDHW[left_out]), wide, allowed_BN=allowed)
         if len(calibration):
             fresh = form(calibration.image_BCDHW[first_visits(calibration)])
-            best = np.concatenate([best, match(fresh, gallery, encoder, device=device).best()])
-        rows.append(best)
-    return np.asarray(np.max(rows, axis=0))
+            matches = match(fresh, gallery).behind(matches)
+        found = matches if found is None else found.larger(matches)
+    return found
 
 
 def freeze(
-    null_N2: np.ndarray, *, false_match_rate: float, gallery_patients: int, salt: str
+    null: Matches | None, *, false_match_rate: float, gallery_patients: int, salt: str
 ) -> OperatingPoint | None:
     """Return the operating point, or None when the null is too small for the rate.
 
-    The OR of two maxima already has a rate of 2 / (n + 1): 5 % takes 39 patients, 1 % takes 199.
-    Raises DataError when a score is not finite.
+    5 % takes 19 patients, 1 % takes 99. Raises DataError when a score is not finite.
     """
-    if not np.isfinite(null_N2).all():
-        raise DataError("the null of the filter holds scores that are not finite")
-    count = len(null_N2)
-    allowed = math.floor((count + 1) * false_match_rate + 1e-9) - 2
-    if allowed < 0:
+    if null is None:
         return None
-    rising = np.sort(null_N2, axis=0)
-    ranks = np.stack(
-        [np.searchsorted(rising[:, k], null_N2[:, k], side="right") for k in range(2)], axis=1
-    )
-    rank = int(np.sort(ranks.max(1))[count - 1 - allowed])
+    if not all(np.isfinite(scores).all() for scores in (null.best_B3, null.region_BR)):
+        raise DataError("the null of the filter holds scores that are not finite")
+    if len(null) < max(_FEWEST, least_null_patients(false_match_rate)):
+        return None
+    best_B3, region_BR = fisher_z(null.best_B3), fisher_z(null.region_BR)
+    largest_B1 = _among_others(region_BR).max(1, keepdims=True)
+    joined_B = np.concatenate([_among_others(best_B3), _among_others(largest_B1)], axis=1).max(1)
+    threshold = frozen_threshold(joined_B, rate=false_match_rate)
+    if threshold is None:
+        return None
     return OperatingPoint(
-        embedding=float(rising[rank - 1, 0]),
-        similarity=float(rising[rank - 1, 1]),
+        best=_scale(best_B3),
+        region=_scale(region_BR),
+        regions=_scale(largest_B1),
+        threshold=threshold,
         false_match_rate=false_match_rate,
-        null_patients=count,
+        null_patients=len(null),
         gallery_patients=gallery_patients,
         salt=salt,
     )
@@ -134,7 +164,12 @@ def freeze(
 
 def least_null_patients(false_match_rate: float) -> int:
     """Return how many patients the null needs before the rate can be held."""
-    return math.ceil(2 / false_match_rate - 1 - 1e-9)
+    return least_null(false_match_rate)
+
+
+def fisher_z(score: np.ndarray) -> np.ndarray:
+    """Return Fisher's z of cosines and correlations, float64."""
+    return np.asarray(np.arctanh(np.clip(score.astype(np.float64), -_LARGEST_R, _LARGEST_R)))
 
 
 def verify_encoder(
@@ -143,7 +178,7 @@ def verify_encoder(
     """Return how often two visits of a patient are more alike than visits of two patients.
 
     Only patients with two visits count; the images are those of patients whom the encoder has
-    never seen. Fewer than ``SMALLEST_COUNT`` such patients give no trial.
+    never seen, as it is shown them. Fewer than ``SMALLEST_COUNT`` such patients give no trial.
     """
     pairs = [
         (rows[0], rows[1])
@@ -161,12 +196,27 @@ def verify_encoder(
     return Verification(float(wins.sum() / (len(pairs) - 1)), len(pairs))
 
 
-def _as_it_is(image_BCDHW: np.ndarray) -> np.ndarray:
-    return image_BCDHW
-
-
 def first_visits(images: PatientImages) -> np.ndarray:
     """Return the row of each patient's first scan."""
     order = np.lexsort((images.visit_B, images.patient_B))
     _, start = np.unique(images.patient_B[order], return_index=True)
     return order[start]
+
+
+def _as_it_is(image_BCDHW: np.ndarray) -> np.ndarray:
+    return image_BCDHW
+
+
+def _scale(z_BK: np.ndarray) -> Scale:
+    spread = np.maximum(z_BK.std(0, ddof=1), _LEAST_SPREAD)
+    return Scale(mean=tuple(z_BK.mean(0).tolist()), spread=tuple(spread.tolist()))
+
+
+def _among_others(z_BK: np.ndarray) -> np.ndarray:
+    """Return each row in mean and spread of all the other rows, column by column."""
+    n = len(z_BK)
+    total, squares = z_BK.sum(0), (z_BK**2).sum(0)
+    mean = (total - z_BK) / (n - 1)
+    variance = (squares - z_BK**2) / (n - 1) - mean**2
+    spread = np.sqrt(np.maximum(variance * (n - 1) / max(1, n - 2), 0))
+    return np.asarray((z_BK - mean) / np.maximum(spread, _LEAST_SPREAD))

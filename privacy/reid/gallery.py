@@ -1,43 +1,99 @@
-"""The gallery: every scan that a candidate could be a copy of, and how alike they are.
+"""The gallery: every scan that a candidate could be a copy of, and how near a candidate comes.
 
 A generator that copies a patient shows the scan as the study's autoencoder leaves it, so each
 scan is in the gallery twice: as it is, and after the autoencoder's round trip. Nearest neighbours
 are exact, by matrix products: a filter that misses a neighbour for speed is none.
-Axes: B candidates, N scans of the gallery, E embedding.
+
+Four members look at a candidate, each in its own way, and any of them can drop it: the *copy*
+encoder, which learned that a disguised scan is that scan; the *patient* encoder, which learned
+that another visit is the same patient; *registered*, the correlation of own forms after
+registering the candidate to the scans that the others find nearest; and *regions*, the same over
+parts of the image. All of them see images that went the one way of ``lay_onto``.
+
+Axes: B candidates, N scans of the gallery, E embedding, R regions, P pairs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
 from vitrael.core.errors import DataError
 from vitrael.core.records import PatientImages
-from vitrael.privacy.reid.roles import RoundTrip
-from vitrael.privacy.reid.similarity import (
-    Reference,
-    Template,
-    add_scans,
-    build_reference,
-    registered_similarity,
+from vitrael.privacy.reid.planes import (
+    PlaneBasis,
+    Planes,
+    describe_planes,
+    fit_planes,
+    join_planes,
+    plane_axes,
 )
+from vitrael.privacy.reid.regions import (
+    Parceled,
+    Parcels,
+    cut_parcels,
+    join_parceled,
+    parcel,
+)
+from vitrael.privacy.reid.roles import RoundTrip
+from vitrael.privacy.reid.similarity import own_detail, own_form
+from vitrael.privacy.reid.template import Template, lay_both_ways, volumes_of
 
 if TYPE_CHECKING:
     from vitrael.core.interfaces import Embedder
 
-_CHUNK = 128
+MEMBERS: Final = ("copy", "patient", "registered", "regions")
+"""Who judges a candidate; any of them drops it."""
+ENCODERS: Final = MEMBERS[:2]
+_CHUNK: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """The learned members; both embed laid images."""
+
+    copy: Embedder
+    patient: Embedder
+
+    def named(self, name: str) -> Embedder:
+        """Return the encoder of a member."""
+        return self.copy if name == "copy" else self.patient
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Seen:
+    """Images as the members see them; private."""
+
+    laid_BCDHW: np.ndarray
+    upright_BCDHW: np.ndarray
+    """The same, but not registered."""
+    embedding_BE: dict[str, torch.Tensor]
+    form_BV: torch.Tensor
+    """Own forms of the laid images."""
+
+    def __repr__(self) -> str:
+        """Show nothing of a patient."""
+        return "Seen(private)"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Gallery:
     """Private: the scans of split T as the filter sees them."""
 
-    reference: Reference
-    embedding_NE: np.ndarray
+    template: Template
+    encoders: Encoders
+    seen: Seen
+    parcels: tuple[Parcels, Parcels]
+    """Of laid images, and of those that are only upright."""
+    parceled: tuple[Parceled, Parceled]
+    bases: tuple[PlaneBasis, ...]
+    planes: tuple[Planes, ...]
     patient_N: np.ndarray
+    device: str = "cpu"
 
     def __repr__(self) -> str:
         """Show nothing of a patient, not even how many there are."""
@@ -49,21 +105,20 @@ class Gallery:
         return len(np.unique(self.patient_N))
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Matches:
-    """How alike each candidate and each scan of the gallery are; private."""
+@dataclass(slots=True)
+class Work:
+    """What a search has cost, for those who plan an audit."""
 
-    embedding_BN: np.ndarray
-    """Cosine of the embeddings."""
-    similarity_BN: np.ndarray
-    """Registered similarity."""
+    pairs: int = 0
+    """Registered to each other."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By member, and ``laid`` for bringing images onto the template."""
 
-    def best(self, allowed_BN: np.ndarray | None = None) -> np.ndarray:
-        """Return ``[B, 2]``: the best embedding and the best similarity over the allowed scans."""
-        scores_BN2 = np.stack([self.embedding_BN, self.similarity_BN], axis=2)
-        if allowed_BN is not None:
-            scores_BN2 = np.where(allowed_BN[:, :, None], scores_BN2, -np.inf)
-        return np.asarray(scores_BN2.max(1))
+    def spend(self, name: str, since: float) -> float:
+        """Add the time since a moment to a name; return the moment."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - since
+        return now
 
 
 def with_round_trips(images: PatientImages, round_trip: RoundTrip | None) -> PatientImages:
@@ -80,7 +135,7 @@ def with_round_trips(images: PatientImages, round_trip: RoundTrip | None) -> Pat
 
 
 def build_gallery(
-    images: PatientImages, encoder: Embedder, template: Template, *, device: str = "cpu"
+    images: PatientImages, encoders: Encoders, template: Template, *, device: str = "cpu"
 ) -> Gallery:
     """Return the gallery of all scans of all patients; raise DataError when there is none.
 
@@ -88,40 +143,83 @@ def build_gallery(
     """
     if len(images) == 0:
         raise DataError("the gallery is empty", fix="give the training split at least one patient")
+    seen = look(images.image_BCDHW, encoders, template, device=device)
+    forms = (seen.form_BV, own_detail(seen.upright_BCDHW, template))
+    laid, upright = (cut_parcels(form, template) for form in forms)
+    volume = volumes_of(images.image_BCDHW)
+    bases = tuple(fit_planes(volume, axis) for axis in plane_axes(tuple(volume.shape[1:])))
     return Gallery(
-        reference=build_reference(images.image_BCDHW, template),
-        embedding_NE=embed(images.image_BCDHW, encoder, device=device),
+        template=template,
+        encoders=encoders,
+        seen=seen,
+        parcels=(laid, upright),
+        parceled=(parcel(forms[0], laid), parcel(forms[1], upright)),
+        bases=bases,
+        planes=tuple(describe_planes(volume, basis) for basis in bases),
         patient_N=images.patient_B.copy(),
+        device=device,
     )
 
 
-def extend_gallery(
-    gallery: Gallery, images: PatientImages, encoder: Embedder, *, device: str = "cpu"
-) -> Gallery:
-    """Return the gallery with more patients; the template stays as it is.
+def extend_gallery(gallery: Gallery, images: PatientImages) -> Gallery:
+    """Return the gallery with more patients; template and parcels stay as they are.
 
     The new patients get numbers of their own, after those that are there.
     """
     if len(images) == 0:
         return gallery
     first = int(gallery.patient_N.max()) + 1
-    more = embed(images.image_BCDHW, encoder, device=device)
+    more = look(images.image_BCDHW, gallery.encoders, gallery.template, device=gallery.device)
+    seen = Seen(
+        np.concatenate([gallery.seen.laid_BCDHW, more.laid_BCDHW]),
+        np.concatenate([gallery.seen.upright_BCDHW, more.upright_BCDHW]),
+        {
+            name: torch.cat([gallery.seen.embedding_BE[name], more.embedding_BE[name]])
+            for name in ENCODERS
+        },
+        torch.cat([gallery.seen.form_BV, more.form_BV]),
+    )
+    forms = (more.form_BV, own_detail(more.upright_BCDHW, gallery.template))
+    joined = [
+        join_parceled(there, parcel(form, parcels))
+        for there, form, parcels in zip(gallery.parceled, forms, gallery.parcels, strict=True)
+    ]
     return Gallery(
-        reference=add_scans(gallery.reference, images.image_BCDHW),
-        embedding_NE=np.concatenate([gallery.embedding_NE, more]),
+        template=gallery.template,
+        encoders=gallery.encoders,
+        seen=seen,
+        parcels=gallery.parcels,
+        parceled=(joined[0], joined[1]),
+        bases=gallery.bases,
+        planes=tuple(
+            join_planes(there, describe_planes(volumes_of(images.image_BCDHW), basis))
+            for there, basis in zip(gallery.planes, gallery.bases, strict=True)
+        ),
         patient_N=np.concatenate([gallery.patient_N, first + images.patient_B]),
+        device=gallery.device,
     )
 
 
-def match(
-    image_BCDHW: np.ndarray, gallery: Gallery, encoder: Embedder, *, device: str = "cpu"
-) -> Matches:
-    """Return how alike candidates and gallery are; each candidate is judged for itself."""
-    embedding = embed(image_BCDHW, encoder, device=device)
-    return Matches(
-        embedding_BN=embedding @ gallery.embedding_NE.T,
-        similarity_BN=registered_similarity(image_BCDHW, gallery.reference),
-    )
+def look(
+    image_BCDHW: np.ndarray,
+    encoders: Encoders,
+    template: Template,
+    *,
+    device: str = "cpu",
+    work: Work | None = None,
+) -> Seen:
+    """Return images as the members see them, each by itself: real and synthetic go one way."""
+    work = work or Work()
+    now = time.perf_counter()
+    laid, upright = lay_both_ways(image_BCDHW, template)
+    now = work.spend("laid", now)
+    embedding = {}
+    for name in ENCODERS:
+        embedding[name] = torch.from_numpy(embed(laid, encoders.named(name), device=device))
+        now = work.spend(name, now)
+    form = own_form(laid, template)
+    work.spend("laid", now)
+    return Seen(laid, upright, embedding, form)
 
 
 @torch.no_grad()

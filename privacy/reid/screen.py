@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitrael.core.interfaces import Embedder
 from vitrael.privacy.reid.calibrate import OperatingPoint
-from vitrael.privacy.reid.gallery import Gallery, match
+from vitrael.privacy.reid.gallery import Gallery, Work
+from vitrael.privacy.reid.search import match
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -16,9 +16,7 @@ class Screener:
     """A site's filter as it is configured; private."""
 
     gallery: Gallery
-    encoder: Embedder
     point: OperatingPoint
-    device: str = "cpu"
 
     def __repr__(self) -> str:
         """Show nothing of a patient or a threshold."""
@@ -30,8 +28,8 @@ class Screener:
         The vote on one candidate does not depend on the others. A score that is not a number
         drops its candidate.
         """
-        if len(image_BCDHW) == 0:
-            return np.empty(0, dtype=bool)
-        best = match(image_BCDHW, self.gallery, self.encoder, device=self.device).best()
-        limits = np.array([self.point.embedding, self.point.similarity])
-        return np.asarray((best <= limits).all(1))
+        return np.asarray((self.members(image_BCDHW) <= self.point.threshold).all(1))
+
+    def members(self, image_BCDHW: np.ndarray, *, work: Work | None = None) -> np.ndarray:
+        """Return ``[B, 4]``: how near each member finds each image; for audits at the site."""
+        return self.point.members(match(image_BCDHW, self.gallery, work=work))

@@ -44,9 +44,9 @@ from vitrael.privacy.reid.roles import RoundTrip
 from vitrael.privacy.reid.similarity import (
     add_scans,
     build_reference,
-    fit_template,
     registered_similarity,
 )
+from vitrael.privacy.reid.template import fit_template
 
 _REFERENCE = (Split.FILTER, Split.CALIBRATION, Split.UTILITY)
 """Real patients that are neither attacked nor sealed: they say what is usual."""

@@ -1,4 +1,4 @@
-"""Train the re-identification encoder on F and freeze the filter's operating point.
+"""Train the encoders of the filter on F and freeze the filter's operating point.
 
 No candidate exists yet when this runs. The thresholds stay at the site; their salted digest
 leaves, so that it can be shown later that they were not moved.
@@ -7,6 +7,7 @@ leaves, so that it can be shown later that they were not moved.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -14,7 +15,9 @@ import numpy as np
 from vitrael.client.site.checkpoints import open_checkpoints
 from vitrael.client.site.tasks import SiteContext, TaskResult
 from vitrael.client.site.tasks.filtering import (
+    LEARNS,
     forget_filter,
+    join_encoders,
     new_salt,
     save_filter,
     site_template,
@@ -24,11 +27,12 @@ from vitrael.client.site.tasks.networks import site_compute
 from vitrael.core.data.splits import Split
 from vitrael.core.messages import Task
 from vitrael.core.models import SYSTEMS
-from vitrael.core.models.reid import ReidEncoder, build_reid_encoder
+from vitrael.core.models.reid import Learns, ReidEncoder, build_reid_encoder
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import torch_stream
 from vitrael.core.training.compute import Compute
 from vitrael.core.training.contrastive import VisitPairs
+from vitrael.core.training.copy_pairs import CopyPairs
 from vitrael.core.training.loop import fit
 from vitrael.core.weights import Tensors
 from vitrael.privacy.leakage import SMALLEST_COUNT, bucket_of
@@ -37,17 +41,18 @@ from vitrael.privacy.reid.calibrate import (
     Verification,
     freeze,
     least_null_patients,
-    null_scores,
+    null_matches,
     verify_encoder,
 )
 from vitrael.privacy.reid.gallery import build_gallery, with_round_trips
+from vitrael.privacy.reid.template import Template, lay_onto
 
 LEAST_TO_LEARN: Final = 2
 """Patients of F without whom there is nobody to tell apart."""
 
 
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
-    """Return counts and the encoder's verification; ``estimable`` says whether there is a filter.
+    """Return counts and how well patients are known again; ``estimable``: there is a filter.
 
     Too few patients to learn from, or for the asked rate, leave no operating point; the reason
     says so, and candidates will be marked unscreened. ``commitment`` names the operating point by
@@ -73,17 +78,14 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
         return TaskResult(body=body)
     codec = inputs.get("codec")
     round_trip = study_round_trip(context, codec)
-    encoder = _train(task, with_round_trips(learning, round_trip), context, compute)
-    verification = verify_encoder(calibration, encoder, device=device)
+    template = site_template(context, device=device)
+    laid = _lay(with_round_trips(learning, round_trip), template)
+    encoders = {learns: _train(task, learns, laid, context, compute) for learns in LEARNS}
+    verification = verify_encoder(_lay(calibration, template), encoders["visits"], device=device)
     gallery = build_gallery(
-        with_round_trips(training, round_trip),
-        encoder,
-        site_template(context, device=device),
-        device=device,
+        with_round_trips(training, round_trip), join_encoders(encoders), template, device=device
     )
-    null = null_scores(
-        training, calibration, gallery, encoder, round_trip=round_trip, device=device
-    )
+    null = null_matches(training, calibration, gallery, round_trip=round_trip)
     point = freeze(
         null,
         false_match_rate=protocol.screening.false_match_rate,
@@ -91,26 +93,35 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
         salt=new_salt(),
     )
     if point is not None:
-        save_filter(context, encoder, gallery, point, codec=codec)
+        save_filter(context, encoders, gallery, point, codec=codec)
     rate = protocol.screening.false_match_rate
-    return TaskResult(body=_body(point, verification, len(null), rate, counts))
+    patients = 0 if null is None else len(null)
+    return TaskResult(body=_body(point, verification, patients, rate, counts))
+
+
+def _lay(images: PatientImages, template: Template) -> PatientImages:
+    """Return images as the encoders see all images."""
+    if not len(images):
+        return images
+    return replace(images, image_BCDHW=lay_onto(images.image_BCDHW, template))
 
 
 def _train(
-    task: Task, learning: PatientImages, context: SiteContext, compute: Compute
+    task: Task, learns: Learns, laid: PatientImages, context: SiteContext, compute: Compute
 ) -> ReidEncoder:
     protocol = context.study.synthesis
     config = protocol.reid
-    encoder = build_reid_encoder(config, seed=protocol.seed).to(compute.device)
+    encoder = build_reid_encoder(config, seed=protocol.seed, learns=learns).to(compute.device)
+    pairs = VisitPairs if learns == "visits" else CopyPairs
     fit(
         encoder,
         SYSTEMS[config.kind].objective(config, "encoder"),
-        VisitPairs(learning, device=compute.device),
+        pairs(laid, device=compute.device),
         config.training,
         length_images=config.training.length_images,
-        rng=torch_stream(protocol.seed, "reid", context.name, device=compute.device),
+        rng=torch_stream(protocol.seed, "reid", learns, context.name, device=compute.device),
         poll=context.report,
-        checkpoints=open_checkpoints(task, context, compute),
+        checkpoints=open_checkpoints(task, context, compute, part=learns),
     )
     return encoder
 

@@ -1,6 +1,6 @@
 """The site's filter between two tasks: what is kept among the records, and how it comes back.
 
-Encoder and operating point are private and stay in the site's records; both are written once, by
+Encoders and operating point are private and stay in the site's records; both are written once, by
 the calibration, before any candidate has arrived. They cannot be made again: the salt is random,
 and a calibration is answered once.
 """
@@ -8,7 +8,9 @@ and a calibration is answered once.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from vitrael.client.site.tasks import SiteContext
 from vitrael.client.site.tasks.networks import load_codec, reconstruct_images, site_compute
 from vitrael.core.data.splits import Split
 from vitrael.core.digest import write_atomically
-from vitrael.core.models.reid import ReidEncoder, build_reid_encoder
+from vitrael.core.models.reid import Learns, ReidEncoder, build_reid_encoder
 from vitrael.core.weights import (
     Tensors,
     load_weights,
@@ -25,11 +27,12 @@ from vitrael.core.weights import (
     unpack_tensors,
 )
 from vitrael.privacy.reid.calibrate import OperatingPoint, first_visits
-from vitrael.privacy.reid.gallery import Gallery, build_gallery, with_round_trips
+from vitrael.privacy.reid.gallery import Encoders, Gallery, build_gallery, with_round_trips
 from vitrael.privacy.reid.roles import RoundTrip
 from vitrael.privacy.reid.screen import Screener
-from vitrael.privacy.reid.similarity import Template, fit_template
+from vitrael.privacy.reid.template import Template, fit_template
 
+LEARNS: Final[tuple[Learns, ...]] = ("visits", "copies")
 _WARM = "reid.screener"
 _TEMPLATE = (Split.TRAINING, Split.FILTER, Split.CALIBRATION)
 
@@ -41,25 +44,26 @@ def new_salt() -> str:
 
 def save_filter(
     context: SiteContext,
-    encoder: ReidEncoder,
+    encoders: Mapping[Learns, ReidEncoder],
     gallery: Gallery,
     point: OperatingPoint,
     *,
     codec: Tensors | None,
 ) -> None:
-    """Write encoder, codec and operating point, the point last, and keep the screener warm."""
+    """Write encoders, codec and operating point, the point last, and keep the screener warm."""
     folder = _folder(context)
     if codec is not None:
         write_atomically(folder / "codec.safetensors", pack_tensors(codec))
-    write_atomically(folder / "encoder.safetensors", pack_tensors(module_tensors(encoder)))
+    for learns, encoder in encoders.items():
+        write_atomically(folder / _file_of(learns), pack_tensors(module_tensors(encoder)))
     write_atomically(folder / "operating_point.json", point.model_dump_json().encode())
-    compute = site_compute(context)
-    context.warm[_WARM] = Screener(gallery, encoder, point, device=compute.device)
+    context.warm[_WARM] = Screener(gallery, point)
 
 
 def forget_filter(context: SiteContext) -> None:
     """Remove an operating point that an earlier calibration has left."""
-    for name in ("operating_point.json", "codec.safetensors", "encoder.safetensors"):
+    encoders = [_file_of(learns) for learns in LEARNS]
+    for name in ("operating_point.json", "codec.safetensors", *encoders):
         (_folder(context) / name).unlink(missing_ok=True)
     context.warm.pop(_WARM, None)
 
@@ -97,18 +101,30 @@ def load_screener(context: SiteContext) -> Screener | None:
     compute = site_compute(context)
     point = OperatingPoint.model_validate_json(path.read_bytes())
     protocol = context.study.synthesis
-    encoder = build_reid_encoder(protocol.reid, seed=protocol.seed)
-    load_weights(encoder, unpack_tensors((_folder(context) / "encoder.safetensors").read_bytes()))
-    encoder = encoder.to(compute.device)
+    encoders: dict[Learns, ReidEncoder] = {}
+    for learns in LEARNS:
+        encoder = build_reid_encoder(protocol.reid, seed=protocol.seed, learns=learns)
+        data = (_folder(context) / _file_of(learns)).read_bytes()
+        load_weights(encoder, unpack_tensors(data))
+        encoders[learns] = encoder.to(compute.device)
     training = context.cohort.images(Split.TRAINING)
     codec_path = _folder(context) / "codec.safetensors"
     codec = unpack_tensors(codec_path.read_bytes()) if codec_path.is_file() else None
     forms = with_round_trips(training, study_round_trip(context, codec))
     template = site_template(context, device=compute.device)
-    gallery = build_gallery(forms, encoder, template, device=compute.device)
-    screener = Screener(gallery, encoder, point, device=compute.device)
+    gallery = build_gallery(forms, join_encoders(encoders), template, device=compute.device)
+    screener = Screener(gallery, point)
     context.warm[_WARM] = screener
     return screener
+
+
+def join_encoders(encoders: Mapping[Learns, ReidEncoder]) -> Encoders:
+    """Return both encoders as the members of the filter that they are."""
+    return Encoders(copy=encoders["copies"], patient=encoders["visits"])
+
+
+def _file_of(learns: Learns) -> str:
+    return f"{learns}.safetensors"
 
 
 def _folder(context: SiteContext) -> Path:

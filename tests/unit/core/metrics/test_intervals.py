@@ -17,8 +17,11 @@ from vitrael.core.metrics.intervals import (
     permuted_r,
     share_excess,
     stratified,
+    wilson,
 )
 from vitrael.core.rng import stream
+
+BOUNDS = (clopper_pearson, wilson)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +51,32 @@ def test_clopper_pearson_bound_holds_at_its_confidence() -> None:
     hits = stream(1, "coverage").binomial(60, 0.9, size=2000)
     held = np.mean([clopper_pearson(int(h), 60).low <= 0.9 for h in hits])
     assert held >= 0.94
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(7, 10), (81, 263), (15, 148), (1, 29)])
+def test_wilson_bounds_are_the_roots_of_the_score_test(hits: int, trials: int) -> None:
+    for bound in wilson(hits, trials):
+        error = math.sqrt(bound * (1 - bound) / trials)
+        assert abs(hits / trials - bound) / error == pytest.approx(1.6448536, rel=1e-6)
+
+
+def test_wilson_lies_inside_the_exact_bounds_and_promises_less() -> None:
+    for hits in range(61):
+        exact, score = clopper_pearson(hits, 60), wilson(hits, 60)
+        assert exact.low - 1e-9 <= score.low <= hits / 60 <= score.high <= exact.high + 1e-9
+    drawn = stream(1, "coverage").binomial(60, 0.02, size=2000)
+    held = [np.mean([bounds(int(h), 60).low <= 0.02 for h in drawn]) for bounds in BOUNDS]
+    assert held[0] >= 0.95
+    assert held[1] < 0.91
+
+
+def test_wilson_of_no_trial_tells_nothing_and_of_an_impossible_share_is_refused() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert (wilson(0, 9).low, wilson(9, 9).high) == (0.0, 1.0)
+    assert wilson(9, 9, confidence=0.99).low < wilson(9, 9).low < 1
+    for hits, trials in ((2, 1), (-1, 3), (math.nan, 3)):
+        with pytest.raises(DataError):
+            wilson(hits, trials)
 
 
 def test_auc_is_the_share_of_ordered_pairs() -> None:

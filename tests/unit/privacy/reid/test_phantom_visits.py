@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vitrael.core.data.phantoms.cohorts import draw_scan
-from vitrael.privacy.reid.similarity import build_reference, fit_template, registered_similarity
+from vitrael.privacy.reid.similarity import build_reference, registered_similarity
+from vitrael.privacy.reid.template import fit_template
 
 PEOPLE = 60
 

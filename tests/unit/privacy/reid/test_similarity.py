@@ -10,10 +10,9 @@ from vitrael.privacy.audit.plants import bend_affinely
 from vitrael.privacy.reid.similarity import (
     Reference,
     build_reference,
-    fit_template,
-    register,
     registered_similarity,
 )
+from vitrael.privacy.reid.template import fit_template, register
 
 _GRID = (24, 24, 24)
 

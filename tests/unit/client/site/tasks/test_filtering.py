@@ -20,7 +20,7 @@ from vitrael.core.data.scan import Scan
 from vitrael.core.digest import digest_bytes
 from vitrael.core.geometry import centered_affine
 from vitrael.core.models.reid import build_reid_encoder
-from vitrael.privacy.reid.calibrate import OperatingPoint
+from vitrael.privacy.reid.calibrate import OperatingPoint, Scale
 
 if TYPE_CHECKING:
     from tests.unit.client.site.conftest import Home
@@ -56,17 +56,23 @@ def test_filter_outlives_all_that_may_be_cleared(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home.consent()
+    scale = Scale(mean=(0.0,), spread=(1.0,))
     point = OperatingPoint(
-        embedding=0.9,
-        similarity=0.9,
+        best=scale,
+        region=scale,
+        regions=scale,
+        threshold=2.0,
         false_match_rate=0.05,
         null_patients=40,
         gallery_patients=40,
         salt=filtering.new_salt(),
     )
     context = context_of(home)
-    encoder = build_reid_encoder(home.study.protocol.reid, seed=1)
-    filtering.save_filter(context, encoder, cast("Any", None), point, codec=None)
+    config = home.study.protocol.reid
+    encoders = {
+        learns: build_reid_encoder(config, seed=1, learns=learns) for learns in filtering.LEARNS
+    }
+    filtering.save_filter(context, encoders, cast("Any", None), point, codec=None)
     for name in CLEARED:
         shutil.rmtree(home.path / name, ignore_errors=True)
     for name in ("with_round_trips", "site_template", "build_gallery"):

@@ -12,15 +12,18 @@ from vitrael.client.site.tasks import SiteContext
 from vitrael.client.site.tasks.filtering import load_screener
 from vitrael.client.site.tasks.screen import run
 from vitrael.core.errors import DataError
-from vitrael.privacy.reid.calibrate import OperatingPoint
+from vitrael.privacy.reid.calibrate import OperatingPoint, Scale
 from vitrael.privacy.reid.screen import Screener
 
 if TYPE_CHECKING:
     from tests.unit.client.site.conftest import Home
 
+SCALE = Scale(mean=(0.0,), spread=(1.0,))
 POINT = OperatingPoint(
-    embedding=0.9,
-    similarity=0.9,
+    best=SCALE,
+    region=SCALE,
+    regions=SCALE,
+    threshold=2.718,
     false_match_rate=0.05,
     null_patients=40,
     gallery_patients=40,
@@ -70,8 +73,8 @@ def test_votes_name_the_point_that_gave_them(home: Home, context: SiteContext) -
     assert load_screener(context) is None
     body = run(home.task(), asked, context).body
     assert (body["estimable"], body["commitment"]) == (False, "")
-    context.warm["reid.screener"] = DropFirst(cast("Any", None), cast("Any", None), POINT)
+    context.warm["reid.screener"] = DropFirst(cast("Any", None), POINT)
     result = run(home.task(), asked, context)
     assert (result.body["estimable"], result.body["commitment"]) == (True, POINT.commitment)
     assert result.tensors["votes"]["keep"][0] == 0
-    assert str(POINT.embedding) not in str(result.body)
+    assert str(POINT.threshold) not in str(result.body)

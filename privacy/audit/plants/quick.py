@@ -1,4 +1,4 @@
-"""Planted copies: real scans of the gallery, disguised, that a filter with power must catch.
+"""The six classes of a quick certificate, drawn from one stream.
 
 Plants come from training patients, since a copy of anybody else is nobody's copy. The filter's
 encoder never saw these patients; their scans are the gallery, and the operating point was taken
@@ -16,17 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
-from scipy import ndimage
 
 from vitrael.core.records import PatientImages
+from vitrael.privacy.audit.plants.geometry import bend_affinely
 from vitrael.privacy.evidence import PLANT_CLASSES
 from vitrael.privacy.reid.roles import RoundTrip
 
 NOISE_FRAC: Final = 0.02
 """Standard deviation, of the intensity range."""
-TURN_DEG: Final = 5.0
-STRETCH_FRAC: Final = 0.05
-SHIFT_VOX: Final = 1.0
 BLEND_SHARE: Final = 0.8
 """Weight of the copied patient; the rest is another one."""
 
@@ -45,19 +42,6 @@ def draw_plants(
     patient, a round trip without autoencoder) is empty.
     """
     return {kind: _plant(kind, images, count, rng=rng, round_trip=round_trip) for kind in kinds}
-
-
-def bend_affinely(volume_DHW: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
-    """Return the volume turned by up to 5 degrees, stretched by 5 % and moved by one voxel."""
-    x, y, z = np.deg2rad(rng.uniform(-TURN_DEG, TURN_DEG, 3))
-    skew = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    # The Cayley transform turns a skew matrix into a rotation, exact for every angle.
-    matrix = np.linalg.solve(np.identity(3) - skew / 2, np.identity(3) + skew / 2)
-    matrix = matrix * (1 + rng.uniform(-STRETCH_FRAC, STRETCH_FRAC, 3))
-    centre = (np.array(volume_DHW.shape) - 1) / 2
-    offset = centre - matrix @ centre + rng.uniform(-SHIFT_VOX, SHIFT_VOX, 3)
-    moved: np.ndarray = ndimage.affine_transform(volume_DHW, matrix, offset, order=1)
-    return moved
 
 
 def _plant(

@@ -1,0 +1,1 @@
+"""The audit of two folders, real and synthetic, for people who use no federation."""

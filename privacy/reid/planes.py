@@ -1,0 +1,119 @@
+"""Planes: which single slices, or frames, are those of some scan, wherever they stand in it.
+
+A volume may be put together from slices of several patients, or show a patient's slices in another
+order; a clip may hold one frame that is somebody's. Every plane of a candidate is compared with
+every plane of every scan along the same axis, by the correlation of their fine detail: what a
+smooth difference of brightness leaves. An image is then known by its best plane, and by the means
+over its best tenth, its best half and all of them.
+
+Axes: B candidates, N scans, M images of either kind, S planes along an axis, K components.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+_FINE_PX, _COARSE_PX = 0.5, 2.0
+"""Detail lies between these two."""
+_COMPONENTS: Final = 96
+_FULL_FRAC: Final = 0.3
+"""Of the median detail: a plane with less, at the end of a head, is nobody's."""
+_CHUNK: Final = 4
+SHARES: Final = (0.0, 0.1, 0.5, 1.0)
+"""Of the planes of an image whose best matches are averaged; 0 stands for one plane."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Planes:
+    """The planes of images along one axis; private."""
+
+    code_MSK: torch.Tensor
+    norm_MS: torch.Tensor
+    """Length of the code; 0 for a plane that shows too little."""
+
+    def __repr__(self) -> str:
+        """Show nothing of a patient."""
+        return "Planes(private)"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PlaneBasis:
+    """What planes along one axis are described by."""
+
+    axis: int
+    """Of ``[D, H, W]``."""
+    basis_KV: torch.Tensor
+
+
+def plane_axes(shape_DHW: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the axes along which an image has planes; a picture is one plane itself."""
+    return tuple(range(3)) if min(shape_DHW) > 1 else ()
+
+
+def fit_planes(volume_NDHW: torch.Tensor, axis: int) -> PlaneBasis:
+    """Return the first principal components of the gallery's planes along an axis."""
+    detail = _detail(volume_NDHW, axis).flatten(0, 1)
+    covariance = detail.T @ detail / len(detail)
+    _, vectors = torch.linalg.eigh(covariance)
+    count = min(_COMPONENTS, vectors.shape[1])
+    return PlaneBasis(axis, vectors[:, -count:].T.contiguous())
+
+
+def describe_planes(volume_MDHW: torch.Tensor, basis: PlaneBasis) -> Planes:
+    """Return the planes of images, each by itself."""
+    code = _detail(volume_MDHW, basis.axis) @ basis.basis_KV.T
+    norm = code.norm(dim=2)
+    usual = norm.median(1, keepdim=True).values.clamp_min(1e-6)
+    return Planes(code, torch.where(norm < _FULL_FRAC * usual, 0.0, norm))
+
+
+def best_planes(
+    candidates: Planes, gallery: Planes, *, allowed_BN: torch.Tensor | None
+) -> torch.Tensor:
+    """Return ``[B, 4]``: the best match of one plane, and the means of ``SHARES`` of them.
+
+    A plane's match is the largest correlation with any plane of any scan that is allowed.
+    """
+    scans, planes = gallery.norm_MS.shape
+    scale = torch.where(gallery.norm_MS > 0, 1 / gallery.norm_MS.clamp_min(1e-9), 0.0)
+    known = (gallery.code_MSK * scale[..., None]).flatten(0, 1)
+    rows = []
+    for at in range(0, len(candidates.norm_MS), _CHUNK):
+        part = slice(at, at + _CHUNK)
+        norm = candidates.norm_MS[part]
+        match = candidates.code_MSK[part].flatten(0, 1) @ known.T
+        best = match.reshape(len(norm), planes, scans, planes).amax(3)
+        if allowed_BN is not None:
+            best = best.masked_fill(~allowed_BN[part][:, None], -1.0)
+        found = best.amax(2) / norm.clamp_min(1e-9)
+        rows.append(_averages(torch.where(norm > 0, found, -1.0), (norm > 0).sum(1)))
+    return torch.cat(rows)
+
+
+def join_planes(first: Planes, second: Planes) -> Planes:
+    """Return the images of both, one behind the other."""
+    return Planes(
+        torch.cat([first.code_MSK, second.code_MSK]), torch.cat([first.norm_MS, second.norm_MS])
+    )
+
+
+def _averages(best_BS: torch.Tensor, shown_B: torch.Tensor) -> torch.Tensor:
+    falling = best_BS.sort(1, descending=True).values
+    rank = torch.arange(1, falling.shape[1] + 1, device=falling.device)
+    means = falling.cumsum(1) / rank
+    counts = [(share * shown_B).ceil().long().clamp_min(1) for share in SHARES]
+    return torch.cat([means.gather(1, count[:, None] - 1) for count in counts], 1)
+
+
+def _detail(volume_MDHW: torch.Tensor, axis: int) -> torch.Tensor:
+    """Return ``[M, S, V]``: the fine detail of every plane along an axis."""
+    planes = np.moveaxis(volume_MDHW.cpu().numpy(), 1 + axis, 1)
+    fine, coarse = (
+        ndimage.gaussian_filter(planes, (0, 0, sigma, sigma)) for sigma in (_FINE_PX, _COARSE_PX)
+    )
+    return torch.from_numpy(fine - coarse).to(volume_MDHW.device).flatten(2)
