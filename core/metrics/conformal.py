@@ -7,6 +7,11 @@ Exchangeable they are only where each maximum runs over equally many reference s
 maxima over fewer lies lower, and the published protocol that takes it so flags a quarter of all
 honest samples at a nominal 5 %.
 
+Maxima with each patient left out in turn are no such sample: similarity is mutual, so the two who
+are nearest to each other are both high, while the newcomer has lifted nobody. With the newcomer
+among them, the one patient who is nearest to him might be lifted to his score, and nobody else. So
+with one value of the null counted as high in any case (``lifted``) the rate is kept.
+
 Axes: N scores of the null or scans of a gallery, B newcomers, P patients.
 """
 
@@ -58,10 +63,10 @@ def smallest_p(n: int) -> float:
     return 1 / (n + 1)
 
 
-def least_null(rate: float) -> int:
+def least_null(rate: float, *, lifted: int = 0) -> int:
     """Return how many scores the null needs before a p value can be as small as ``rate``."""
     _check_rate(rate)
-    return max(0, math.ceil(1 / rate - 1 - _SLACK))
+    return max(0, math.ceil((1 + lifted) / rate - 1 - _SLACK))
 
 
 def estimable(n: int, level: float) -> bool:
@@ -69,19 +74,22 @@ def estimable(n: int, level: float) -> bool:
     return n >= least_null(level)
 
 
-def frozen_threshold(null_N: np.ndarray, rate: float) -> float | None:
+def frozen_threshold(null_N: np.ndarray, rate: float, *, lifted: int = 0) -> float | None:
     """Return the order statistic above which newcomers are dropped, at most ``rate`` of them.
 
-    A score is above it exactly when its conformal p value is at most ``rate``. None when the null
-    is too small for the rate: that is not estimable, and no pass. The rate holds over nulls; with
-    one null of n scores the rate of later newcomers is itself spread, as Beta(k, n + 1 - k) with k
-    the whole part of rate * (n + 1). Raises DataError for scores that are not finite.
+    A score is above it exactly when its conformal p value is at most ``rate``. ``lifted`` is how
+    many values of the null a newcomer might have lifted above his own score, had he been there
+    when it was taken: 1 for maxima with each patient left out, 0 for an independent null. None when
+    the null is too small for the rate: that is not estimable, and no pass. The rate holds over
+    nulls; with one null of n independent scores the rate of later newcomers is itself spread, as
+    Beta(k, n + 1 - k) with k the whole part of rate * (n + 1). Raises DataError for scores that
+    are not finite.
     """
     _check_rate(rate)
     null_N = np.asarray(null_N)
     finite(null=null_N)
     count = null_N.size
-    allowed = math.floor((count + 1) * rate + _SLACK)
+    allowed = math.floor((count + 1) * rate + _SLACK) - lifted
     if allowed < 1:
         return None
     return float(np.sort(null_N, axis=None)[count - allowed])

@@ -50,7 +50,7 @@ from vitrael.privacy.audit_folder.sentences import NOT_CLAIMED, tell_found, tell
 from vitrael.privacy.audit_folder.turns import AS_IT_IS, find_turn
 from vitrael.privacy.evidence import Measurement, not_estimable
 from vitrael.privacy.reid.calibrate import OperatingPoint, least_null_patients
-from vitrael.privacy.reid.gallery import MEMBERS
+from vitrael.privacy.reid.lens import MEMBERS
 
 _SHARE: Final = "conspicuous.share"
 _METHOD: Final = "frozen operating point, Clopper-Pearson"
@@ -147,7 +147,9 @@ def chance_of(conspicuous: int, images: int, *, null: int, rate: float) -> float
     """Return how likely so many of the images are conspicuous, or more, when none is a copy.
 
     The threshold is an order statistic of the null, and as uncertain as that is small: the number
-    of newcomers above it is beta-binomial, whatever the distribution of the scores.
+    of newcomers above it is beta-binomial, whatever the distribution of independent scores. Those
+    of left-out patients are alike in pairs; so as many are counted above the threshold as the rate
+    allows, one more than were left there.
     """
     allowed = int((null + 1) * rate + 1e-9)
     law = stats.betabinom(images, allowed, null + 1 - allowed)

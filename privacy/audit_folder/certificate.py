@@ -31,7 +31,7 @@ from vitrael.privacy.audit.plants import (
     found_groups,
     why_empty,
 )
-from vitrael.privacy.audit.plants.negatives import MOST_DROPPED, look_alikes, template_means
+from vitrael.privacy.audit.plants.negatives import look_alikes, template_means
 from vitrael.privacy.audit.power import Tally, share_dropped
 from vitrael.privacy.audit_folder.crossing import (
     ALL_PARTS,
@@ -248,7 +248,7 @@ def _rehearse(
         for name, plants in _make({name: table[name] for name in sorted(names)}, sources, seed):
             _show(count, screener, table[name], plants, sources=sources)
     tell("let each third of the patients stand aside", len(ALL_PARTS), len(ALL_PARTS))
-    return tuple(_negative(name, tallies) for name, tallies in dropped.items())
+    return tuple(_negative(name, tallies, most=rate) for name, tallies in dropped.items())
 
 
 def _of_parts(cross: CrossFilter, parts: tuple[int, ...]) -> PatientImages:
@@ -266,7 +266,7 @@ def _draw_negatives(
     return {"stranger": image, "look_alike": image[near], "template": on_levels(means)}
 
 
-def _negative(name: str, tallies: list[Tally]) -> NegativeOutcome:
+def _negative(name: str, tallies: list[Tally], *, most: float) -> NegativeOutcome:
     method = "patients who stood aside, Clopper-Pearson"
     label = f"dropped.{name}"
     if not tallies:
@@ -276,9 +276,9 @@ def _negative(name: str, tallies: list[Tally]) -> NegativeOutcome:
         dropped = share_dropped(label, tallies, unit="images", method=method)
     outcome: Literal["within", "above", "not estimable"] = "not estimable"
     if dropped.low is not None:
-        outcome = "above" if dropped.low > MOST_DROPPED else "within"
+        outcome = "above" if dropped.low > most else "within"
     return NegativeOutcome(
-        name=name, says=_NEGATIVES[name], dropped=dropped, most=MOST_DROPPED, outcome=outcome
+        name=name, says=_NEGATIVES[name], dropped=dropped, most=most, outcome=outcome
     )
 
 

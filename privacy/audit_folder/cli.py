@@ -39,8 +39,8 @@ _FOLDER = click.Path(path_type=Path)
     type=click.FloatRange(min=0, max=0.5, min_open=True),
     default=0.05,
     show_default=True,
-    help="Share of strangers' images that may be conspicuous: 0.05 takes 19 patients, 0.01 takes "
-    "99.",
+    help="Share of strangers' images that may be conspicuous: 0.05 takes 39 patients, 0.01 takes "
+    "199.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(

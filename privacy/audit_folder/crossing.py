@@ -29,7 +29,8 @@ from vitrael.privacy.audit_folder.parting import (
 )
 from vitrael.privacy.audit_folder.templates import fit_templates
 from vitrael.privacy.reid.calibrate import OperatingPoint, freeze, least_null_patients
-from vitrael.privacy.reid.gallery import Gallery, Work, build_gallery, extend_gallery
+from vitrael.privacy.reid.gallery import Gallery, build_gallery, extend_gallery
+from vitrael.privacy.reid.lens import Work, fit_lens
 from vitrael.privacy.reid.search import Matches, match
 from vitrael.privacy.reid.template import lay_onto
 
@@ -165,7 +166,7 @@ def fit_filter(
             tell=_behind(tell, part * total // PARTS, total),
         )
         others = np.flatnonzero(part_N != part)
-        gallery = build_gallery(own, encoders, template)
+        gallery = build_gallery(own, fit_lens(own, encoders, template))
         galleries.append(extend_gallery(gallery, rows_of(images, others)))
         rows.append(np.concatenate([np.flatnonzero(part_N == part), others]))
     return CrossFilter(

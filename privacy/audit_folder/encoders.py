@@ -10,14 +10,14 @@ from typing import Final
 import numpy as np
 
 from vitrael.core.configs import LocalTrainingConfig, ReidEncoderConfig
-from vitrael.core.models.reid import ReidEncoder, build_reid_encoder
+from vitrael.core.models.reid import Learns, ReidEncoder, build_reid_encoder
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import torch_stream
 from vitrael.core.training.contrastive import ContrastiveObjective, Pair, VisitPairs
 from vitrael.core.training.copy_pairs import CopyPairs
 from vitrael.core.training.loop import fit
 from vitrael.privacy.audit_folder.picture_pairs import PictureVisits
-from vitrael.privacy.reid.gallery import Encoders
+from vitrael.privacy.reid.lens import Encoders
 
 FEWEST_SEEN_AGAIN: Final = 4
 """Patients of a part with several scans, without whom no encoder learns to know a patient again."""
@@ -53,13 +53,16 @@ def train_encoders(
 
     Without ``knows_visits`` the copy encoder is both. ``tell`` hears of images drawn.
     """
-    copy = _train(CopyPairs(laid), budget, seed=seed, name=f"copy/{part}", tell=tell)
+    copy = _train(
+        CopyPairs(laid), budget, learns="copies", seed=seed, name=f"copy/{part}", tell=tell
+    )
     if not knows_visits:
         return Encoders(copy, copy)
     is_flat = laid.image_BCDHW.shape[2] == 1
     patient = _train(
         PictureVisits(laid) if is_flat else VisitPairs(laid),
         budget,
+        learns="visits",
         seed=seed,
         name=f"patient/{part}",
         tell=lambda done: tell(budget.length_images + done),
@@ -71,6 +74,7 @@ def _train(
     pairs: Callable[..., Pair],
     budget: Budget,
     *,
+    learns: Learns,
     seed: int,
     name: str,
     tell: Callable[[int], None],
@@ -85,7 +89,7 @@ def _train(
         training=training,
     )
     rng = torch_stream(seed, "audit-folder", name)
-    model = build_reid_encoder(config, seed=seed)
+    model = build_reid_encoder(config, seed=seed, learns=learns)
     with warnings.catch_warnings():
         # A picture has one voxel along D, where an affine grid has nothing to choose.
         warnings.filterwarnings("ignore", message=".*affine_grid.*", category=UserWarning)

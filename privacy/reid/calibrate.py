@@ -8,9 +8,10 @@ runs over the same number of patients.
 
 The members are joined by OR on one scale: each score, through Fisher's z, is counted in spreads of
 its own null, and the largest of all decides. Patients of the null are measured with mean and spread
-of the others alone, so that a newcomer, who has no part in them either, is as likely to exceed the
-threshold as any of them: a split-conformal rule whose rate is at most the nominal one, whatever the
-distributions are, for exchangeable patients.
+of the others alone, since a newcomer has no part in them either. The threshold is an order
+statistic of these largest scores, one place higher than among independent ones: two patients who
+are nearest to each other are both high, and a newcomer would have lifted one more
+(``core.metrics.conformal``).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from vitrael.core.interfaces import Embedder
 from vitrael.core.metrics.conformal import frozen_threshold, least_null
 from vitrael.core.records import PatientImages
 from vitrael.privacy.leakage import SMALLEST_COUNT
-from vitrael.privacy.reid.gallery import Gallery, embed, extend_gallery, with_round_trips
+from vitrael.privacy.reid.gallery import Gallery, extend_gallery, with_round_trips
+from vitrael.privacy.reid.lens import embed
 from vitrael.privacy.reid.roles import RoundTrip
 from vitrael.privacy.reid.search import Matches, match
 
@@ -37,6 +39,8 @@ _LARGEST_R: Final = 1 - 1e-6
 _LEAST_SPREAD: Final = 1e-3
 _FEWEST: Final = 3
 """Patients of a null without whom a spread of the others is none."""
+LIFTED: Final = 1
+"""Of a null of left-out patients: the one who is nearest to a newcomer."""
 
 
 class Scale(Section):
@@ -136,7 +140,7 @@ def freeze(
 ) -> OperatingPoint | None:
     """Return the operating point, or None when the null is too small for the rate.
 
-    5 % takes 19 patients, 1 % takes 99. Raises DataError when a score is not finite.
+    5 % takes 39 patients, 1 % takes 199. Raises DataError when a score is not finite.
     """
     if null is None:
         return None
@@ -147,7 +151,7 @@ def freeze(
     best_B3, region_BR = fisher_z(null.best_B3), fisher_z(null.region_BR)
     largest_B1 = _among_others(region_BR).max(1, keepdims=True)
     joined_B = np.concatenate([_among_others(best_B3), _among_others(largest_B1)], axis=1).max(1)
-    threshold = frozen_threshold(joined_B, rate=false_match_rate)
+    threshold = frozen_threshold(joined_B, false_match_rate, lifted=LIFTED)
     if threshold is None:
         return None
     return OperatingPoint(
@@ -164,7 +168,7 @@ def freeze(
 
 def least_null_patients(false_match_rate: float) -> int:
     """Return how many patients the null needs before the rate can be held."""
-    return least_null(false_match_rate)
+    return least_null(false_match_rate, lifted=LIFTED)
 
 
 def fisher_z(score: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ Axes: B candidates, N scans, M images of either kind, S planes along an axis, K 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -89,16 +90,16 @@ def best_planes(
         match = candidates.code_MSK[part].flatten(0, 1) @ known.T
         best = match.reshape(len(norm), planes, scans, planes).amax(3)
         if allowed_BN is not None:
-            best = best.masked_fill(~allowed_BN[part][:, None], -1.0)
-        found = best.amax(2) / norm.clamp_min(1e-9)
+            best = best.masked_fill(~allowed_BN[part][:, None], -torch.inf)
+        found = (best.amax(2) / norm.clamp_min(1e-9)).clamp_min(-1.0)
         rows.append(_averages(torch.where(norm > 0, found, -1.0), (norm > 0).sum(1)))
     return torch.cat(rows)
 
 
-def join_planes(first: Planes, second: Planes) -> Planes:
-    """Return the images of both, one behind the other."""
+def join_planes(parts: Sequence[Planes]) -> Planes:
+    """Return all images, in order."""
     return Planes(
-        torch.cat([first.code_MSK, second.code_MSK]), torch.cat([first.norm_MS, second.norm_MS])
+        torch.cat([part.code_MSK for part in parts]), torch.cat([part.norm_MS for part in parts])
     )
 
 

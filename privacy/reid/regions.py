@@ -11,7 +11,7 @@ Axes: B candidates, N scans, M images of either kind, C cells, R regions, K comp
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -99,10 +99,11 @@ def best_regions(
     return torch.cat(rows)
 
 
-def join_parceled(first: Parceled, second: Parceled) -> Parceled:
-    """Return the images of both, one behind the other."""
+def join_parceled(parts: Sequence[Parceled]) -> Parceled:
+    """Return all images, in order."""
     return Parceled(
-        torch.cat([first.code_CMK, second.code_CMK], 1), torch.cat([first.norm_MR, second.norm_MR])
+        torch.cat([part.code_CMK for part in parts], 1),
+        torch.cat([part.norm_MR for part in parts]),
     )
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitrael.privacy.reid.calibrate import OperatingPoint
-from vitrael.privacy.reid.gallery import Gallery, Work
+from vitrael.privacy.reid.gallery import Gallery
+from vitrael.privacy.reid.lens import Work
 from vitrael.privacy.reid.search import match
 
 

@@ -6,19 +6,17 @@ Axes: B candidates, N scans of the gallery, R regions, P pairs.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
 
-from vitrael.privacy.reid.gallery import ENCODERS, Gallery, Work, look
+from vitrael.privacy.reid.gallery import Gallery
+from vitrael.privacy.reid.lens import ENCODERS, Parts, Work, see_identity, see_parts, view
 from vitrael.privacy.reid.pairs import registered_pairs
-from vitrael.privacy.reid.planes import SHARES, best_planes, describe_planes
-from vitrael.privacy.reid.regions import best_regions, parcel
-from vitrael.privacy.reid.similarity import mirror, own_detail, own_form
-from vitrael.privacy.reid.template import volumes_of
+from vitrael.privacy.reid.planes import best_planes
+from vitrael.privacy.reid.regions import best_regions
 
 TOP: Final = 3
 """Scans that a candidate is registered to, of each member that finds the nearest."""
@@ -65,64 +63,50 @@ def match(
     work: Work | None = None,
 ) -> Matches:
     """Return how near candidates come to the allowed scans; each is judged for itself."""
-    rows = [
-        _match_chunk(
-            image_BCDHW[at : at + _CHUNK],
-            gallery,
-            None if allowed_BN is None else torch.from_numpy(allowed_BN[at : at + _CHUNK]),
-            work or Work(),
-        )
-        for at in range(0, len(image_BCDHW), _CHUNK)
-    ]
-    if not rows:
-        regions = sum(parcels.regions for parcels in gallery.parcels)
-        regions += len(SHARES) * len(gallery.bases)
-        return Matches(np.empty((0, 3), np.float32), np.empty((0, regions), np.float32))
-    whole = rows[0]
-    for row in rows[1:]:
-        whole = row.behind(whole)
+    work = work or Work()
+    whole = Matches(np.empty((0, 3), np.float32), np.empty((0, gallery.lens.scores), np.float32))
+    for at in range(0, len(image_BCDHW), _CHUNK):
+        allowed = None if allowed_BN is None else torch.from_numpy(allowed_BN[at : at + _CHUNK])
+        found = _match_chunk(image_BCDHW[at : at + _CHUNK], gallery, allowed, work)
+        whole = found.behind(whole)
     return whole
 
 
+@torch.no_grad()
 def _match_chunk(
     image_BCDHW: np.ndarray, gallery: Gallery, allowed_BN: torch.Tensor | None, work: Work
 ) -> Matches:
-    template = gallery.template
-    seen = look(image_BCDHW, gallery.encoders, template, device=gallery.device, work=work)
-    flipped = mirror(seen.laid_BCDHW, template)
-    forms = (seen.form_BV, own_form(flipped, template))
+    lens = gallery.lens
     now = time.perf_counter()
+    views = view(image_BCDHW, lens.template)
+    mirrored = views.mirrored(lens.template)
+    now = work.spend("laid", now)
+    sides = [see_parts(one, lens) for one in (views, mirrored)]
+    now = work.spend("regions", now)
     shortlist, best = [], []
     for name in ENCODERS:
-        cosine = seen.embedding_BE[name] @ gallery.seen.embedding_BE[name].T
-        cosine = _only(cosine, allowed_BN)
+        identity = see_identity(views.laid_BCDHW, lens, name)
+        cosine = _only(identity @ gallery.embedding_NE[name].T, allowed_BN)
         best.append(cosine.amax(1))
         shortlist.append(_nearest(cosine))
         now = work.spend(name, now)
-    sides = torch.stack([form @ gallery.seen.form_BV.T for form in forms])
-    nearer, side = sides.max(0)
-    nearer = _only(nearer, allowed_BN)
-    shortlist.append(_nearest(nearer))
+    nearer, side = torch.stack([one.form_BV @ gallery.parts.form_BV.T for one in sides]).max(0)
+    shortlist.append(_nearest(_only(nearer.cpu(), allowed_BN)))
     scan_BP = torch.cat(shortlist, 1)
-    views = torch.stack([torch.from_numpy(v[:, 0]) for v in (seen.laid_BCDHW, flipped)])
-    best.append(_registered(views, scan_BP, side, gallery, allowed_BN))
+    laid = torch.from_numpy(np.stack([views.laid_BCDHW[:, 0], mirrored.laid_BCDHW[:, 0]]))
+    best.append(_registered(laid, scan_BP, side.cpu(), gallery, allowed_BN))
     work.pairs += scan_BP.numel()
     now = work.spend("registered", now)
-    upright = (seen.upright_BCDHW, mirror(seen.upright_BCDHW, template))
-    given = (image_BCDHW, mirror(image_BCDHW, template))
-    region = torch.cat(
-        [
-            _regions((forms, [own_detail(way, template) for way in upright]), gallery, allowed_BN),
-            *_planes(given, gallery, allowed_BN),
-        ],
-        dim=1,
-    )
+    device = lens.template.device
+    where = None if allowed_BN is None else allowed_BN.to(device)
+    regions = [_regions(one, gallery, where) for one in sides]
+    region = torch.maximum(regions[0], regions[1])
     work.spend("regions", now)
-    return Matches(torch.stack(best, 1).cpu().numpy(), region.cpu().numpy())
+    return Matches(torch.stack(best, 1).numpy(), region.cpu().numpy())
 
 
 def _registered(
-    views_2BDHW: torch.Tensor,
+    laid_2BDHW: torch.Tensor,
     scan_BP: torch.Tensor,
     side_BN: torch.Tensor,
     gallery: Gallery,
@@ -135,14 +119,14 @@ def _registered(
     row_BP = torch.arange(len(scan_BP))[:, None].expand_as(scan_BP)
     side = side_BN.gather(1, scan_BP).reshape(-1)
     rows, scans = row_BP.reshape(-1), scan_BP.reshape(-1)
-    fixed = torch.from_numpy(gallery.seen.laid_BCDHW[:, 0])
-    device = gallery.template.device
+    fixed = torch.from_numpy(gallery.laid_NCDHW[:, 0])
+    template = gallery.lens.template
     found = torch.cat(
         [
             registered_pairs(
-                views_2BDHW[side[part], rows[part]].to(device),
-                fixed[scans[part]].to(device),
-                gallery.template,
+                laid_2BDHW[side[part], rows[part]].to(template.device),
+                fixed[scans[part]].to(template.device),
+                template,
             )
             for part in torch.arange(len(rows)).split(_CHUNK)
         ]
@@ -153,39 +137,18 @@ def _registered(
     return similarity_BP.amax(1)
 
 
-def _regions(
-    forms: Sequence[Sequence[torch.Tensor]], gallery: Gallery, allowed_BN: torch.Tensor | None
-) -> torch.Tensor:
-    """Return ``[B, R]``: of laid and of upright images, each with its mirror image."""
-    ways = zip(forms, gallery.parceled, gallery.parcels, strict=True)
-    return torch.cat(
-        [
-            torch.stack(
-                [
-                    best_regions(parcel(form, parcels), scans, parcels, allowed_BN=allowed_BN)
-                    for form in way
-                ]
-            ).amax(0)
-            for way, scans, parcels in ways
-        ],
-        dim=1,
-    )
-
-
-def _planes(
-    given: Sequence[np.ndarray], gallery: Gallery, allowed_BN: torch.Tensor | None
-) -> list[torch.Tensor]:
-    """Return ``[B, 4]`` for each axis, of images and their mirror images the better."""
-    volumes = [volumes_of(way) for way in given]
-    return [
-        torch.stack(
-            [
-                best_planes(describe_planes(volume, basis), scans, allowed_BN=allowed_BN)
-                for volume in volumes
-            ]
-        ).amax(0)
-        for basis, scans in zip(gallery.bases, gallery.planes, strict=True)
+def _regions(seen: Parts, gallery: Gallery, allowed_BN: torch.Tensor | None) -> torch.Tensor:
+    """Return ``[B, R]``: of laid and of upright images over regions, and of planes."""
+    known, lens = gallery.parts, gallery.lens
+    over = [
+        best_regions(mine, theirs, parcels, allowed_BN=allowed_BN)
+        for mine, theirs, parcels in zip(seen.parceled, known.parceled, lens.parcels, strict=True)
     ]
+    along = [
+        best_planes(mine, theirs, allowed_BN=allowed_BN)
+        for mine, theirs in zip(seen.planes, known.planes, strict=True)
+    ]
+    return torch.cat([*over, *along], dim=1)
 
 
 def _nearest(similarity_BN: torch.Tensor) -> torch.Tensor:

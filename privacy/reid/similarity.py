@@ -1,4 +1,4 @@
-"""Registered similarity: how much of one brain's own form another shares, whatever its pose.
+"""Own forms: what an image is beyond what all have in common, whatever its pose.
 
 Every image is laid onto one template (``reid.template``); then what all brains have in common (the
 template itself, at whatever gain) is taken away, and the rest, an image's *own form*, is compared
@@ -6,13 +6,11 @@ by normalized cross-correlation inside the template's mask. Strangers correlate 
 near 1. Registration and plain image similarity link brain scans of one person almost without error
 (Sharma et al. 2026, arXiv 2602.10043), so an intruder needs no more.
 
-Axes: B candidates, N scans of the gallery, D H W, V voxels within the mask.
+Axes: B images, D H W, V voxels within the mask.
 """
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -22,7 +20,6 @@ from torch.nn import functional
 from vitrael.privacy.reid.template import (
     LAID_SMOOTH_VOX,
     Template,
-    lay_onto,
     smoothed,
     volumes_of,
 )
@@ -36,43 +33,6 @@ _DETAIL_VOX: Final = 2.0
 """What is smoother than this is no detail."""
 _DARK: Final = 1e-3
 """Least spread, of the intensity range: a blank image has no form of its own."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Reference:
-    """Gallery scans that were laid onto the template, ready to be compared with."""
-
-    template: Template
-    unit_NV: torch.Tensor
-    """Each scan's own form: without the common part, centred, unit length."""
-
-
-def build_reference(image_BCDHW: np.ndarray, template: Template) -> Reference:
-    """Return the own forms of gallery scans."""
-    return Reference(template, own_form(lay_onto(image_BCDHW, template), template))
-
-
-def add_scans(reference: Reference, image_BCDHW: np.ndarray) -> Reference:
-    """Return the reference with more scans behind those that are there."""
-    more = build_reference(image_BCDHW, reference.template)
-    return Reference(reference.template, torch.cat([reference.unit_NV, more.unit_NV]))
-
-
-@torch.no_grad()
-def registered_similarity(
-    image_BCDHW: np.ndarray, reference: Reference, *, reach_vox: int = 2, chunk: int = 256
-) -> np.ndarray:
-    """Return ``[B, N]`` in [-1, 1]: the best match of each candidate with each gallery scan.
-
-    The maximum runs over both mirror images and all translations up to ``reach_vox`` along each
-    axis: exact, without an index. The result for one candidate does not depend on the others.
-    """
-    rows = [
-        _similarity_of(image_BCDHW[at : at + chunk], reference, reach_vox=reach_vox)
-        for at in range(0, len(image_BCDHW), chunk)
-    ]
-    width = len(reference.unit_NV)
-    return np.concatenate(rows) if rows else np.empty((0, width), dtype=np.float32)
 
 
 @torch.no_grad()
@@ -118,17 +78,3 @@ def own_detail(upright_BCDHW: np.ndarray, template: Template) -> torch.Tensor:
 def mirror(laid_BCDHW: np.ndarray, template: Template) -> np.ndarray:
     """Return the left-right mirror images of laid images; the template is its own."""
     return np.ascontiguousarray(np.flip(laid_BCDHW, axis=1 + template.mirror))
-
-
-def _similarity_of(image_BCDHW: np.ndarray, reference: Reference, *, reach_vox: int) -> np.ndarray:
-    template = reference.template
-    laid = lay_onto(image_BCDHW, template)
-    best = torch.full((len(laid), len(reference.unit_NV)), -1.0, device=template.device)
-    reach = [reach_vox if size > 1 else 0 for size in laid.shape[2:]]
-    for view in (laid, mirror(laid, template)):
-        aligned = volumes_of(view).to(template.device)
-        for shift in itertools.product(*(range(-most, most + 1) for most in reach)):
-            moved = torch.roll(aligned, shift, dims=(1, 2, 3))
-            match = own_form(moved[:, None], template) @ reference.unit_NV.T
-            best = torch.maximum(best, match)
-    return best.cpu().numpy()

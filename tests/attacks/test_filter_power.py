@@ -70,7 +70,7 @@ def test_gallery_that_was_cut_short_loses_power(hospital: Hospital, screener: Sc
         strangers=hospital.strangers,
         fresh=hospital.fresh,
     )
-    blind = short.screener(screener.gallery.encoders)
+    blind = short.screener(screener.gallery.lens.encoders)
     table = {"noise_2": VOLUME_PLANTS["noise_2"]}
     sources = hospital.sources(_PLANTS, seed=1)
     (whole,) = catch(screener, table, sources, Means(), seed=2)

@@ -29,14 +29,8 @@ from vitrael.privacy.audit.plants import (
 )
 from vitrael.privacy.audit.power import Tally
 from vitrael.privacy.reid.calibrate import first_visits, freeze, null_matches
-from vitrael.privacy.reid.gallery import (
-    MEMBERS,
-    Encoders,
-    Gallery,
-    Work,
-    build_gallery,
-    with_round_trips,
-)
+from vitrael.privacy.reid.gallery import build_gallery, with_round_trips
+from vitrael.privacy.reid.lens import MEMBERS, Encoders, Work, fit_lens
 from vitrael.privacy.reid.roles import RoundTrip
 from vitrael.privacy.reid.screen import Screener
 from vitrael.privacy.reid.template import Template, fit_template, lay_onto
@@ -102,8 +96,7 @@ class Hospital:
 
     @cached_property
     def template(self) -> Template:
-        parts = (self.training, self.learning, self.calibration)
-        return fit_template(np.concatenate([p.image_BCDHW[first_visits(p)] for p in parts]))
+        return fit_template(self.learning.image_BCDHW[first_visits(self.learning)])
 
     def encoders(self, length_images: int, *, seed: int) -> Encoders:
         """Return both encoders, trained on split F."""
@@ -140,12 +133,8 @@ class Hospital:
 
     def screener(self, encoders: Encoders, *, round_trip: RoundTrip | None = None) -> Screener:
         """Return the filter with its operating point, frozen before any plant is made."""
-        gallery = build_gallery(
-            with_round_trips(self.training, round_trip), encoders, self.template
-        )
-        return self.frozen(gallery, round_trip=round_trip)
-
-    def frozen(self, gallery: Gallery, *, round_trip: RoundTrip | None = None) -> Screener:
+        lens = fit_lens(with_round_trips(self.learning, round_trip), encoders, self.template)
+        gallery = build_gallery(with_round_trips(self.training, round_trip), lens)
         point = freeze(
             null_matches(self.training, self.calibration, gallery, round_trip=round_trip),
             false_match_rate=RATE,

@@ -34,7 +34,7 @@ from vitrael.privacy.leakage import SMALLEST_COUNT
 
 __all__ = ["LEAST_TO_CALIBRATE", "Entry", "Finding", "check_cohort"]
 
-LEAST_TO_CALIBRATE: Final = 19
+LEAST_TO_CALIBRATE: Final = 39
 """Patients of the splits T and C that a filter with a false match rate of 5 % takes."""
 
 _ORDER: Final[tuple[Severity, ...]] = ("problem", "warning", "note")

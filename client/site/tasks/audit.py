@@ -40,12 +40,8 @@ from vitrael.privacy.evidence import PLANT_CLASSES
 from vitrael.privacy.leakage import SMALLEST_COUNT, split_plants
 from vitrael.privacy.reid.calibrate import first_visits
 from vitrael.privacy.reid.gallery import with_round_trips
+from vitrael.privacy.reid.reference import build_reference, registered_similarity
 from vitrael.privacy.reid.roles import RoundTrip
-from vitrael.privacy.reid.similarity import (
-    add_scans,
-    build_reference,
-    registered_similarity,
-)
 from vitrael.privacy.reid.template import fit_template
 
 _REFERENCE = (Split.FILTER, Split.CALIBRATION, Split.UTILITY)
@@ -164,10 +160,12 @@ class SiteAudit:
         point = strict_point(null)
         if point is None:
             return None
-        similarity = registered_similarity(self.released, add_scans(gallery, held_out))
-        scans = len(training)
+        matched, control = (
+            registered_similarity(self.released, one)
+            for one in (gallery, build_reference(held_out, template))
+        )
         planted = registered_similarity(self._disguised_copies(), gallery)
-        return count_copies(similarity[:, :scans], similarity[:, scans:], planted, point)
+        return count_copies(matched, control, planted, point)
 
     def measure_closeness(self) -> Closeness | None:
         """Return the share of samples nearer to training patients."""

@@ -45,6 +45,7 @@ from vitrael.privacy.reid.calibrate import (
     verify_encoder,
 )
 from vitrael.privacy.reid.gallery import build_gallery, with_round_trips
+from vitrael.privacy.reid.lens import fit_lens
 from vitrael.privacy.reid.template import Template, lay_onto
 
 LEAST_TO_LEARN: Final = 2
@@ -78,13 +79,13 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
         return TaskResult(body=body)
     codec = inputs.get("codec")
     round_trip = study_round_trip(context, codec)
-    template = site_template(context, device=device)
-    laid = _lay(with_round_trips(learning, round_trip), template)
+    template = site_template(learning, device=device)
+    forms = with_round_trips(learning, round_trip)
+    laid = _lay(forms, template)
     encoders = {learns: _train(task, learns, laid, context, compute) for learns in LEARNS}
     verification = verify_encoder(_lay(calibration, template), encoders["visits"], device=device)
-    gallery = build_gallery(
-        with_round_trips(training, round_trip), join_encoders(encoders), template, device=device
-    )
+    lens = fit_lens(forms, join_encoders(encoders), template, device=device)
+    gallery = build_gallery(with_round_trips(training, round_trip), lens)
     null = null_matches(training, calibration, gallery, round_trip=round_trip)
     point = freeze(
         null,

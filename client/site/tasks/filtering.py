@@ -19,6 +19,7 @@ from vitrael.client.site.tasks.networks import load_codec, reconstruct_images, s
 from vitrael.core.data.splits import Split
 from vitrael.core.digest import write_atomically
 from vitrael.core.models.reid import Learns, ReidEncoder, build_reid_encoder
+from vitrael.core.records import PatientImages
 from vitrael.core.weights import (
     Tensors,
     load_weights,
@@ -27,14 +28,14 @@ from vitrael.core.weights import (
     unpack_tensors,
 )
 from vitrael.privacy.reid.calibrate import OperatingPoint, first_visits
-from vitrael.privacy.reid.gallery import Encoders, Gallery, build_gallery, with_round_trips
+from vitrael.privacy.reid.gallery import Gallery, build_gallery, with_round_trips
+from vitrael.privacy.reid.lens import Encoders, fit_lens
 from vitrael.privacy.reid.roles import RoundTrip
 from vitrael.privacy.reid.screen import Screener
 from vitrael.privacy.reid.template import Template, fit_template
 
 LEARNS: Final[tuple[Learns, ...]] = ("visits", "copies")
 _WARM = "reid.screener"
-_TEMPLATE = (Split.TRAINING, Split.FILTER, Split.CALIBRATION)
 
 
 def new_salt() -> str:
@@ -83,11 +84,9 @@ def study_round_trip(context: SiteContext, codec: Tensors | None) -> RoundTrip |
     return round_trip
 
 
-def site_template(context: SiteContext, *, device: str) -> Template:
-    """Return the template of the first scans of T, F and C: A and U are for later."""
-    parts = [context.cohort.images(split) for split in _TEMPLATE]
-    scans = np.concatenate([part.image_BCDHW[first_visits(part)] for part in parts])
-    return fit_template(scans, device=device)
+def site_template(learning: PatientImages, *, device: str) -> Template:
+    """Return the template of the first scans of F: whom it is used on has not helped to make it."""
+    return fit_template(learning.image_BCDHW[first_visits(learning)], device=device)
 
 
 def load_screener(context: SiteContext) -> Screener | None:
@@ -110,9 +109,15 @@ def load_screener(context: SiteContext) -> Screener | None:
     training = context.cohort.images(Split.TRAINING)
     codec_path = _folder(context) / "codec.safetensors"
     codec = unpack_tensors(codec_path.read_bytes()) if codec_path.is_file() else None
-    forms = with_round_trips(training, study_round_trip(context, codec))
-    template = site_template(context, device=compute.device)
-    gallery = build_gallery(forms, join_encoders(encoders), template, device=compute.device)
+    round_trip = study_round_trip(context, codec)
+    learning = context.cohort.images(Split.FILTER)
+    lens = fit_lens(
+        with_round_trips(learning, round_trip),
+        join_encoders(encoders),
+        site_template(learning, device=compute.device),
+        device=compute.device,
+    )
+    gallery = build_gallery(with_round_trips(training, round_trip), lens)
     screener = Screener(gallery, point)
     context.warm[_WARM] = screener
     return screener

@@ -138,3 +138,22 @@ def test_what_is_no_rate_is_refused(rate: float) -> None:
         least_null(rate)
     with pytest.raises(DataError):
         smallest_p(-1)
+
+
+@pytest.mark.parametrize(("patients", "rate"), [(39, 0.05), (30, 0.1), (50, 0.1)])
+def test_left_out_patients_who_are_alike_in_pairs_keep_the_rate(patients: int, rate: float) -> None:
+    rng = stream(8, "mutual", patients)
+    kept, naive = [], []
+    for _ in range(3000):
+        mutual = rng.normal(size=(patients + 1, patients + 1))
+        mutual = np.triu(mutual, 1) + np.triu(mutual, 1).T
+        np.fill_diagonal(mutual, -np.inf)
+        null, newcomer = mutual[:-1, :-1].max(1), mutual[-1, :-1].max()
+        for lifted, found in ((1, kept), (0, naive)):
+            threshold = frozen_threshold(null, rate, lifted=lifted)
+            assert threshold is not None
+            found.append(newcomer > threshold)
+    error = 3 * np.sqrt(rate * (1 - rate) / 3000)
+    assert np.mean(kept) <= rate + error
+    if patients == 30:
+        assert np.mean(naive) > rate + error  # as if the scores were independent

@@ -55,7 +55,7 @@ def test_parts_that_stand_aside_are_not_met(cross: CrossFilter) -> None:
     null = leave_out(cross, (0, 1), seed=1)
     assert null is not None
     assert len(null.best_B3) == 6
-    point, _ = calibrate(cross, rate=_RATE, seed=1, parts=(0, 1))
+    point, _ = calibrate(cross, rate=0.3, seed=1, parts=(0, 1))
     assert point is not None
     aside = cross.images.image_BCDHW[cross.part_N == 2]
     inside = cross.images.image_BCDHW[cross.part_N == 0]

@@ -16,12 +16,8 @@ from vitrael.privacy.reid.calibrate import (
     null_matches,
     verify_encoder,
 )
-from vitrael.privacy.reid.gallery import (
-    Encoders,
-    Gallery,
-    build_gallery,
-    with_round_trips,
-)
+from vitrael.privacy.reid.gallery import Gallery, build_gallery, with_round_trips
+from vitrael.privacy.reid.lens import Encoders, fit_lens
 from vitrael.privacy.reid.screen import Screener
 from vitrael.privacy.reid.search import Matches
 from vitrael.privacy.reid.template import fit_template
@@ -53,8 +49,9 @@ def _patients(count: int, *, seed: int, visits: int = 1) -> PatientImages:
 
 
 def _gallery(images: PatientImages) -> Gallery:
-    template = fit_template(_patients(12, seed=99).image_BCDHW)
-    return build_gallery(images, Encoders(FlatEmbedder(), FlatEmbedder()), template)
+    others = _patients(12, seed=99)
+    encoders = Encoders(FlatEmbedder(), FlatEmbedder())
+    return build_gallery(images, fit_lens(others, encoders, fit_template(others.image_BCDHW)))
 
 
 def _matches(rng: np.random.Generator, patients: int, *, regions: int = 40) -> Matches:
@@ -68,7 +65,7 @@ def _freeze(null: Matches | None, rate: float = 0.05) -> OperatingPoint | None:
     return freeze(null, false_match_rate=rate, gallery_patients=50, salt=_SALT)
 
 
-@pytest.mark.parametrize(("rate", "least"), [(0.05, 19), (0.01, 99), (0.10, 9)])
+@pytest.mark.parametrize(("rate", "least"), [(0.05, 39), (0.01, 199), (0.10, 19)])
 def test_too_few_patients_give_no_operating_point(rate: float, least: int) -> None:
     rng = stream(1, "null")
     assert least_null_patients(rate) == least
@@ -76,7 +73,7 @@ def test_too_few_patients_give_no_operating_point(rate: float, least: int) -> No
     assert _freeze(_matches(rng, least - 1), rate) is None
 
 
-@pytest.mark.parametrize("patients", [24, 39, 96])
+@pytest.mark.parametrize("patients", [39, 59, 99])
 def test_or_of_all_members_keeps_the_nominal_rate(patients: int) -> None:
     rng = stream(2, "null", patients)
     rates, naive = [], []
@@ -89,8 +86,8 @@ def test_or_of_all_members_keeps_the_nominal_rate(patients: int) -> None:
         inside = point.members(null).max(1)  # with a part in mean and spread, unlike newcomers
         cut = np.sort(inside)[int(np.ceil(0.95 * (patients + 1))) - 1]
         naive.append((point.members(fresh).max(1) > cut).mean())
-    assert 0.02 < np.mean(rates) < 0.056
-    assert patients > 40 or np.mean(naive) > 0.07
+    assert 0.01 < np.mean(rates) < 0.052
+    assert patients > 40 or np.mean(naive) > 0.06
 
 
 def test_thresholds_at_the_full_rate_each_would_exceed_it() -> None:

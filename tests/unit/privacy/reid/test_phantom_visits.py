@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vitrael.core.data.phantoms.cohorts import draw_scan
-from vitrael.privacy.reid.similarity import build_reference, registered_similarity
+from vitrael.privacy.reid.reference import build_reference, registered_similarity
 from vitrael.privacy.reid.template import fit_template
 
 PEOPLE = 60
@@ -25,7 +25,7 @@ def similarity() -> np.ndarray:
     """Return how alike each person's second visit is to everybody's first."""
     first = visit(0)
     reference = build_reference(first, fit_template(first))
-    return registered_similarity(visit(1), reference, reach_vox=0)
+    return registered_similarity(visit(1), reference)
 
 
 def test_visits_of_one_person_are_closer_than_any_two_people(similarity: np.ndarray) -> None:

@@ -95,7 +95,7 @@ def test_too_few_to_calibrate_a_filter_are_a_warning(heads: list[Entry]) -> None
 
 
 def test_splits_of_a_study_are_counted(heads: list[Entry]) -> None:
-    findings = check_cohort(heads[:24], splits=SPLITS, key=KEY)
+    findings = check_cohort(heads, splits=SPLITS, key=KEY)
     assert [(f.check, f.severity) for f in findings] == [("few-patients", "warning")]
     few = check_cohort(heads[:11], splits=SPLITS, key=KEY)
     assert few[0].check == "empty-splits"

@@ -75,7 +75,7 @@ def test_filter_outlives_all_that_may_be_cleared(
     filtering.save_filter(context, encoders, cast("Any", None), point, codec=None)
     for name in CLEARED:
         shutil.rmtree(home.path / name, ignore_errors=True)
-    for name in ("with_round_trips", "site_template", "build_gallery"):
+    for name in ("with_round_trips", "site_template", "fit_lens", "build_gallery"):
         monkeypatch.setattr(filtering, name, lambda *_, **__: None)
     again = context_of(home)
     assert again is not context
