@@ -32,7 +32,6 @@ _RIDGE: Final = 1e-4
 _BRAIN: Final = 0.05
 """Mean intensity, in [0, 1], above which a voxel of the template is looked at."""
 _LARGEST_STRETCH: Final = 2.0
-_COARSE_VOX: Final = 16
 _TURNS: Final = 2
 """Orientations beside the one that an image has that are registered as well."""
 _TURN_GAIN: Final = 0.01
@@ -118,10 +117,10 @@ def lay_onto(image_BCDHW: np.ndarray, template: Template) -> np.ndarray:
     """Return ``[B, 1, D, H, W]`` float32: each image upright, registered and smoothed, by itself.
 
     The orientation is the one whose registered form agrees best with the template, among that of
-    the image and the two that agree best at a coarse look; an image that agrees better as its own
-    negative is inverted. The left-right mirror image is not told apart: the template has two equal
-    halves. The result for one image does not depend on the others. Raises DataError for values
-    that are not finite.
+    the image and the two that agree best before registration; an image that agrees better as its
+    own negative is inverted. The left-right mirror image is not told apart: the template has two
+    equal halves. The result for one image does not depend on the others. Raises DataError for
+    values that are not finite.
     """
     return lay_both_ways(image_BCDHW, template)[0]
 
@@ -186,12 +185,15 @@ def slopes_of(smooth_DHW: torch.Tensor, grid_DHWA: torch.Tensor) -> torch.Tensor
 
 def _lay_chunk(image_BCDHW: np.ndarray, template: Template) -> tuple[np.ndarray, np.ndarray]:
     volume = volumes_of(image_BCDHW)
-    volume = _positive(volume, template)
     turns = list(_turns(tuple(volume.shape[1:])))
-    coarse = torch.stack([_agree_coarsely(_turn(volume, turn), template) for turn in turns[1:]], 1)
+    smooth = smoothed(volume, _SMOOTH_VOX)
+    agrees_TB = torch.stack([_agreement(_turn(smooth, turn), template) for turn in turns])
+    negative = -agrees_TB.amin(0) > agrees_TB.amax(0)
+    volume = torch.where(negative[:, None, None, None], _inverted(volume), volume)
+    turned_BT = torch.where(negative, -agrees_TB, agrees_TB)[1:].T
     upright, best = volume, register(volume[:, None].numpy(), template).cpu()
     agreement = _agreement(best, template) + _TURN_GAIN
-    for choice in coarse.topk(min(_TURNS, coarse.shape[1]), dim=1).indices.T:
+    for choice in turned_BT.topk(min(_TURNS, turned_BT.shape[1]), dim=1).indices.T:
         turned = torch.stack(
             [_turn(v[None], turns[1 + int(c)])[0] for v, c in zip(volume, choice, strict=True)]
         )
@@ -225,26 +227,13 @@ def _turn(volume_BDHW: torch.Tensor, turn: tuple[tuple[int, ...], tuple[int, ...
     return turned.flip([1 + axis for axis in reverse]).contiguous() if reverse else turned
 
 
-def _positive(volume_BDHW: torch.Tensor, template: Template) -> torch.Tensor:
-    """Return images whose bright parts are those of the template in some orientation."""
-    agree = torch.stack(
-        [_agree_coarsely(_turn(volume_BDHW, t), template) for t in _turns(volume_BDHW.shape[1:])]
-    )
-    negative = -agree.amin(0) > agree.amax(0)
+def _inverted(volume_BDHW: torch.Tensor) -> torch.Tensor:
     low, high = volume_BDHW.flatten(1).aminmax(dim=1)
-    inverted = (low + high)[:, None, None, None] - volume_BDHW
-    return torch.where(negative[:, None, None, None], inverted, volume_BDHW)
-
-
-def _agree_coarsely(volume_BDHW: torch.Tensor, template: Template) -> torch.Tensor:
-    deep, high, wide = (min(_COARSE_VOX, axis) for axis in volume_BDHW.shape[1:])
-    size = (deep, high, wide)
-    both = (volume_BDHW, template.smooth_DHW[None].cpu())
-    image, mean = (functional.adaptive_avg_pool3d(v[:, None], size).flatten(1) for v in both)
-    return (_unit(image) * _unit(mean)).sum(1)
+    return (low + high)[:, None, None, None] - volume_BDHW
 
 
 def _agreement(laid_BDHW: torch.Tensor, template: Template) -> torch.Tensor:
+    """Return ``[B]``: the correlation with the template within its mask."""
     mask = template.mask_DHW.cpu()
     return _unit(laid_BDHW[:, mask]) @ template.common_V.cpu()
 
