@@ -20,6 +20,8 @@ from vitrael.privacy.audit_folder.pair import read_pair
 from vitrael.privacy.audit_folder.prepare import Grid
 from vitrael.privacy.audit_folder.report import document_of
 
+pytestmark = pytest.mark.federation  # whole audits, as long as studies
+
 ORDER = Order(
     rate=0.09,  # as small as 24 patients allow
     budget=Budget(length_images=64, channels=(8, 16)),
