@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from pydantic import ValidationError
 
 from vitrael.client.site.tasks import SiteContext
 from vitrael.client.site.tasks.networks import load_codec, reconstruct_images, site_compute
 from vitrael.core.data.splits import Split
 from vitrael.core.digest import write_atomically
+from vitrael.core.errors import DataError
 from vitrael.core.models.reid import Learns, ReidEncoder, build_reid_encoder
 from vitrael.core.records import PatientImages
 from vitrael.core.weights import (
@@ -98,7 +100,14 @@ def load_screener(context: SiteContext) -> Screener | None:
     if not path.is_file():
         return None
     compute = site_compute(context)
-    point = OperatingPoint.model_validate_json(path.read_bytes())
+    try:
+        point = OperatingPoint.model_validate_json(path.read_bytes())
+    except ValidationError:
+        raise DataError(  # without the values, which are private
+            "the operating point of the filter cannot be used",
+            why="another version of the software froze it, or the file was damaged",
+            fix="start a fresh study, or restore the records of this site",
+        ) from None
     protocol = context.study.synthesis
     encoders: dict[Learns, ReidEncoder] = {}
     for learns in LEARNS:

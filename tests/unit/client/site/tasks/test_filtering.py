@@ -18,6 +18,7 @@ from vitrael.client.site.tasks.sign_release import AUDITED
 from vitrael.core.data.nifti import encode_nifti
 from vitrael.core.data.scan import Scan
 from vitrael.core.digest import digest_bytes
+from vitrael.core.errors import DataError
 from vitrael.core.geometry import centered_affine
 from vitrael.core.models.reid import build_reid_encoder
 from vitrael.privacy.reid.calibrate import OperatingPoint, Scale
@@ -84,6 +85,18 @@ def test_filter_outlives_all_that_may_be_cleared(
     assert screener.point.commitment == point.commitment
     shutil.rmtree(home.settings.records)
     assert filtering.load_screener(context_of(home)) is None  # this is where it lay
+
+
+def test_operating_point_of_another_version_is_refused_without_its_values(home: Home) -> None:
+    home.consent()
+    context = context_of(home)
+    path = context.records / "reid" / "operating_point.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"embedding": 0.87654, "similarity": 0.9}', encoding="utf-8")
+    with pytest.raises(DataError, match="fresh study") as caught:
+        filtering.load_screener(context)
+    assert "87654" not in caught.value.sentence()
+    assert caught.value.__cause__ is None
 
 
 def test_digests_of_the_audited_images_outlive_all_that_may_be_cleared(home: Home) -> None:
