@@ -176,13 +176,17 @@ class BrainLDMConfig(Section):
 
 
 class ReidEncoderConfig(Section):
-    """The networks that recognize a patient and a copy; both trained at each site on F."""
+    """The networks that recognize a patient and a copy: one averaged over the sites, one their own.
+
+    Both learn from F. ``training.rounds`` are of the one that recognizes a patient; the other is
+    trained at each site at once.
+    """
 
     kind: Literal["reid_encoder"]
     channels: tuple[Positive, ...] = Field(default=(16, 32, 64), min_length=1)
     embedding: int = Field(default=64, ge=2)
     temperature: float = Field(default=0.1, gt=0)
-    training: LocalTrainingConfig
+    training: TrainingConfig
 
 
 class ViewRetrievalConfig(Section):

@@ -32,9 +32,11 @@ StageName = Literal[
     "canary",
     "codec",
     "latents",
+    "reid",
     "calibration",
     "teacher",
     "screening",
+    "rescreening",
     "audit",
     "signing",
     "expert",
@@ -51,15 +53,20 @@ STAGES: Final[Mapping[str, tuple[StageName, ...]]] = {
         *_FIRST,
         "codec",
         "latents",
+        "reid",
         "calibration",
         "teacher",
         "screening",
+        "rescreening",
         "audit",
         "signing",
     ),
     "experts": (*_FIRST, "expert", "outlooks", "averaged", "relay", "comparison"),
 }
 """Aim of a protocol -> what its study may ask of the sites."""
+
+IN_VOTES: Final[frozenset[StageName]] = frozenset({"screening", "rescreening"})
+"""Stages of as many rounds as it takes: a site holds them to a number of votes, not of rounds."""
 
 Parcel = Mapping[str, bytes]
 """``envelope`` holds the signed document, every other name a sealed safetensors attachment."""
@@ -220,7 +227,9 @@ class PrivacyTerms(Section):
     """Whether candidates are judged against this site's own scans."""
     false_match_rate: float | None = Field(gt=0, lt=1)
     """None where no candidate is made."""
-    votes: int = Field(ge=0, description="bits told of candidates; 0 without screening")
+    votes: int = Field(
+        ge=0, description="most bits told of candidates and samples; 0 without screening"
+    )
     features: bool | None = None
     """Whether numbers of each single picture are told; None in a study that asks for none."""
     epsilon: float | None = Field(default=None, gt=0)
@@ -258,6 +267,6 @@ class Consent(Message):
     purpose: str = Field(min_length=1)
     privacy: PrivacyTerms
     max_rounds: int = Field(ge=1)
-    """How many rounds of any one stage this site will answer."""
+    """How many rounds of any one stage this site will answer; screenings are held to votes."""
     given_utc: UtcField
     expires_utc: UtcField

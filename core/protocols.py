@@ -34,6 +34,9 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 ViewName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.+-]{0,63}$")]
 """A word for a view, as the table of a site may give it."""
 
+MOST_VOTES: Final = 4
+"""Votes that a site gives at most for each image that is wanted, over all that a study asks."""
+
 COVARIATES = ("age_years", "sex", "ventricle_ml", "brain_ml")
 """What the brain generator is asked for, in the order of its condition vector."""
 
@@ -162,10 +165,18 @@ StudyData = Data | ViewData
 
 
 class Distillation(Section):
-    """Generate, screen, retrain: how many candidates go down and how many samples come out."""
+    """Generate, screen, retrain: how many images are to be kept of the teacher and the student."""
 
-    candidates: int = Field(ge=8, description="teacher samples sent to the sites")
-    released: int = Field(ge=1, description="student samples in the synthetic set")
+    target: int = Field(ge=8, description="kept candidates from which the student learns")
+    released: int = Field(ge=1, description="kept student samples in the synthetic set")
+
+    @property
+    def most_votes(self) -> Mapping[str, int]:
+        """Return how many images each stage of screening shows to a site at most, over a study."""
+        return {
+            "screening": MOST_VOTES * self.target,
+            "rescreening": MOST_VOTES * self.released,
+        }
 
 
 class Screening(Section):
@@ -175,12 +186,28 @@ class Screening(Section):
     false_match_rate: float = Field(
         default=0.05, gt=0, lt=0.5, description="share of held-out patients that would be dropped"
     )
+    extra_rejections: float = Field(
+        default=0.03,
+        ge=0.01,
+        le=0.05,
+        description="share that each site drops by chance, so that a drop proves nothing; below "
+        "it a drop would prove a patient, above it is waste",
+    )
 
 
 class Audit(Section):
     """How much evidence is gathered on the student's samples."""
 
     plants_per_class: int = Field(default=60, ge=1, description="over all sites together")
+    suite: Literal["must", "all"] = Field(
+        default="all", description="classes of planted copies: all, or those that must be caught"
+    )
+    memorize_images: int = Field(
+        default=0,
+        ge=0,
+        description="at most, to over-train a model at each site for samples that it has by heart; "
+        "0: none are planted",
+    )
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
 
@@ -260,7 +287,11 @@ class SynthesisProtocol(ProtocolTerms):
     @property
     def trained(self) -> Mapping[str, TrainingConfig]:
         """What sites train, by stage."""
-        return {"codec": self.generator.codec.training, "teacher": self.generator.teacher.training}
+        return {
+            "codec": self.generator.codec.training,
+            "reid": self.reid.training,
+            "teacher": self.generator.teacher.training,
+        }
 
     def rounds(self, *, sites: int) -> dict[str, int]:  # noqa: ARG002 - as the other kind's
         """Return how many rounds each of these stages has."""

@@ -14,16 +14,37 @@ from pydantic import Field, model_validator
 
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, digest_json
+from vitrael.privacy.suite import VOLUME_SUITE
 
-PLANT_CLASSES: Final = ("exact", "noise", "flip", "affine", "blend", "autoencoder")
-"""Kinds of planted copies, each with its own certificate of the filter's power."""
+SUBGROUPS: Final = ("female", "male", "younger", "older")
+"""Of whose planted copies the filter's power is told apart."""
+NEGATIVE_KINDS: Final = ("matched", "template", "look_alike")
+"""Images that are no copies and hard to tell from them, which a study can make."""
 
 NAMES: Final[Mapping[str, str]] = {
     "participation.complete": "share of the sites in the model that judged what came of it",
-    "screening.done": "share of the candidates that every site judged against its own scans",
+    "screening.done": "share of candidates and samples that every site judged by its own scans",
     "filter.verification_auc": "how well the encoder tells a patient's other visit from strangers",
-    **{f"filter.power.{kind}": f"share of planted copies caught: {kind}" for kind in PLANT_CLASSES},
+    **{
+        f"filter.power.{name}": f"share of planted copies caught: {demand.says}"
+        for name, demand in VOLUME_SUITE.items()
+    },
+    "filter.worst_site_power": "copies that must be caught, at the site that catches the fewest",
+    **{
+        f"filter.subgroup_power.{name}": f"copies that must be caught, of {name} patients"
+        for name in SUBGROUPS
+    },
+    "filter.votes_changed": "images whose vote changes with the share of plants beside them",
+    "filter.plants_absent": "share of the sites that proved no plant to be in the release",
     "filter.false_positive_rate": "share of fresh patients' scans that the filter would drop",
+    **{
+        f"filter.negatives.{name}": f"share of what is no copy that the filter would drop: {says}"
+        for name, says in (
+            ("matched", "patients like those of the gallery"),
+            ("template", "means of many patients"),
+            ("look_alike", "patients whose pixels are nearest to one of the gallery"),
+        )
+    },
     "copies.excess_share": "released samples that copy a training scan, beyond the control",
     "copies.control_power": "disguised training scans that the same search finds",
     "copies.worst_site": "the same at the site that is nearest to being proven copied",

@@ -38,7 +38,12 @@ from pydantic import Field
 
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, digest_json
-from vitrael.privacy.evidence import PLANT_CLASSES, Evidence, Measurement
+from vitrael.privacy.evidence import NEGATIVE_KINDS, Evidence, Measurement
+from vitrael.privacy.leakage import SMALLEST_COUNT
+from vitrael.privacy.suite import LEAST_SOURCES, VOLUME_SUITE, Demand, must_classes
+
+_MEMORIZED: Final = "memorized"
+"""Not asked of a rehearsal: over-training a model takes longer than the rest of it."""
 
 Bound = Literal[
     "upper_at_most",
@@ -226,7 +231,7 @@ def _at_least(measurement: str, threshold: float, *, least_n: int = 1) -> Gate:
 
 
 def _not_beyond(
-    measurement: str, *, most: float, least: float | None = None, least_n: int = 1
+    measurement: str, *, most: float | None = None, least: float | None = None, least_n: int = 1
 ) -> tuple[Gate, ...]:
     """Return gates that refuse what is proven above ``most`` or below ``least``."""
     sides: tuple[tuple[str, Bound, float | None], ...] = (
@@ -246,10 +251,41 @@ def _not_beyond(
     )
 
 
+def _negatives(*, most: float, least_n: int) -> tuple[Gate, ...]:
+    """Return gates that refuse a filter which drops what is no copy, proven beyond ``most``."""
+    return tuple(
+        gate
+        for kind in NEGATIVE_KINDS
+        for gate in _not_beyond(f"filter.negatives.{kind}", most=most, least_n=least_n)
+    )
+
+
 def _value(measurement: str, bound: Bound, threshold: float) -> Gate:
     return Gate(
         name=f"{measurement} value", measurement=measurement, bound=bound, threshold=threshold
     )
+
+
+def power_gates(
+    suite: Mapping[str, Demand], *, least: float | None = None, least_n: int
+) -> tuple[Gate, ...]:
+    """Return a gate on every class that must be caught, at its own demand or at ``least``.
+
+    Of a class of groups each single one has to be found, whatever the bound; ``least_n`` counts
+    plants, and groups and memorized samples need no more than ``LEAST_SOURCES`` patients.
+    """
+    gates = []
+    for name in must_classes(suite):
+        demand, measurement = suite[name], f"filter.power.{name}"
+        few = demand.group_images > 1 or name == _MEMORIZED
+        n = min(least_n, LEAST_SOURCES) if few else least_n
+        if demand.group_images > 1:
+            whole = _value(measurement, "value_at_least", demand.least or 1.0)
+            gates.append(whole.model_copy(update={"least_n": n}))
+        else:
+            threshold = least if least is not None else demand.least
+            gates.append(_at_least(measurement, threshold or 1.0, least_n=n))
+    return tuple(gates)
 
 
 LEAKS: Final = frozenset(
@@ -267,6 +303,8 @@ LEAKS: Final = frozenset(
 _COMMON: Final = (
     _at_least("participation.complete", 1.0),
     _at_least("screening.done", 1.0),
+    _value("filter.votes_changed", "value_at_most", 0.0),
+    _at_least("filter.plants_absent", 1.0),
     _value("membership.placebo_gap", "value_at_most", 0.15),
     _at_least("membership.control_auc", 0.6),
     _at_least("conditioning.ventricle_r", 0.5),
@@ -289,9 +327,15 @@ _REHEARSAL: Final = Policy(
     publishable=False,
     gates=(
         *_COMMON,
-        *(_at_least(f"filter.power.{kind}", 0.8, least_n=60) for kind in PLANT_CLASSES),
+        *(
+            gate
+            for gate in power_gates(VOLUME_SUITE, least=0.8, least_n=60)
+            if not gate.measurement.endswith(_MEMORIZED)
+        ),
+        *_not_beyond("filter.worst_site_power", least=0.8, least_n=SMALLEST_COUNT),
         _at_least("filter.verification_auc", 0.8, least_n=10),
         _at_most("filter.false_positive_rate", 0.25, least_n=10),
+        *_negatives(most=0.25, least_n=30),
         _at_most("copies.excess_share", 0.10, least_n=30),
         *_not_beyond("copies.worst_site", most=0.10, least_n=30),
         _at_least("copies.control_power", 0.8, least_n=30),
@@ -312,12 +356,11 @@ _PUBLIC: Final = Policy(
     publishable=True,
     gates=(
         *_COMMON,
-        *(
-            _at_least(f"filter.power.{kind}", 0.95 if kind == "blend" else 0.98, least_n=300)
-            for kind in PLANT_CLASSES
-        ),
+        *power_gates(VOLUME_SUITE, least_n=300),
+        *_not_beyond("filter.worst_site_power", least=0.95, least_n=LEAST_SOURCES),
         _at_least("filter.verification_auc", 0.98, least_n=200),
         _at_most("filter.false_positive_rate", 0.10, least_n=1_000),
+        *_negatives(most=0.10, least_n=300),
         _at_most("copies.excess_share", 0.001, least_n=2_995),
         *_not_beyond("copies.worst_site", most=0.001, least_n=2_995),
         _at_least("copies.control_power", 0.9, least_n=300),

@@ -12,8 +12,8 @@ from typing import Any
 
 from vitrael.core.data.phantoms.echo_sites import TABLE
 from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL
-from vitrael.core.messages import STAGES
-from vitrael.core.protocols import ExpertsProtocol
+from vitrael.core.messages import IN_VOTES, STAGES
+from vitrael.core.protocols import MOST_VOTES, ExpertsProtocol
 from vitrael.core.study import Study
 from vitrael.privacy.release.manifest import RECALLED
 from vitrael.server.demo import HOSPITALS, PREPARED
@@ -27,7 +27,7 @@ from vitrael.server.rehearsal import rehearse
 from vitrael.server.studies.recording import Recorder
 from vitrael.server.studies.tables import read_comparison, show_whole
 
-_ONCE = frozenset(STAGES["synthesis"]) - {"codec", "teacher"}
+_ONCE = frozenset(STAGES["synthesis"]) - {"codec", "reid", "teacher"}
 """Stages that ask each site once; the others go by rounds."""
 _STARTING_S = 600.0
 _FUSION_S = 600.0
@@ -73,17 +73,20 @@ def run_demo(layout: RehearsalLayout, study: Study, *, began: float) -> tuple[De
 def longest_run_s(study: Study) -> float:
     """Return the seconds after which a run of a study hangs: no patience of ours is longer.
 
-    Each exchange may take its deadline, and the wait for a site before it. The coordinator trains
-    the student and draws candidates and samples.
+    Each exchange may take its deadline, and the wait for a site before it; all rounds of a
+    screening together bring at most as many images as four of the first. The coordinator trains the
+    student and draws candidates and samples.
     """
     if isinstance(study.protocol, ExpertsProtocol):
         return _longest_experts_s(study, study.protocol)
     protocol, generator = study.synthesis, study.synthesis.generator
     exchanges = len(_ONCE) + sum(config.rounds for config in protocol.trained.values())
+    exchanges += len(IN_VOTES) * (MOST_VOTES - 1)
+    most = protocol.distillation.most_votes
     images = (
         generator.student.training.length_images
-        + protocol.distillation.candidates * generator.teacher.sampling_steps
-        + protocol.distillation.released * generator.student.sampling_steps
+        + most["screening"] * generator.teacher.sampling_steps
+        + most["rescreening"] * generator.student.sampling_steps
     )
     own_s = images * math.prod(protocol.data.grid_vox) / _VOXELS_A_SECOND
     return _STARTING_S + exchanges * (protocol.federation.deadline_s + ABSENT_S) + own_s
@@ -167,7 +170,7 @@ def _tell(outcome: dict[str, Any], study: Study) -> str:
     else:
         lines.append(f"Refused under the policy {outcome['policy']}. Nothing may be published.")
         if outcome["unscreened"]:
-            lines.append(f"The {outcome['unscreened']} candidates are unscreened.")
+            lines.append(f"The {outcome['unscreened']} candidates and samples are unscreened.")
         marks = {"refused": "refused", "not estimable": "could not be estimated"}
         lines += [
             f"  {marks[kind]}: {sentence}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitrael.core.protocols import ExpertsProtocol, SynthesisProtocol
+from vitrael.core.protocols import MOST_VOTES, ExpertsProtocol, SynthesisProtocol
 from vitrael.core.study import Study
 from vitrael.privacy.gates import POLICIES
 from vitrael.privacy.gates import find_shortfalls as shortfalls_of
@@ -35,10 +35,12 @@ def find_shortfalls(study: Study) -> dict[str, int]:
         return {}
     keys = {
         "filter.power": "protocol.audit.plants_per_class",
+        "filter.power.memorized": "protocol.audit.memorize_images",
         "copies.excess_share": "protocol.distillation.released",
     }
     planned = {
         "filter.power": split_plants(protocol.audit.plants_per_class, sites) * sites,
+        "filter.power.memorized": protocol.audit.memorize_images,
         "copies.excess_share": protocol.distillation.released,
     }
     short = shortfalls_of(POLICIES[protocol.policy], planned)
@@ -65,11 +67,17 @@ def _explain_synthesis(study: Study, protocol: SynthesisProtocol) -> dict[str, s
         "teacher": _training(
             generator.teacher.training.rounds, generator.teacher.training.length_images
         ),
-        "leaves a site": "weights, sums over its patients, one vote a candidate, counted evidence",
-        "comes down": "weights of codec and teacher, unscreened candidates, samples to audit",
+        "patient encoder": _training(
+            protocol.reid.training.rounds, protocol.reid.training.length_images
+        ),
+        "leaves a site": "weights, sums over its patients, one vote a candidate or sample, counted "
+        "evidence",
+        "comes down": "weights of codec, patient encoder and teacher, unscreened candidates "
+        "and samples, samples to audit",
         "screening": screening,
         "released": f"{protocol.distillation.released} samples of a student that learned from "
-        f"what is kept of {protocol.distillation.candidates} candidates",
+        f"{protocol.distillation.target} kept candidates; each site gives at most {MOST_VOTES} "
+        "votes for each",
         "gates": f"WILL REFUSE: {short}" if short else "its own numbers reach what they need",
     }
 

@@ -12,8 +12,8 @@ from collections.abc import Collection
 from typing import Final
 
 from vitrael.client.site.settings import Limits
-from vitrael.core.errors import ConsentError
-from vitrael.core.messages import STAGES, Consent, Task
+from vitrael.core.errors import ConsentError, DataError
+from vitrael.core.messages import IN_VOTES, STAGES, Consent, Task
 from vitrael.core.protocols import SynthesisProtocol
 from vitrael.core.study import Study
 
@@ -71,7 +71,8 @@ def check_task(
         )
     if limits.stages is not None and task.stage not in limits.stages:
         raise _too_much("stages", f"{task.stage} is not among them", fix="add it to")
-    if limits.rounds is not None and task.round >= limits.rounds:
+    counted = task.stage not in IN_VOTES
+    if counted and limits.rounds is not None and task.round >= limits.rounds:
         raise _too_much(
             "rounds", f"round {task.round + 1} of {task.stage} is more than {limits.rounds}"
         )
@@ -94,8 +95,25 @@ def _check_whole(
     check_epsilon(consent, limits, others=others)
 
 
+def check_votes(task: Task, study: Study, *, asked: int | None, given: int) -> None:
+    """Raise DataError for a task that would cost more votes than the study may have of a site.
+
+    ``asked`` images are to be judged, None in a stage without votes; on ``given`` a vote was given
+    for this protocol before, in all rounds of the stage and with all rosters.
+    """
+    if asked is None:
+        return
+    most = study.synthesis.distillation.most_votes[task.stage]
+    if asked < 1 or given + asked > most:
+        raise DataError(
+            f"the task asks for more votes than the study has: {task.stage}",
+            why=f"{asked} after {given}, of at most {most} of this site",
+            fix="start a fresh study, with a teacher that copies less",
+        )
+
+
 def _check_candidates(protocol: SynthesisProtocol, limits: Limits) -> None:
-    candidates = protocol.distillation.candidates
+    candidates = max(protocol.distillation.target, protocol.distillation.released)
     parcel = candidates * math.prod(protocol.data.grid_vox) * _FLOAT_BYTES
     if parcel > limits.parcel_bytes:
         raise _too_much(

@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 _FOLDER = "training"
 
 
-def open_checkpoints(
-    task: Task, context: SiteContext, compute: Compute, *, part: str = ""
-) -> FileCheckpoints:
+def open_checkpoints(task: Task, context: SiteContext, compute: Compute) -> FileCheckpoints:
     """Return the checkpoints of a task's training; those of the study's other tasks are removed.
-
-    A task that trains several networks keeps those of each by a ``part`` of its own.
 
     They are gone on from only where all is the same that decides the result: the task's inputs,
     the version of the cohort, the installed software, device, threads and precision.
@@ -43,8 +39,6 @@ def open_checkpoints(
             if other != folder:
                 shutil.rmtree(other, ignore_errors=True)
     work = [task.protocol, str(task.stage), task.round, task.input_digest, context.cohort.version]
-    if part:
-        folder, work = folder / part, [*work, part]
     machine = [lock_digest(), compute.device, compute.bf16, context.threads]
     return FileCheckpoints(folder, key=digest_json([*work, *machine]))
 

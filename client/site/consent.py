@@ -20,7 +20,7 @@ from vitrael.client.site.store import Store, StoredConsent
 from vitrael.core.data.manifest import MANIFEST_NAME, read_manifest
 from vitrael.core.digest import Digest, digest_json
 from vitrael.core.errors import ConsentError, EnvelopeError
-from vitrael.core.messages import CohortTerms, Consent, PrivacyTerms, Task
+from vitrael.core.messages import IN_VOTES, CohortTerms, Consent, PrivacyTerms, Task
 from vitrael.core.protocols import ExpertsProtocol, Protocol
 from vitrael.core.study import Study
 from vitrael.core.version import lock_digest, package_version
@@ -75,7 +75,7 @@ def privacy_terms(protocol: Protocol) -> PrivacyTerms:
         policy=protocol.policy,
         screening=screening.enabled,
         false_match_rate=screening.false_match_rate,
-        votes=protocol.distillation.candidates if screening.enabled else 0,
+        votes=sum(protocol.distillation.most_votes.values()) if screening.enabled else 0,
     )
 
 
@@ -210,7 +210,7 @@ def find_agreement(
     _check_covers(agreement, task, site=site)
     if reason := fault_of(agreement.consent, site=site, now=now):
         raise reason
-    if task.round >= agreement.consent.max_rounds:
+    if task.stage not in IN_VOTES and task.round >= agreement.consent.max_rounds:
         raise ConsentError(
             f"round {task.round + 1} of {task.stage} is more than site {site} consented to",
             why=f"the consent covers {agreement.consent.max_rounds} rounds of a stage",

@@ -9,7 +9,7 @@ from vitrael.client.site.consent import planned_rounds
 from vitrael.core.data.manifest import MANIFEST_NAME, read_manifest
 from vitrael.core.errors import ConsentError
 from vitrael.core.messages import Consent
-from vitrael.core.protocols import ExpertsProtocol, SynthesisProtocol
+from vitrael.core.protocols import MOST_VOTES, ExpertsProtocol, SynthesisProtocol
 from vitrael.core.study import Study
 from vitrael.privacy.gates import POLICIES
 
@@ -79,8 +79,11 @@ def demand_known_words(cohort: Path, study: Study, *, site: str) -> None:
 def _say_synthesis(consent: Consent, protocol: SynthesisProtocol) -> dict[str, str]:
     privacy = consent.privacy
     votes = (
-        f"one bit for each of {privacy.votes:,} candidates; about "
-        f"{privacy.false_match_rate:.0%} of held-out patients would be dropped"
+        f"at most {privacy.votes:,} bits, one for each candidate and sample that you are shown: "
+        f"{MOST_VOTES} for each of {protocol.distillation.target:,} candidates and "
+        f"{protocol.distillation.released:,} samples that are wanted; about "
+        f"{privacy.false_match_rate:.0%} of held-out patients would be dropped, and "
+        f"{protocol.screening.extra_rejections:.0%} of all by chance"
     )
     epsilon = "no epsilon" if privacy.epsilon is None else f"epsilon {privacy.epsilon:g}"
     return {
@@ -88,19 +91,21 @@ def _say_synthesis(consent: Consent, protocol: SynthesisProtocol) -> dict[str, s
         "privacy": f"{privacy.path} path, {epsilon}",
         "license": f"{protocol.license}, if anything is released",
         "votes": votes if privacy.screening else "none: SCREENING IS OFF",
-        "also leaves": "weights and loss curves of codec and teacher in the clear to the "
-        "coordinator, how fast you train, sums over patients, counts and measurements of "
+        "also leaves": "weights and loss curves of codec, patient encoder and teacher in the clear "
+        "to the coordinator, how fast you train, sums over patients, counts and measurements of "
         "calibration, screening and audit, the counts below",
-        "others see": "every site sees the common teacher and its unscreened candidates, and, to "
-        "sign a release, the counts and measurements that you sent for calibration, screening and "
-        "audit, with your signature; no votes",
+        "others see": "every site sees the common teacher, its unscreened candidates, the "
+        "student's unscreened samples and the common patient encoder, which tells patients apart; "
+        "by the size of a round how many of the last were dropped by anyone; and, to sign a "
+        "release, the counts and measurements that you sent for calibration, screening and audit, "
+        "with your signature; no votes",
         "summary": "counts of the cohort, none from 1 to 10, as its report.html shows them",
         "made public": "if released: your name and signature, the time of this consent, in which "
         "rounds you took part, how long your answers took and their bytes, your weight in tenths, "
         "why you were absent (in words of ours), the range of your number of training patients, "
-        "loss curves, how many candidates you kept, measurements over all sites (the Evidence); "
-        "whoever has many samples knows the means and covariances of age, sex and volumes over "
-        "all sites",
+        "loss curves, how many candidates and samples you kept, measurements over all sites (the "
+        "Evidence); whoever has many samples knows the means and covariances of age, sex and "
+        "volumes over all sites",
     }
 
 

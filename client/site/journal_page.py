@@ -23,6 +23,8 @@ _NAMES: Final[Mapping[str, str]] = {
     "summary": "counts of the cohort",
     "codec_images": "how fast this site trains",
     "codec_s": "how fast this site trains",
+    "reid_images": "how fast this site trains",
+    "reid_s": "how fast this site trains",
     "teacher_images": "how fast this site trains",
     "teacher_s": "how fast this site trains",
     "expert_images": "how fast this site trains",
@@ -43,9 +45,10 @@ _NAMES: Final[Mapping[str, str]] = {
     "signature": "signature on the release",
     "num_examples": "number of training images",
     "codec": "weights of the codec",
+    "encoder": "weights of the patient encoder",
     "denoiser": "weights of the teacher",
     "moments": "sums over patients",
-    "votes": "one bit for each candidate",
+    "votes": "one bit for each candidate or sample",
 }
 """Field or attachment -> what it is, in words; another one is shown by its own name."""
 

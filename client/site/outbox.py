@@ -16,7 +16,15 @@ from pydantic import JsonValue, ValidationError
 
 from vitrael.client.site.ceilings import check_left
 from vitrael.client.site.departures import Departures
-from vitrael.client.site.rules import MOST_EXAMPLES, RULES, ArrayRule, MeasuredBody, StageRule
+from vitrael.client.site.rules import (
+    MOST_EXAMPLES,
+    RULES,
+    ArrayRule,
+    MeasuredBody,
+    StageRule,
+    count_asked,
+    votes_asked,
+)
 from vitrael.client.site.settings import Limits
 from vitrael.client.site.store import Finished
 from vitrael.client.site.tasks import TaskResult, study_layouts
@@ -147,6 +155,8 @@ class Outbox:
         body = _check_body(rule, result.body)
         if not 0 <= result.num_examples <= MOST_EXAMPLES:
             raise DataError("the outbox refuses the count of examples", why="it is out of bounds")
+        if result.num_examples != (count_asked(task.stage, inputs) or result.num_examples):
+            raise DataError("the outbox refuses votes that are not counted as its examples")
         _check_attachments(rule, result.tensors, inputs)
         _check_features(rule, result, study)
         _check_words(result, study, site=self._site)
@@ -375,7 +385,6 @@ def _check_arrays(
         if ((array > 0) & (array < rule.least_count)).any():
             raise WeightsError(f"the outbox refuses {name}: {key} holds a count that is too small")
         if rule.votes_on is not None:
-            attachment, rows = rule.votes_on
-            asked = inputs.get(attachment, {}).get(rows)
-            if asked is None or array.shape != (len(asked),) or (array > 1).any():
+            asked = votes_asked(rule.votes_on, inputs)
+            if not asked or array.shape != (asked,) or (array > 1).any():
                 raise WeightsError(f"the outbox refuses {name}: {key} is not one vote a row")

@@ -14,8 +14,10 @@ from pydantic import ConfigDict, Field, StringConstraints
 from vitrael.client.site.ingest.summary import CohortSummary
 from vitrael.core.configs import Section
 from vitrael.core.messages import StageName
-from vitrael.privacy.evidence import PLANT_CLASSES
+from vitrael.core.weights import Tensors
+from vitrael.privacy.evidence import NEGATIVE_KINDS, SUBGROUPS
 from vitrael.privacy.leakage import SMALLEST_COUNT
+from vitrael.privacy.suite import VOLUME_SUITE
 
 MOST_EXAMPLES: Final = 10_000_000
 
@@ -42,11 +44,13 @@ class ConsentBody(Body):
 class CanaryBody(Body):
     """How fast this site trains: images of the study's own batches, and the seconds they took.
 
-    Codec and teacher where the study has them, the expert where it has that.
+    Codec, patient encoder and teacher where the study has them, the expert where it has that.
     """
 
     codec_images: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)] = 1
     codec_s: Annotated[float, Field(ge=0)] = 0
+    reid_images: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)] = 1
+    reid_s: Annotated[float, Field(ge=0)] = 0
     teacher_images: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)] = 1
     teacher_s: Annotated[float, Field(ge=0)] = 0
     expert_images: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)] = 1
@@ -101,8 +105,9 @@ class ArrayRule:
 
     dtypes: tuple[str, ...]
     most_elements: int
-    votes_on: tuple[str, str] | None = None
-    """Attachment and array of the task: one vote, 0 or 1, for each of its rows."""
+    votes_on: tuple[str, str | None] | None = None
+    """Attachment and array of the task: one vote, 0 or 1, for each of its rows. Without an array
+    for each file of the attachment, in the order of their names."""
     least_count: int = 0
     """Its values are 0 or at least this."""
     of_features: bool = False
@@ -126,6 +131,7 @@ class StageRule:
 
 
 _VOTES = ArrayRule(("uint8",), 1_000_000, votes_on=("candidates", "image"))
+_SAMPLE_VOTES = ArrayRule(("uint8",), 1_000_000, votes_on=("samples", None))
 _MOMENT = ArrayRule(("float64",), 4_096)
 _MOMENTS = {
     f"{name}.{part}": _MOMENT
@@ -141,7 +147,12 @@ _CALIBRATION = frozenset(
 )
 _AUDIT = frozenset(
     {
-        *(f"plants.{kind}.{count}" for kind in PLANT_CLASSES for count in ("shown", "dropped")),
+        *(f"plants.{name}.{count}" for name in VOLUME_SUITE for count in ("shown", "dropped")),
+        "plants.absent",
+        *(f"negatives.{kind}.{count}" for kind in NEGATIVE_KINDS for count in ("shown", "dropped")),
+        *(f"mixing.{count}" for count in ("shown", "dropped")),
+        *(f"must.{part}" for part in ("patients", "caught")),
+        *(f"subgroups.{name}.{part}" for name in SUBGROUPS for part in ("patients", "caught")),
         *(f"fresh.{count}" for count in ("shown", "dropped")),
         *(f"copies.{part}" for part in ("samples", "hits", "control_hits", "scale")),
         *(f"copies.{part}" for part in ("planted", "planted_hits")),
@@ -186,10 +197,14 @@ RULES: Final[Mapping[StageName, StageRule]] = {
     "canary": StageRule(CanaryBody),
     "codec": StageRule(TrainingBody, like_input=("codec",)),
     "latents": StageRule(Body, arrays={"moments": _MOMENTS}),
+    "reid": StageRule(TrainingBody, like_input=("encoder",)),
     "calibration": StageRule(FilterBody, labels=_CALIBRATION),
     "teacher": StageRule(TrainingBody, like_input=("denoiser",)),
     "screening": StageRule(
-        FilterBody, labels=frozenset({"candidates", "kept"}), arrays={"votes": {"keep": _VOTES}}
+        FilterBody, labels=frozenset({"candidates"}), arrays={"votes": {"keep": _VOTES}}
+    ),
+    "rescreening": StageRule(
+        FilterBody, labels=frozenset({"candidates"}), arrays={"votes": {"keep": _SAMPLE_VOTES}}
     ),
     "audit": StageRule(FilterBody, labels=_AUDIT),
     "signing": StageRule(SigningBody),
@@ -200,3 +215,19 @@ RULES: Final[Mapping[StageName, StageRule]] = {
     "comparison": StageRule(Body, arrays={"counts": _COUNTED}),
 }
 """The allow-list. Whoever adds a line adds it to the page on what leaves a site."""
+
+
+def count_asked(stage: StageName, inputs: Mapping[str, Tensors]) -> int | None:
+    """Return on how many images a task wants votes; None where it wants none."""
+    for arrays in RULES[stage].arrays.values():
+        for rule in arrays.values():
+            if rule.votes_on is not None:
+                return votes_asked(rule.votes_on, inputs)
+    return None
+
+
+def votes_asked(votes_on: tuple[str, str | None], inputs: Mapping[str, Tensors]) -> int:
+    """Return how many rows, or files, what is voted on has; 0 where it is not there."""
+    attachment, rows = votes_on
+    brought = inputs.get(attachment, {})
+    return len(brought) if rows is None else len(brought.get(rows, ()))

@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from vitrael.client.site.backup.restored import demand_confirmed
+from vitrael.client.site.ceilings import check_votes
 from vitrael.client.site.checkpoints import forget_checkpoints
 from vitrael.client.site.consent import Agreement, standing_agreements
 from vitrael.client.site.control import Control
@@ -28,6 +29,7 @@ from vitrael.client.site.outbox import Layouts, Outbox
 from vitrael.client.site.permits import Permits
 from vitrael.client.site.progress import ProgressFile
 from vitrael.client.site.refusals import Refusals
+from vitrael.client.site.rules import count_asked
 from vitrael.client.site.schedule import Hours, Local, local_time
 from vitrael.client.site.settings import SiteSettings
 from vitrael.client.site.store import Finished, Store
@@ -44,7 +46,7 @@ from vitrael.core.errors import (
     storage_error,
 )
 from vitrael.core.logs import place_of
-from vitrael.core.messages import ENVELOPE, Parcel, StageName, Task
+from vitrael.core.messages import ENVELOPE, IN_VOTES, Parcel, StageName, Task
 from vitrael.core.study import Study
 from vitrael.privacy.envelope import open_task, open_task_attachments
 from vitrael.privacy.journal import Clock, Journal
@@ -59,7 +61,9 @@ deadline: an hour is more than either takes, and less than a coordinator takes t
 LOOK_EVERY: Final = timedelta(hours=1)
 """A task is begun where the whole journal was looked at since; each line looks at the last one."""
 
-_IN_ROUNDS: Final[frozenset[StageName]] = frozenset({"codec", "teacher", "averaged", "relay"})
+_IN_ROUNDS: Final[frozenset[StageName]] = frozenset(
+    {"codec", "reid", "teacher", "averaged", "relay", *IN_VOTES}
+)
 
 
 def open_cohort(settings: SiteSettings, study: Study) -> Cohort:
@@ -253,6 +257,8 @@ class Steward:
     def _compute(self, task: Task, parcel: Parcel, agreement: Agreement) -> Finished:
         inputs = open_task_attachments(task, parcel, site=self._keys)
         self._outbox.demand_weights(task, inputs, study=agreement.study)
+        asked, given = count_asked(task.stage, inputs), self._store.votes_given(task)
+        check_votes(task, agreement.study, asked=asked, given=given)
         self._progress.begin(task.stage, task.round)
         context = self._prepare_context(agreement)
         context.report = self._watch(task)

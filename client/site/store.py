@@ -34,7 +34,7 @@ from vitrael.privacy.journal import Kept
 MIGRATIONS = Path(__file__).parent / "migrations"
 """Alembic's folder for this store."""
 
-_GO_ON: Final[frozenset[StageName]] = frozenset({"codec", "latents", "teacher"})
+_GO_ON: Final[frozenset[StageName]] = frozenset({"codec", "latents", "reid", "teacher"})
 """Stages whose finished rounds stay finished when a roster is amended."""
 
 
@@ -166,6 +166,14 @@ class Store:
             query = query.where(FinishedRow.roster.in_((roster, "")))
         with self._transaction() as session:
             return dict(session.execute(query).all())
+
+    def votes_given(self, task: Task) -> int:
+        """Return on how many images this protocol has votes of a task's stage, with any roster."""
+        query = select(func.coalesce(func.sum(FinishedRow.num_examples), 0)).where(
+            FinishedRow.protocol == task.protocol, FinishedRow.stage == task.stage
+        )
+        with self._transaction() as session:
+            return int(session.scalars(query).one())
 
     def claim_nonce(self, task: Task, *, now: datetime) -> bool:
         """Return whether the nonce is new or belongs to this very task."""

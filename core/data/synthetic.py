@@ -88,15 +88,17 @@ def synthetic_set(
     data: Data,
     measured: Mapping[str, np.ndarray] | None = None,
     first: int = 0,
+    index_B: np.ndarray | None = None,
 ) -> SyntheticSet:
     """Return the set of a Generator's samples, row ``first`` of the request and on.
 
+    Where some rows of the request were left out, ``index_B`` says which each sample is.
     ``data`` is the protocol's; its ranges bring the conditions back to physical units.
     """
     asked_BK = unscale_conditions(samples.condition_BK, data)
     provenance = tuple(
         Provenance(
-            index=first + row,
+            index=first + row if index_B is None else int(index_B[row]),
             seed=seed,
             generator=generator,
             condition=tuple(map(float, asked_K)),

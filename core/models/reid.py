@@ -1,6 +1,7 @@
 """The encoders of the filter: one knows a patient again on another visit, one a disguised copy.
 
-Two small 3D convolutional networks of one shape, trained at each site on the patients of split F
+Two small convolutional networks of one shape, over three axes of space or over the frames of a
+clip, trained at each site on the patients of split F
 alone and never on those they will judge. Images are standardized one by one, so that gain and
 offset of a scanner do not matter and the embedding of an image does not depend on its batch.
 """
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from vitrael.core.configs import ReidEncoderConfig
 from vitrael.core.rng import seeded_initialization
+from vitrael.core.training.warps import Along, mirrored_axis
 
 Learns = Literal["visits", "copies"]
 """Whose two views an encoder learns to find: of a patient's visits, or of one disguised scan."""
@@ -25,9 +27,13 @@ _STREAMS: Final[Mapping[Learns, str]] = {"visits": "reid", "copies": "reid copie
 class ReidEncoder(nn.Module):
     """Maps ``[B, 1, D, H, W]`` images to unit vectors ``[B, E]``."""
 
-    def __init__(self, config: ReidEncoderConfig) -> None:
-        """Build the network with fresh weights; each level halves the axes."""
+    def __init__(self, config: ReidEncoderConfig, *, along: Along = "space") -> None:
+        """Build the network with fresh weights; each level halves the axes.
+
+        ``along`` says what D is; no weight depends on it.
+        """
         super().__init__()
+        self.along = along
         layers: list[nn.Module] = []
         width = 1
         for channels in config.channels:
@@ -48,17 +54,17 @@ class ReidEncoder(nn.Module):
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
         """Return unit vectors; an image and its left-right mirror image have the same one."""
-        mirrored = 2 if x.shape[2] > 1 else 4
-        both = self.forward(x) + self.forward(x.flip(mirrored))
+        mirrored = x.flip(mirrored_axis(x.shape[2], along=self.along))
+        both = self.forward(x) + self.forward(mirrored)
         return functional.normalize(both, dim=1)
 
 
 def build_reid_encoder(
-    config: ReidEncoderConfig, *, seed: int, learns: Learns = "visits"
+    config: ReidEncoderConfig, *, seed: int, learns: Learns = "visits", along: Along = "space"
 ) -> ReidEncoder:
     """Return an encoder with weights drawn from the stream of what it learns, of ``seed``."""
     with seeded_initialization(seed, _STREAMS[learns]):
-        return ReidEncoder(config).eval()
+        return ReidEncoder(config, along=along).eval()
 
 
 def _groups(channels: int) -> int:

@@ -10,6 +10,7 @@ Axes: P pairs, D H W space. Images are ``[P, 1, D, H, W]`` in [0, 1].
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +26,8 @@ from vitrael.core.training.warps import Pose, bend, coins, poses, resample, shuf
 Pair = tuple[torch.Tensor, torch.Tensor]
 """Two views of each of P identities."""
 
+View = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+"""Moves images apart that the encoder is to know as one; the strangers are within the batch."""
 
 _POSE: Final = Pose(rotation_rad=0.14, stretch_frac=0.08, shift_frac=0.10)
 
@@ -46,11 +49,16 @@ class Distortion:
 DISTORTION: Final = Distortion()
 
 
+def distorted(image: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Return the view of volumes: each is distorted as two scans of a patient may differ."""
+    return distort(image, DISTORTION, rng)
+
+
 class VisitPairs:
     """Draws batches of identity pairs from the images of split F."""
 
     def __init__(
-        self, images: PatientImages, *, distortion: Distortion = DISTORTION, device: str = "cpu"
+        self, images: PatientImages, *, view: View = distorted, device: str = "cpu"
     ) -> None:
         """Keep the images on a device; raise DataError for fewer than two patients."""
         patients = np.unique(images.patient_B)
@@ -59,7 +67,7 @@ class VisitPairs:
         image = np.ascontiguousarray(images.image_BCDHW, dtype=np.float32)
         self.image = torch.from_numpy(image).to(device)
         self.rows = [np.flatnonzero(images.patient_B == patient) for patient in patients]
-        self.distortion = distortion
+        self.view = view
 
     def __call__(self, batch_images: int, rng: torch.Generator) -> Pair:
         """Return ``batch_images / 2`` pairs of distorted views, of as many identities."""
@@ -73,7 +81,7 @@ class VisitPairs:
             resample(a + share * (b - a), stay(pairs, rng), field)
             for a, b in ((first, other_first), (second, other_second))
         ]
-        one, two = (distort(image, self.distortion, rng) for image in mixed)
+        one, two = (self.view(image, rng) for image in mixed)
         return one, two
 
     def _visits(self, pairs: int, rng: torch.Generator) -> Pair:

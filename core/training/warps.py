@@ -1,15 +1,19 @@
 """Random poses and deformations of images, batch by batch, for learning without labels.
 
-Images are ``[B, 1, D, H, W]``; coordinates run from -1 to 1 along each axis.
+Images are ``[B, 1, D, H, W]``; coordinates run from -1 to 1 along each axis. The frames of a clip
+are moved as one: they go through these functions as the channels of a picture.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch.nn import functional
+
+Along = Literal["space", "time"]
+"""What the first of an image's three axes is: a volume's left to right, or the frames of a clip."""
 
 BEND_FRAC: Final = 0.16
 """Largest standard deviation of the displacements, of half the image."""
@@ -24,6 +28,11 @@ class Pose:
     stretch_frac: float
     shift_frac: float
     """Of half the image."""
+
+
+def mirrored_axis(depth: int, *, along: Along = "space") -> int:
+    """Return the axis of ``[B, 1, D, H, W]`` from left to right: D, or W in pictures and clips."""
+    return 2 if depth > 1 and along == "space" else 4
 
 
 def shuffled(count: int, rng: torch.Generator) -> list[int]:
@@ -71,8 +80,11 @@ def bend(count: int, rng: torch.Generator, *, most_frac: float = BEND_FRAC) -> t
 def resample(
     image: torch.Tensor, pose_B34: torch.Tensor, displaced: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return images ``[B, 1, D, H, W]`` through affine maps and displacements; zero outside."""
-    points = functional.affine_grid(pose_B34, list(image.shape), align_corners=True)
+    """Return images ``[B, C, D, H, W]`` through affine maps and displacements; zero outside."""
+    lines = [torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in image.shape[:1:-1]]
+    x, y, z = (axis.permute(2, 1, 0) for axis in torch.meshgrid(*lines, indexing="ij"))
+    place_DHWA = torch.stack([x, y, z, torch.ones_like(x)], -1).to(image.device)
+    points = torch.einsum("dhwa,bia->bdhwi", place_DHWA, pose_B34)
     if displaced is not None:
         size = list(image.shape[2:])
         field = functional.interpolate(displaced, size=size, mode="trilinear", align_corners=True)

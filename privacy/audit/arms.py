@@ -39,7 +39,7 @@ Attack = Callable[[np.ndarray], np.ndarray]
 Outcome = Literal["falls", "does not fall", "not estimable"]
 
 _SHARE = "Clopper-Pearson"
-_ACCEPTED = f"kept by all sites in every screening, of those that chance left in; {_SHARE}"
+_ACCEPTED = f"kept by all sites, each of which also drops a few by chance; {_SHARE}"
 _RATIO = "paired bootstrap of samples with equal conditions and seeds"
 
 

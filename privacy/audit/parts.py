@@ -15,7 +15,8 @@ from vitrael.core.metrics.intervals import Estimate
 from vitrael.privacy.audit.closeness import Closeness
 from vitrael.privacy.audit.copies import Copies
 from vitrael.privacy.audit.membership import Membership
-from vitrael.privacy.audit.power import Tally
+from vitrael.privacy.audit.power import Caught, Certificate, Tally
+from vitrael.privacy.evidence import NEGATIVE_KINDS
 from vitrael.privacy.reid.calibrate import Verification
 
 SiteTally = Mapping[str, Any]  # a reply's body: JSON; empty for a site that gave none
@@ -27,17 +28,20 @@ _ROUNDING: Final = 1e-6
 
 def write_audit(
     *,
-    plants: Mapping[str, Tally],
+    certificate: Certificate,
     fresh: Tally,
+    plants_absent: int,
     copies: Copies | None,
     closeness: Closeness | None,
     membership: Membership | None,
 ) -> dict[str, Any]:
-    """Return a site's audit as a tally; a part that is None is left out."""
-    counts: dict[str, int] = {"fresh.shown": fresh.shown, "fresh.dropped": fresh.dropped}
-    metrics: dict[str, float] = {}
-    for kind, tally in plants.items():
-        counts |= {f"plants.{kind}.shown": tally.shown, f"plants.{kind}.dropped": tally.dropped}
+    """Return a site's audit as a tally; a part that is None is left out.
+
+    ``plants_absent`` counts the plants that were compared with the release and are not in it.
+    """
+    counts, metrics = _write_certificate(certificate)
+    counts |= {"fresh.shown": fresh.shown, "fresh.dropped": fresh.dropped}
+    counts["plants.absent"] = plants_absent
     if copies is not None:
         counts["copies.samples"] = copies.samples
         counts["copies.hits"] = copies.hits
@@ -66,6 +70,46 @@ def write_audit(
         "metrics": {name: round(float(value), 6) for name, value in metrics.items()},
         "counts": counts,
     }
+
+
+def _write_certificate(certificate: Certificate) -> tuple[dict[str, int], dict[str, float]]:
+    shown = {
+        **{f"plants.{name}": tally for name, tally in certificate.plants.items()},
+        **{
+            f"negatives.{name}": certificate.negatives[name]
+            for name in NEGATIVE_KINDS
+            if name in certificate.negatives
+        },
+        "mixing": certificate.mixing,
+    }
+    caught = {
+        "must": certificate.must,
+        **{f"subgroups.{name}": one for name, one in certificate.subgroups.items()},
+    }
+    counts: dict[str, int] = {}
+    metrics: dict[str, float] = {}
+    for part, tally in shown.items():
+        counts |= {f"{part}.shown": tally.shown, f"{part}.dropped": tally.dropped}
+    for part, one in caught.items():
+        counts[f"{part}.patients"] = one.patients
+        metrics[f"{part}.caught"] = one.share
+    return counts, metrics
+
+
+def read_caught(tally: SiteTally, part: str) -> Caught:
+    """Return how much was caught patient by patient; nothing said is nobody's plant."""
+    if f"{part}.patients" not in _numbers(tally, "counts"):
+        return Caught(0.0, 0)
+    patients = _count(tally, f"{part}.patients")
+    share = _metric(tally, f"{part}.caught", most=patients + _ROUNDING)
+    return Caught(min(share, float(patients)), patients)
+
+
+def read_absent(tally: SiteTally) -> int:
+    """Return how many plants were proven to be in no release; nothing said is none."""
+    if "plants.absent" not in _numbers(tally, "counts"):
+        return 0
+    return _count(tally, "plants.absent")
 
 
 def read_shown(tally: SiteTally, part: str) -> Tally:
@@ -133,8 +177,6 @@ def read_verification(tally: SiteTally) -> Verification:
 def read_votes(tally: SiteTally) -> tuple[int, bool]:
     """Return on how many candidates the site voted, and whether by a calibrated filter."""
     candidates = _count(tally, "candidates", least=1)
-    if "kept" in _numbers(tally, "counts"):
-        _count(tally, "kept", most=candidates)
     if not isinstance(tally.get("estimable"), bool):
         raise _out_of_range("estimable")
     return candidates, tally["estimable"]

@@ -28,6 +28,8 @@ from vitrael.privacy.audit.copies import pool_copies
 from vitrael.privacy.audit.membership import pool_membership
 from vitrael.privacy.audit.parts import (
     SiteTally,
+    read_absent,
+    read_caught,
     read_closeness,
     read_copies,
     read_membership,
@@ -35,11 +37,20 @@ from vitrael.privacy.audit.parts import (
     read_verification,
     read_votes,
 )
-from vitrael.privacy.audit.power import Tally, share_dropped
-from vitrael.privacy.evidence import PLANT_CLASSES, Measurement, counted, not_estimable
+from vitrael.privacy.audit.power import Caught, Tally, mean_caught, share_dropped
+from vitrael.privacy.audit.worst import confidence_of_each, corrected
+from vitrael.privacy.evidence import (
+    NEGATIVE_KINDS,
+    SUBGROUPS,
+    Measurement,
+    counted,
+    not_estimable,
+)
 from vitrael.privacy.leakage import SMALLEST_COUNT
+from vitrael.privacy.suite import VOLUME_SUITE
 
 _PERMUTATIONS: Final = 200
+_PATIENTS: Final = "all classes that must be caught, mean over patients; Clopper-Pearson"
 _VERIFICATION = (
     "one visit against the other, and against strangers; patients as trials, bounds approximate"
 )
@@ -64,7 +75,7 @@ def audit_measurements(
             confidence=confidence,
             inputs=inputs,
         )
-        for kind in PLANT_CLASSES
+        for kind in VOLUME_SUITE
     )
     false_positives = _pool_shown(
         "filter.false_positive_rate",
@@ -81,7 +92,80 @@ def audit_measurements(
     membership = pool_membership(
         [read_membership(t) for t in tallies], confidence=confidence, inputs=inputs
     )
-    return (*power, false_positives, *copies, *closeness, *membership)
+    certified = _certificate_measurements(tallies, confidence=confidence, inputs=inputs)
+    return (*power, *certified, false_positives, *copies, *closeness, *membership)
+
+
+def _certificate_measurements(
+    tallies: Sequence[SiteTally], *, confidence: float, inputs: tuple[Digest, ...]
+) -> tuple[Measurement, ...]:
+    """Return what else the power certificate says: worst site, subgroups, votes, negatives."""
+    must = [read_caught(tally, "must") for tally in tallies]
+    subgroups = (
+        mean_caught(
+            f"filter.subgroup_power.{name}",
+            [read_caught(tally, f"subgroups.{name}") for tally in tallies],
+            method=f"{_PATIENTS}, at the sites that may tell of them",
+            confidence=confidence,
+            inputs=inputs,
+        )
+        for name in SUBGROUPS
+    )
+    negatives = (
+        _pool_shown(
+            f"filter.negatives.{kind}",
+            [read_shown(tally, f"negatives.{kind}") for tally in tallies],
+            unit="images that are no copies",
+            method="through the screening as configured; Clopper-Pearson",
+            confidence=confidence,
+            inputs=inputs,
+        )
+        for kind in NEGATIVE_KINDS
+    )
+    changed = _pool_shown(
+        "filter.votes_changed",
+        [read_shown(tally, "mixing") for tally in tallies],
+        unit="images in both mixtures",
+        method="the same images among 1 % and among 40 % of planted copies; Clopper-Pearson",
+        confidence=confidence,
+        inputs=inputs,
+    )
+    absent = _absence([read_absent(tally) for tally in tallies], inputs=inputs)
+    worst = _worst_power(must, confidence=confidence, inputs=inputs)
+    return (worst, *subgroups, changed, absent, *negatives)
+
+
+def _absence(plants: Sequence[int], *, inputs: tuple[Digest, ...]) -> Measurement:
+    """Return the share of the sites that found none of their plants in the release.
+
+    A site that finds one tells nothing else; one that planted nothing proves nothing.
+    """
+    name = "filter.plants_absent"
+    method = "sites that compared every planted copy with every released image"
+    if not plants or min(plants) < 1:
+        why = "a site has no planted copies that it could compare with the release"
+        return not_estimable(name, why, method=method, unit="sites")
+    whole = len(plants)
+    return counted(name, part=whole, whole=whole, unit="sites", method=method, inputs=inputs)
+
+
+def _worst_power(
+    must: Sequence[Caught], *, confidence: float, inputs: tuple[Digest, ...]
+) -> Measurement:
+    """Return the power of the site whose filter is nearest to being proven to miss copies."""
+    name = "filter.worst_site_power"
+    if not must or min(one.patients for one in must) < SMALLEST_COUNT:
+        why = "a site showed its filter no copies that must be caught"
+        return not_estimable(name, why, method=_PATIENTS, unit="patients", confidence=confidence)
+    each = confidence_of_each(len(must), confidence=confidence)
+    method = corrected(_PATIENTS, len(must))
+    sites = [
+        mean_caught(name, [one], method=method, confidence=each, inputs=inputs) for one in must
+    ]
+    worst = min(sites, key=lambda site: (site.high or 0.0, site.value or 0.0))
+    return worst.model_copy(
+        update={"n": min(one.patients for one in must), "confidence": confidence}
+    )
 
 
 def verification_measurement(
@@ -117,20 +201,25 @@ def verification_measurement(
 
 
 def screening_measurement(
-    tallies: Sequence[SiteTally], *, inputs: tuple[Digest, ...] = ()
+    rounds: Sequence[Sequence[SiteTally]], *, inputs: tuple[Digest, ...] = ()
 ) -> Measurement:
-    """Return the share of the candidates that every site judged by a calibrated filter.
+    """Return the share of what was screened that every site judged by a calibrated filter.
 
-    A site that told nothing (an empty tally) has judged none.
+    ``rounds`` are those of all screenings, of candidates and of samples, each with the tally of
+    every site. A site that told nothing (an empty tally) has judged none.
     """
-    votes = [read_votes(tally) if tally else (0, False) for tally in tallies]
-    judged = [candidates if calibrated else 0 for candidates, calibrated in votes]
+    part = whole = 0
+    for tallies in rounds:
+        votes = [read_votes(tally) if tally else (0, False) for tally in tallies]
+        part += min((shown if calibrated else 0 for shown, calibrated in votes), default=0)
+        whole += max((shown for shown, _ in votes), default=0)
     return counted(
         "screening.done",
-        part=min(judged, default=0),
-        whole=max((candidates for candidates, _ in votes), default=0),
-        unit="candidates",
-        method="candidates on which every site voted by a filter with a frozen operating point",
+        part=part,
+        whole=whole,
+        unit="candidates and samples",
+        method="candidates, and samples as they would be released, on which every site voted by a "
+        "filter with a frozen operating point",
         inputs=inputs,
     )
 

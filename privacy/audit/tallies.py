@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from vitrael.core.digest import Digest, digest_json
 from vitrael.core.errors import DataError, EnvelopeError, VerificationError
-from vitrael.core.messages import StageName
+from vitrael.core.messages import IN_VOTES, StageName
 from vitrael.core.metrics.intervals import CONFIDENCE
 from vitrael.privacy.audit.parts import SiteTally
 from vitrael.privacy.audit.pooling import (
@@ -24,34 +24,41 @@ from vitrael.privacy.envelope import open_reply
 from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.keys import PublicKeys, roster_digest
 
-TALLY_STAGES: Final[tuple[StageName, ...]] = ("calibration", "screening", "audit")
+TALLY_STAGES: Final[tuple[StageName, ...]] = ("calibration", "screening", "rescreening", "audit")
 """Whose replies are tallies."""
+_VOTES: Final = tuple(stage for stage in TALLY_STAGES if stage in IN_VOTES)
+Tallies = Mapping[str, Sequence[Sequence[SiteTally]]]
+"""For each stage its rounds, and for each of these the tally of every site in their order."""
 _TOLERANCE: Final = 1e-9
 """Relative: pooled again elsewhere, the last digits may differ."""
 
 
 def pool_tallies(
-    tallies: Mapping[str, Sequence[SiteTally]],
+    tallies: Tallies,
     *,
     confidence: float = CONFIDENCE,
     samples: tuple[Digest, ...] = (),
 ) -> tuple[Measurement, ...]:
     """Return all measurements that the sites' tallies of ``TALLY_STAGES`` give.
 
-    There is one tally a stage for each site of the roster, in its order, and an empty one for a
-    site that was absent: nothing that needs it is then estimable. ``samples`` names what was
-    audited. Raises DataError for a tally that is none.
+    There is one tally a round for each site of the roster, in its order, and an empty one for a
+    site that was absent: nothing that needs it is then estimable. Calibration and audit have one
+    round. ``samples`` names what was audited. Raises DataError for a tally that is none.
     """
-    inputs = {stage: (digest_json(list(tallies[stage])),) for stage in TALLY_STAGES}
+    inputs = {
+        stage: (digest_json([list(sites) for sites in tallies[stage]]),) for stage in TALLY_STAGES
+    }
+    ((calibration,), (audit,)) = (tallies[stage] for stage in ("calibration", "audit"))
     try:
         return (
-            screening_measurement(tallies["screening"], inputs=inputs["screening"]),
+            screening_measurement(
+                [sites for stage in _VOTES for sites in tallies[stage]],
+                inputs=tuple(digest for stage in _VOTES for digest in inputs[stage]),
+            ),
             verification_measurement(
-                tallies["calibration"], confidence=confidence, inputs=inputs["calibration"]
+                calibration, confidence=confidence, inputs=inputs["calibration"]
             ),
-            *audit_measurements(
-                tallies["audit"], confidence=confidence, inputs=(*samples, *inputs["audit"])
-            ),
+            *audit_measurements(audit, confidence=confidence, inputs=(*samples, *inputs["audit"])),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(
@@ -69,8 +76,8 @@ def check_tally(stage: str, tally: SiteTally) -> None:
             why="an answer tells at least whether there was enough to count",
             fix="run the same package version everywhere",
         )
-    empty: dict[str, Sequence[SiteTally]] = dict.fromkeys(TALLY_STAGES, ())
-    pool_tallies({**empty, stage: [tally]})
+    empty: dict[str, Sequence[Sequence[SiteTally]]] = {key: [[]] for key in TALLY_STAGES}
+    pool_tallies({**empty, stage: [[tally]]})
 
 
 def check_vote(site: str, votes: SiteTally, calibration: SiteTally) -> None:
@@ -94,43 +101,80 @@ def check_certificate(site: str, audit: SiteTally, votes: SiteTally) -> None:
         )
 
 
-def open_tallies(
-    replies: Mapping[str, bytes], members: Mapping[str, PublicKeys], *, protocol: Digest
-) -> dict[str, list[dict[str, Any]]]:
-    """Return every member's tally of every stage, in the order of the members.
+def tally_key(stage: str, round_index: int, site: str) -> str:
+    """Return under what name a signed reply travels to those who pool it again."""
+    return f"{stage}/{round_index}/{site}"
 
-    ``replies`` holds signed envelopes by ``STAGE/SITE``. Raises VerificationError unless there is
-    exactly one of each, signed by that site for this protocol and these members, and unless each
-    site's votes and plants were judged by the one filter that it froze.
+
+def open_tallies(
+    replies: Mapping[str, bytes],
+    members: Mapping[str, PublicKeys],
+    *,
+    protocol: Digest,
+    voted: Mapping[str, int],
+) -> dict[str, list[list[dict[str, Any]]]]:
+    """Return every member's tally of every stage and round, in the order of the members.
+
+    ``replies`` holds signed envelopes by ``tally_key``; ``voted`` says in how many rounds of each
+    screening the site has voted that opens them. Raises VerificationError unless there is exactly
+    one reply for each of these rounds, and one to calibration and audit, signed by each site for
+    this protocol and these members, and unless all of a site's votes and plants were judged by the
+    one filter that it froze.
     """
-    if replies.keys() != {f"{stage}/{site}" for stage in TALLY_STAGES for site in members}:
+    rounds = {stage: voted.get(stage, 0) if stage in _VOTES else 1 for stage in TALLY_STAGES}
+    asked = {
+        tally_key(stage, number, site)
+        for stage, count in rounds.items()
+        for number in range(count)
+        for site in members
+    }
+    if replies.keys() != asked or not all(rounds.values()):
         raise VerificationError(
             "not every site's tallies are there",
-            why="the Evidence needs the signed replies of all sites of the roster",
+            why="the Evidence needs the signed replies of all sites of the roster, to each round "
+            "that this site answered and to no other",
             fix="ask the coordinator; nothing was signed",
         )
-    roster = roster_digest(members)
-    opened: dict[str, list[dict[str, Any]]] = {stage: [] for stage in TALLY_STAGES}
-    for stage in TALLY_STAGES:
-        for site, keys in members.items():
-            try:
-                reply = open_reply(replies[f"{stage}/{site}"], keys)
-            except EnvelopeError as error:
-                raise VerificationError(
-                    f"the tally of {site} for {stage} is not what it signed", why=error.what
-                ) from error
-            said = (reply.protocol, reply.roster, reply.site, reply.stage, reply.status)
-            if said != (protocol, roster, site, stage, "done"):
-                raise VerificationError(
-                    f"the tally of {site} for {stage} is of something else",
-                    why="its study, stage or status differs",
-                )
-            opened[stage].append(dict(reply.body))
+    opened: dict[str, list[list[dict[str, Any]]]] = {
+        stage: [
+            [
+                _open_tally(replies, members, site=site, of=(protocol, stage, number))
+                for site in members
+            ]
+            for number in range(count)
+        ]
+        for stage, count in rounds.items()
+    }
     for row, site in enumerate(members):
-        frozen, votes, audit = (opened[stage][row] for stage in TALLY_STAGES)
-        check_vote(site, votes, frozen)
-        check_certificate(site, audit, votes)
+        frozen, audit = (opened[stage][0][row] for stage in ("calibration", "audit"))
+        for votes in (sites[row] for stage in _VOTES for sites in opened[stage]):
+            check_vote(site, votes, frozen)
+            check_certificate(site, audit, votes)
     return opened
+
+
+def _open_tally(
+    replies: Mapping[str, bytes],
+    members: Mapping[str, PublicKeys],
+    *,
+    site: str,
+    of: tuple[Digest, StageName, int],
+) -> dict[str, Any]:
+    """Return what one site told of one round; raise VerificationError for anything else."""
+    protocol, stage, number = of
+    try:
+        reply = open_reply(replies[tally_key(stage, number, site)], members[site])
+    except EnvelopeError as error:
+        raise VerificationError(
+            f"the tally of {site} for {stage} is not what it signed", why=error.what
+        ) from error
+    about = (reply.protocol, reply.roster, reply.site, reply.stage, reply.round, reply.status)
+    if about != (protocol, roster_digest(members), site, stage, number, "done"):
+        raise VerificationError(
+            f"the tally of {site} for {stage} is of something else",
+            why="its study, stage, round or status differs",
+        )
+    return dict(reply.body)
 
 
 def check_evidence(evidence: Evidence, measured: Sequence[Measurement]) -> None:

@@ -82,7 +82,7 @@ class CrossFilter:
         if whole is None:
             return match(image_BCDHW, self.galleries[0])
         back = np.argsort(order, kind="stable")
-        return Matches(whole.best_B3[back], whole.region_BR[back])
+        return Matches(whole.best_BK[back], whole.region_BR[back])
 
     def _match_part(
         self, image_BCDHW: np.ndarray, own: int, allowed_BN: np.ndarray | None, work: Work

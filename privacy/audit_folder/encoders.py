@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -13,10 +12,7 @@ from vitrael.core.configs import LocalTrainingConfig, ReidEncoderConfig
 from vitrael.core.models.reid import Learns, ReidEncoder, build_reid_encoder
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import torch_stream
-from vitrael.core.training.contrastive import ContrastiveObjective, Pair, VisitPairs
-from vitrael.core.training.copy_pairs import CopyPairs
-from vitrael.core.training.loop import fit
-from vitrael.privacy.audit_folder.picture_pairs import PictureVisits
+from vitrael.privacy.reid.encoders import train_encoder
 from vitrael.privacy.reid.lens import Encoders
 
 FEWEST_SEEN_AGAIN: Final = 4
@@ -53,14 +49,11 @@ def train_encoders(
 
     Without ``knows_visits`` the copy encoder is both. ``tell`` hears of images drawn.
     """
-    copy = _train(
-        CopyPairs(laid), budget, learns="copies", seed=seed, name=f"copy/{part}", tell=tell
-    )
+    copy = _train(laid, budget, learns="copies", seed=seed, name=f"copy/{part}", tell=tell)
     if not knows_visits:
         return Encoders(copy, copy)
-    is_flat = laid.image_BCDHW.shape[2] == 1
     patient = _train(
-        PictureVisits(laid) if is_flat else VisitPairs(laid),
+        laid,
         budget,
         learns="visits",
         seed=seed,
@@ -71,7 +64,7 @@ def train_encoders(
 
 
 def _train(
-    pairs: Callable[..., Pair],
+    laid: PatientImages,
     budget: Budget,
     *,
     learns: Learns,
@@ -79,27 +72,21 @@ def _train(
     name: str,
     tell: Callable[[int], None],
 ) -> ReidEncoder:
-    training = LocalTrainingConfig(
-        length_images=budget.length_images, batch_images=_BATCH, learning_rate=_LEARNING_RATE
-    )
     config = ReidEncoderConfig(
         kind="reid_encoder",
         channels=budget.channels,
         embedding=budget.embedding,
-        training=training,
+        training=LocalTrainingConfig(
+            length_images=budget.length_images, batch_images=_BATCH, learning_rate=_LEARNING_RATE
+        ),
     )
-    rng = torch_stream(seed, "audit-folder", name)
-    model = build_reid_encoder(config, seed=seed, learns=learns)
-    with warnings.catch_warnings():
-        # A picture has one voxel along D, where an affine grid has nothing to choose.
-        warnings.filterwarnings("ignore", message=".*affine_grid.*", category=UserWarning)
-        fit(
-            model,
-            ContrastiveObjective(config.temperature),
-            pairs,
-            training,
-            length_images=budget.length_images,
-            rng=rng,
-            progress=lambda done, _total: tell(done),
-        )
-    return model
+    encoder = build_reid_encoder(config, seed=seed, learns=learns)
+    train_encoder(
+        encoder,
+        laid,
+        config,
+        learns=learns,
+        rng=torch_stream(seed, "audit-folder", name),
+        progress=lambda done, _total: tell(done),
+    )
+    return encoder

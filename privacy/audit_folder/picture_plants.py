@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 from scipy import ndimage
 
 from vitrael.privacy.audit.plants import geometry, intensity, mixtures, rows
-from vitrael.privacy.audit.plants.classes import PlantClass, always, drawn, mixed
+from vitrael.privacy.audit.plants.classes import PlantClass, Way, always, drawn, join_table, mixed
 from vitrael.privacy.audit.plants.sources import Means, Sources
+from vitrael.privacy.suite import GROUP_IMAGES, PICTURE_SUITE
 
 _PLANE: Final = (3, 4)
-_GROUP_IMAGES: Final = 20
 _GROUP_NOISE: Final = 0.02
 _SHIFT_FRAC: Final = 5 / 128
 _KNOTS: Final = 6
@@ -74,104 +73,54 @@ def join_sides(
 def _near_copies(sources: Sources, means: Means, rng: np.random.Generator) -> np.ndarray:
     """Return 20 pictures of each patient, each bent and noisy in its own way."""
     del means
-    several = np.repeat(sources.image_PCDHW, _GROUP_IMAGES, axis=0)
+    several = np.repeat(sources.image_PCDHW, GROUP_IMAGES, axis=0)
     bent = bend_pictures(several, most=0.05, rng=rng)
     return intensity.add_gaussian(bent, sigma=_GROUP_NOISE, rng=rng)
 
 
-def _forms() -> list[PlantClass]:
-    mirrored = [
-        PlantClass(
-            f"flip_{name}", says, 0.98, always(partial(geometry.mirror, axis=axis)), must=True
-        )
-        for name, says, axis in (
-            ("rows", "mirrored upside down", 3),
-            ("columns", "mirrored left to right", 4),
-        )
-    ]
-    bent = [
-        PlantClass(
-            f"affine_{percent}",
-            f"turned by up to {percent} degrees, stretched by up to {percent} %, moved by 4 %",
-            demanded,
-            drawn(partial(bend_pictures, most=percent / 100)),
-            must=must,
-        )
-        for percent, demanded, must in ((5, 0.98, True), (10, 0.95, False))
-    ]
-    cropped = [
-        PlantClass(
-            f"crop_{percent}", f"cut to {percent} % of both edges and magnified", 0.95,
-            drawn(partial(geometry.crop, share=percent / 100)),
-        )
-        for percent in (90, 80, 70)
-    ]  # fmt: skip
-    return [
-        *mirrored,
-        PlantClass(
-            "turn", "turned by 90 degrees", 0.98, drawn(partial(geometry.turn_quarter, about=2)),
-            must=True,
-        ),
-        *bent,
-        PlantClass(
-            "elastic", "bent smoothly by 2 % of the edge", 0.95, drawn(bend_pictures_elastically)
-        ),
-        *cropped,
-        PlantClass(
-            "padding", "in a margin, 80 % of both edges", 0.95,
-            always(partial(geometry.pad, share=0.8)),
-        ),
-        PlantClass(
-            "bias_field", "under a smooth gain from 0.7 to 1.3", 0.95,
-            drawn(partial(intensity.vary_gain, most=0.3)),
-        ),
-        PlantClass(
-            "rician_5", "Rician noise of 5 % of the range", 0.95,
-            drawn(partial(intensity.add_rician, sigma=0.05)),
-        ),
-    ]  # fmt: skip
+def _forms() -> dict[str, Way]:
+    return {
+        "flip_rows": Way(always(partial(geometry.mirror, axis=3))),
+        "flip_columns": Way(always(partial(geometry.mirror, axis=4))),
+        "turn": Way(drawn(partial(geometry.turn_quarter, about=2))),
+        "affine_5": Way(drawn(partial(bend_pictures, most=0.05))),
+        "affine_10": Way(drawn(partial(bend_pictures, most=0.10))),
+        "elastic": Way(drawn(bend_pictures_elastically)),
+        **{
+            f"crop_{percent}": Way(drawn(partial(geometry.crop, share=percent / 100)))
+            for percent in (90, 80, 70)
+        },
+        "padding": Way(always(partial(geometry.pad, share=0.8))),
+        "bias_field": Way(drawn(partial(intensity.vary_gain, most=0.3))),
+        "rician_5": Way(drawn(partial(intensity.add_rician, sigma=0.05))),
+    }
 
 
-def _composites() -> list[PlantClass]:
-    copied = [
-        PlantClass(
-            f"copy_{percent}", f"{percent} % of the picture in a stranger's", demanded,
-            mixed(partial(mixtures.set_block, share=percent / 100)), needs=("stranger",),
-        )
-        for percent, demanded in ((50, 0.95), (25, 0.85), (10, 0.60))
-    ]  # fmt: skip
-    return [
-        PlantClass(
-            "half", "the left half beside a stranger's right half", 0.95, mixed(join_sides),
-            needs=("stranger",),
-        ),
-        *copied,
-        PlantClass(
-            "lesion", "a block of a lesion's size in a stranger's", None,
-            mixed(partial(mixtures.set_block, share=0.01)), needs=("stranger",),
-        ),
-    ]  # fmt: skip
+def _composites() -> dict[str, Way]:
+    blocks = {"copy_50": 0.5, "copy_25": 0.25, "copy_10": 0.1, "lesion": 0.01}
+    return {
+        "half": Way(mixed(join_sides), needs=("stranger",)),
+        **{
+            name: Way(mixed(partial(mixtures.set_block, share=share)), needs=("stranger",))
+            for name, share in blocks.items()
+        },
+    }
 
 
-_ROWS: Final = (
-    *rows.copies(),
-    *rows.noises(),
-    *_forms(),
-    *rows.grays(),
-    *rows.losses(axes=_PLANE, plane=_PLANE),
-    *rows.of_models(),
-    *rows.blends(),
-    *_composites(),
-    *rows.other_scans(sequence="view"),
-    PlantClass(
-        "group_20", "20 near-copies of one patient, scattered: at least one is caught", 1.0,
-        _near_copies, must=True, group_images=_GROUP_IMAGES,
-    ),
-)  # fmt: skip
+_WAYS: Final = {
+    **rows.copies(),
+    **rows.noises(),
+    **_forms(),
+    **rows.grays(),
+    **rows.losses(axes=_PLANE, plane=_PLANE),
+    **rows.of_models(),
+    **rows.blends(),
+    **_composites(),
+    **rows.other_scans(sequence="view"),
+    "group_20": Way(_near_copies),
+}
 
-PICTURE_PLANTS: Final[Mapping[str, PlantClass]] = MappingProxyType(
-    {plant.name: plant for plant in _ROWS}
-)
+PICTURE_PLANTS: Final[Mapping[str, PlantClass]] = join_table(PICTURE_SUITE, _WAYS)
 """By name."""
 
 NOT_OF_PICTURES: Final = (

@@ -9,7 +9,6 @@ Axes: B images, N scans of the gallery, E embedding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
@@ -25,9 +24,9 @@ from vitrael.privacy.reid.lens import (
     see_parts,
     view,
 )
+from vitrael.privacy.reid.planes import gallery_step
 from vitrael.privacy.reid.roles import RoundTrip
-
-_CHUNK: Final = 64
+from vitrael.privacy.reid.template import chunk_of
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -40,6 +39,8 @@ class Gallery:
     """By encoder."""
     parts: Parts
     patient_N: np.ndarray
+    latent_NZ: torch.Tensor | None = None
+    """None where there is no codec."""
 
     def __repr__(self) -> str:
         """Show nothing of a patient, not even how many there are."""
@@ -68,18 +69,21 @@ def build_gallery(images: PatientImages, lens: Lens) -> Gallery:
     """Return the gallery of all scans of all patients; raise DataError when there is none."""
     if len(images) == 0:
         raise DataError("the gallery is empty", fix="give the training split at least one patient")
+    size = chunk_of(images.image_BCDHW.shape[2:])
+    step = gallery_step(images.image_BCDHW.shape[2], along=lens.template.along)
     laid, parts = [], []
-    for at in range(0, len(images), _CHUNK):
-        views = view(images.image_BCDHW[at : at + _CHUNK], lens.template)
+    for at in range(0, len(images), size):
+        views = view(images.image_BCDHW[at : at + size], lens.template)
         laid.append(views.laid_BCDHW)
-        parts.append(see_parts(views, lens))
-    laid_NCDHW = np.concatenate(laid)
+        parts.append(see_parts(views, lens, step=step))
+    laid_NCDHW, latents = np.concatenate(laid), lens.latents
     return Gallery(
         lens=lens,
         laid_NCDHW=laid_NCDHW,
         embedding_NE={name: see_identity(laid_NCDHW, lens, name) for name in ENCODERS},
         parts=join_parts(parts),
         patient_N=images.patient_B.copy(),
+        latent_NZ=None if latents is None else latents.see(images.image_BCDHW),
     )
 
 
@@ -92,6 +96,7 @@ def extend_gallery(gallery: Gallery, images: PatientImages) -> Gallery:
         return gallery
     more = build_gallery(images, gallery.lens)
     first = int(gallery.patient_N.max()) + 1
+    latents = [one.latent_NZ for one in (gallery, more) if one.latent_NZ is not None]
     return Gallery(
         lens=gallery.lens,
         laid_NCDHW=np.concatenate([gallery.laid_NCDHW, more.laid_NCDHW]),
@@ -101,4 +106,5 @@ def extend_gallery(gallery: Gallery, images: PatientImages) -> Gallery:
         },
         parts=join_parts([gallery.parts, more.parts]),
         patient_N=np.concatenate([gallery.patient_N, first + more.patient_N]),
+        latent_NZ=torch.cat(latents) if latents else None,
     )

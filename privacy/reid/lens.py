@@ -5,11 +5,15 @@ of the null, one of the gallery and a newcomer are then seen alike: none of them
 what they are seen through. With a template or components of the gallery's own scans, patients of
 the null would be less like each other than newcomers are, and too many newcomers dropped.
 
-Four members look at a candidate, each in its own way, and any of them can drop it: the *copy*
+Five members look at a candidate, each in its own way, and any of them can drop it: the *copy*
 encoder, which learned that a disguised scan is that scan; the *patient* encoder, which learned
 that another visit is the same patient; *registered*, the correlation of own forms after
-registering the candidate to the scans that the others find nearest; and *regions*, the same over
-parts of the image, single planes among them.
+registering the candidate to the scans that the others find nearest; *regions*, the same over parts
+of the image, single planes among them; and, where images come out of a codec, *latents*, which
+knows what a generator has made anew but for the coarse of it.
+
+The template says whether images are volumes or clips. Of clips the encoders see all frames, what is
+registered are their stills (``template``), regions are those of the still, and planes are frames.
 
 Axes: B images, E embedding, V voxels within the template's mask.
 """
@@ -26,6 +30,7 @@ import torch
 
 from vitrael.core.errors import DataError
 from vitrael.core.records import PatientImages
+from vitrael.privacy.reid.latents import Encode, Latents, fit_latents
 from vitrael.privacy.reid.planes import (
     SHARES,
     PlaneBasis,
@@ -37,15 +42,20 @@ from vitrael.privacy.reid.planes import (
 )
 from vitrael.privacy.reid.regions import Parceled, Parcels, cut_parcels, join_parceled, parcel
 from vitrael.privacy.reid.similarity import mirror, own_detail, own_form
-from vitrael.privacy.reid.template import Template, lay_both_ways, volumes_of
+from vitrael.privacy.reid.template import (
+    Template,
+    chunk_of,
+    lay_both_ways,
+    still_of,
+    volumes_of,
+)
 
 if TYPE_CHECKING:
     from vitrael.core.interfaces import Embedder
 
-MEMBERS: Final = ("copy", "patient", "registered", "regions")
-"""Who judges a candidate; any of them drops it."""
+MEMBERS: Final = ("copy", "patient", "registered", "regions", "latents")
+"""Who judges a candidate; any of them drops it. Without a codec the last one is not there."""
 ENCODERS: Final = MEMBERS[:2]
-_CHUNK: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,8 @@ class Lens:
     parcels: tuple[Parcels, Parcels]
     """Of laid images, and of those that are only upright."""
     bases: tuple[PlaneBasis, ...]
+    latents: Latents | None = None
+    """None where there is no codec."""
     device: str = "cpu"
 
     def __repr__(self) -> str:
@@ -128,20 +140,28 @@ class Work:
 
 
 def fit_lens(
-    images: PatientImages, encoders: Encoders, template: Template, *, device: str = "cpu"
+    images: PatientImages,
+    encoders: Encoders,
+    template: Template,
+    *,
+    encode: Encode | None = None,
+    device: str = "cpu",
 ) -> Lens:
     """Return the lens of the patients that encoders and template were made from.
 
+    ``encode`` is the codec of the generator whose samples are judged, if there is one.
     Raises DataError for no image.
     """
     if len(images) == 0:
         raise DataError("there is nobody to learn from", fix="give split F at least one patient")
-    views = view(images.image_BCDHW, template)
-    forms = own_form(views.laid_BCDHW, template), own_detail(views.upright_BCDHW, template)
-    laid, upright = (cut_parcels(form, template) for form in forms)
-    volume = volumes_of(images.image_BCDHW).to(template.device)
-    bases = tuple(fit_planes(volume, axis) for axis in plane_axes(tuple(volume.shape[1:])))
-    return Lens(template, encoders, (laid, upright), bases, device)
+    laid, upright = _see_forms(view(images.image_BCDHW, template), template)
+    parcels = cut_parcels(laid, template), cut_parcels(upright, template)
+    volume = volumes_of(images.image_BCDHW)
+    axes = plane_axes(tuple(volume.shape[1:]), along=template.along)
+    bases = (fit_planes(volume, axis) for axis in axes)
+    on_device = tuple(PlaneBasis(one.axis, one.basis_KV.to(template.device)) for one in bases)
+    latents = None if encode is None else fit_latents(images.image_BCDHW, encode)
+    return Lens(template, encoders, parcels, on_device, latents, device)
 
 
 def view(image_BCDHW: np.ndarray, template: Template) -> Views:
@@ -150,17 +170,21 @@ def view(image_BCDHW: np.ndarray, template: Template) -> Views:
     return Views(np.asarray(image_BCDHW, dtype=np.float32), upright, laid)
 
 
-def see_parts(views: Views, lens: Lens) -> Parts:
-    """Return what regions and planes of images look like."""
-    form = own_form(views.laid_BCDHW, lens.template)
-    detail = own_detail(views.upright_BCDHW, lens.template)
-    given = volumes_of(views.given_BCDHW).to(lens.template.device)
+def see_parts(views: Views, lens: Lens, *, step: int = 1) -> Parts:
+    """Return what regions and every ``step``-th plane of images look like."""
+    form, detail = _see_forms(views, lens.template)
     laid, upright = lens.parcels
     return Parts(
         form,
         (parcel(form, laid), parcel(detail, upright)),
-        tuple(describe_planes(given, basis) for basis in lens.bases),
+        see_planes(views.given_BCDHW, lens, step=step),
     )
+
+
+def see_planes(image_BCDHW: np.ndarray, lens: Lens, *, step: int = 1) -> tuple[Planes, ...]:
+    """Return what every ``step``-th plane of images looks like, axis by axis."""
+    volume = volumes_of(image_BCDHW).to(lens.template.device)
+    return tuple(describe_planes(volume, basis, step=step) for basis in lens.bases)
 
 
 def join_parts(parts: Sequence[Parts]) -> Parts:
@@ -178,11 +202,21 @@ def see_identity(laid_BCDHW: np.ndarray, lens: Lens, name: str) -> torch.Tensor:
     return torch.from_numpy(embed(laid_BCDHW, lens.encoders.named(name), device=lens.device))
 
 
+def _see_forms(views: Views, template: Template) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return own forms of laid and of upright images, ``[B, V]`` each; of clips, of the stills."""
+    laid, upright = (
+        still_of(volumes_of(one), along=template.along)[:, None]
+        for one in (views.laid_BCDHW, views.upright_BCDHW)
+    )
+    return own_form(laid, template), own_detail(upright.numpy(), template)
+
+
 @torch.no_grad()
 def embed(image_BCDHW: np.ndarray, encoder: Embedder, *, device: str = "cpu") -> np.ndarray:
     """Return ``[B, E]`` float32 unit vectors, computed in chunks."""
     rows = []
-    for at in range(0, len(image_BCDHW), _CHUNK):
-        part = np.ascontiguousarray(image_BCDHW[at : at + _CHUNK], dtype=np.float32)
+    size = chunk_of(image_BCDHW.shape[2:])
+    for at in range(0, len(image_BCDHW), size):
+        part = np.ascontiguousarray(image_BCDHW[at : at + size], dtype=np.float32)
         rows.append(encoder.embed(torch.from_numpy(part).to(device)).float().cpu().numpy())
     return np.concatenate(rows) if rows else np.empty((0, 1), dtype=np.float32)

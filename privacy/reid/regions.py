@@ -1,9 +1,10 @@
 """Regions: what part of one image is the same part of another, however unlike the rest is.
 
-The own forms of laid images are cut into cells of four voxels an edge; each cell is described by
-its first principal components over the gallery. A region (a half, a slab, a block) is a set of
-cells, and the correlation over it is read from the products of its cells. So a hemisphere, some
-slices or a block that was taken from a scan is found, where the whole image is nobody's.
+The own forms of laid images are cut into cells of four voxels an edge, or of more in larger images,
+so that there are no more than about a thousand. Each cell is described by its first principal
+components over the scans of split F. A region (a half, a slab, a block) is a set of cells, and the
+correlation over it is read from the products of its cells. So a hemisphere, some slices or a block
+that was taken from a scan is found, where the whole image is nobody's.
 
 Axes: B candidates, N scans, M images of either kind, C cells, R regions, K components, V voxels.
 """
@@ -11,6 +12,7 @@ Axes: B candidates, N scans, M images of either kind, C cells, R regions, K comp
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +22,7 @@ import torch
 from vitrael.privacy.reid.template import Template
 
 _CELL_VOX: Final = 4
+_MOST_CELLS: Final = 1024
 _FILLED_FRAC: Final = 0.25
 """Of a cell that must lie within the mask."""
 _COMPONENTS: Final = 20
@@ -27,6 +30,7 @@ _FEWEST_CELLS: Final = 4
 _BLOCKS: Final = (4, 2)
 """Edges of the blocks, in cells."""
 _CHUNK: Final = 8
+_CHUNK_SCORES: Final = 2**24
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -34,6 +38,8 @@ class Parcels:
     """How an image is cut: its cells, what they are described by, and the regions."""
 
     template: Template
+    edge_vox: int
+    """Of a cell."""
     inside_C: torch.Tensor
     """bool, of all cells: those within the mask."""
     basis_CKV: torch.Tensor
@@ -60,22 +66,31 @@ class Parceled:
 
 
 def cut_parcels(form_NV: torch.Tensor, template: Template) -> Parcels:
-    """Return cells and regions for own forms ``[N, V]`` of gallery scans."""
-    cell_NCV = _cells(form_NV, template)
-    filled = _cut(template.mask_DHW[None].float())[0].mean(1)
+    """Return cells and regions for own forms ``[N, V]`` of the scans of split F."""
+    edge_vox = cell_edge(tuple(template.mask_DHW.shape))
+    cell_NCV = _cells(form_NV, template, edge_vox)
+    filled = _cut(template.mask_DHW[None].float(), edge_vox)[0].mean(1)
     inside = filled > _FILLED_FRAC
     if not inside.any():
         inside = filled >= filled.max()
     _, _, basis = torch.linalg.svd(cell_NCV[:, inside].transpose(0, 1), full_matrices=False)
-    place_C3 = _places(template)[inside]
-    return Parcels(
-        template, inside, basis[:, :_COMPONENTS].contiguous(), torch.stack(list(_sets(place_C3)), 1)
-    )
+    place_C3 = _places(template, edge_vox)[inside]
+    components = basis[:, :_COMPONENTS].contiguous()
+    region_CR = torch.stack(list(_sets(place_C3)), 1)
+    return Parcels(template, edge_vox, inside, components, region_CR)
+
+
+def cell_edge(shape_DHW: tuple[int, ...]) -> int:
+    """Return the least edge of a cell, from four voxels on, that makes no more than 1,024."""
+    edge_vox = _CELL_VOX
+    while math.prod(-(-size // min(edge_vox, size)) for size in shape_DHW) > _MOST_CELLS:
+        edge_vox += 1
+    return edge_vox
 
 
 def parcel(form_MV: torch.Tensor, parcels: Parcels) -> Parceled:
     """Return own forms ``[M, V]`` cell by cell, with their lengths in each region."""
-    cell_MCV = _cells(form_MV, parcels.template)[:, parcels.inside_C]
+    cell_MCV = _cells(form_MV, parcels.template, parcels.edge_vox)[:, parcels.inside_C]
     code = torch.einsum("mcv,ckv->cmk", cell_MCV, parcels.basis_CKV).contiguous()
     norm = ((code**2).sum(2).T @ parcels.region_CR).clamp_min(1e-8).sqrt()
     return Parceled(code, norm)
@@ -85,9 +100,11 @@ def best_regions(
     candidates: Parceled, gallery: Parceled, parcels: Parcels, *, allowed_BN: torch.Tensor | None
 ) -> torch.Tensor:
     """Return ``[B, R]``: over each region the best correlation with any scan that is allowed."""
+    each = parcels.regions * len(gallery.norm_MR)
+    size = max(1, min(_CHUNK, _CHUNK_SCORES // each))
     rows = []
-    for at in range(0, candidates.code_CMK.shape[1], _CHUNK):
-        part = slice(at, at + _CHUNK)
+    for at in range(0, candidates.code_CMK.shape[1], size):
+        part = slice(at, at + size)
         dot_CBN = torch.bmm(candidates.code_CMK[:, part], gallery.code_CMK.transpose(1, 2))
         cells, rows_here, scans = dot_CBN.shape
         dot_RBN = parcels.region_CR.T @ dot_CBN.reshape(cells, -1)
@@ -107,15 +124,15 @@ def join_parceled(parts: Sequence[Parceled]) -> Parceled:
     )
 
 
-def _cells(form_MV: torch.Tensor, template: Template) -> torch.Tensor:
+def _cells(form_MV: torch.Tensor, template: Template, edge_vox: int) -> torch.Tensor:
     volume = torch.zeros((len(form_MV), *template.mask_DHW.shape), device=form_MV.device)
     volume[:, template.mask_DHW] = form_MV
-    return _cut(volume)
+    return _cut(volume, edge_vox)
 
 
-def _cut(volume_MDHW: torch.Tensor) -> torch.Tensor:
+def _cut(volume_MDHW: torch.Tensor, edge_vox: int) -> torch.Tensor:
     """Return ``[M, C, voxels of a cell]``; what is left over at the ends is filled with zeros."""
-    edges = [min(_CELL_VOX, size) for size in volume_MDHW.shape[1:]]
+    edges = [min(edge_vox, size) for size in volume_MDHW.shape[1:]]
     pad: list[int] = []
     for size, edge in zip(reversed(volume_MDHW.shape[1:]), reversed(edges), strict=True):
         pad += [0, -size % edge]
@@ -126,9 +143,9 @@ def _cut(volume_MDHW: torch.Tensor) -> torch.Tensor:
     return volume.reshape(len(volume), -1, cells)
 
 
-def _places(template: Template) -> torch.Tensor:
+def _places(template: Template, edge_vox: int) -> torch.Tensor:
     """Return ``[C, 3]``: where each cell stands."""
-    counts = [-(-size // min(_CELL_VOX, size)) for size in template.mask_DHW.shape]
+    counts = [-(-size // min(edge_vox, size)) for size in template.mask_DHW.shape]
     lines = [torch.arange(count, device=template.device) for count in counts]
     return torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).reshape(-1, 3)
 

@@ -29,8 +29,16 @@ class Screener:
         The vote on one candidate does not depend on the others. A score that is not a number
         drops its candidate.
         """
-        return np.asarray((self.members(image_BCDHW) <= self.point.threshold).all(1))
+        return self._votes(self.members(image_BCDHW))
+
+    def keep_allowed(self, image_BCDHW: np.ndarray, allowed_BN: np.ndarray) -> np.ndarray:
+        """Return the votes as if the gallery held of each image's scans the allowed ones alone."""
+        matches = match(image_BCDHW, self.gallery, allowed_BN=allowed_BN)
+        return self._votes(self.point.members(matches))
+
+    def _votes(self, member_BM: np.ndarray) -> np.ndarray:
+        return np.asarray((member_BM <= self.point.threshold).all(1))
 
     def members(self, image_BCDHW: np.ndarray, *, work: Work | None = None) -> np.ndarray:
-        """Return ``[B, 4]``: how near each member finds each image; for audits at the site."""
+        """Return ``[B, M]``: how near each member finds each image; for audits at the site."""
         return self.point.members(match(image_BCDHW, self.gallery, work=work))

@@ -1,10 +1,15 @@
 """The search: how near candidates come to the scans of a gallery, member by member.
 
+Similarities are whole rows, candidate by scan, and not the few nearest of ``neighbors.nearest``:
+the null allows each patient other scans than the next, the scans of one patient must not take the
+places of three, and the numbers are a thousandth of what a candidate's regions take.
+
 Axes: B candidates, N scans of the gallery, R regions, P pairs.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -13,23 +18,34 @@ import numpy as np
 import torch
 
 from vitrael.privacy.reid.gallery import Gallery
-from vitrael.privacy.reid.lens import ENCODERS, Parts, Work, see_identity, see_parts, view
+from vitrael.privacy.reid.latents import margins
+from vitrael.privacy.reid.lens import (
+    ENCODERS,
+    Parts,
+    Views,
+    Work,
+    see_identity,
+    see_parts,
+    see_planes,
+    view,
+)
 from vitrael.privacy.reid.pairs import registered_pairs
-from vitrael.privacy.reid.planes import best_planes
+from vitrael.privacy.reid.planes import Planes, best_planes
 from vitrael.privacy.reid.regions import best_regions
+from vitrael.privacy.reid.template import chunk_of
 
 TOP: Final = 3
-"""Scans that a candidate is registered to, of each member that finds the nearest."""
-_CHUNK: Final = 64
+"""Patients to whose nearest scan a candidate is registered, of each member that finds the
+nearest."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Matches:
     """How near each candidate comes to the scans that were allowed; private."""
 
-    best_B3: np.ndarray
+    best_BK: np.ndarray
     """The largest cosine of the copy encoder, of the patient encoder, the largest registered
-    similarity."""
+    similarity, and where there is a codec the margin among latents."""
     region_BR: np.ndarray
     """The largest correlation over each region, and what the planes say."""
 
@@ -39,18 +55,18 @@ class Matches:
 
     def __len__(self) -> int:
         """Return the number of candidates."""
-        return len(self.best_B3)
+        return len(self.best_BK)
 
     def larger(self, other: Matches) -> Matches:
         """Return the nearer of two looks at the same candidates, number by number."""
         return Matches(
-            np.maximum(self.best_B3, other.best_B3), np.maximum(self.region_BR, other.region_BR)
+            np.maximum(self.best_BK, other.best_BK), np.maximum(self.region_BR, other.region_BR)
         )
 
     def behind(self, first: Matches) -> Matches:
         """Return the candidates of ``first`` and then these."""
         return Matches(
-            np.concatenate([first.best_B3, self.best_B3]),
+            np.concatenate([first.best_BK, self.best_BK]),
             np.concatenate([first.region_BR, self.region_BR]),
         )
 
@@ -64,10 +80,14 @@ def match(
 ) -> Matches:
     """Return how near candidates come to the allowed scans; each is judged for itself."""
     work = work or Work()
-    whole = Matches(np.empty((0, 3), np.float32), np.empty((0, gallery.lens.scores), np.float32))
-    for at in range(0, len(image_BCDHW), _CHUNK):
-        allowed = None if allowed_BN is None else torch.from_numpy(allowed_BN[at : at + _CHUNK])
-        found = _match_chunk(image_BCDHW[at : at + _CHUNK], gallery, allowed, work)
+    count = 3 if gallery.lens.latents is None else 4
+    whole = Matches(
+        np.empty((0, count), np.float32), np.empty((0, gallery.lens.scores), np.float32)
+    )
+    size = chunk_of(image_BCDHW.shape[2:])
+    for at in range(0, len(image_BCDHW), size):
+        allowed = None if allowed_BN is None else torch.from_numpy(allowed_BN[at : at + size])
+        found = _match_chunk(image_BCDHW[at : at + size], gallery, allowed, work)
         whole = found.behind(whole)
     return whole
 
@@ -88,18 +108,27 @@ def _match_chunk(
         identity = see_identity(views.laid_BCDHW, lens, name)
         cosine = _only(identity @ gallery.embedding_NE[name].T, allowed_BN)
         best.append(cosine.amax(1))
-        shortlist.append(_nearest(cosine))
+        shortlist.append(nearest_patients(cosine, gallery.patient_N))
         now = work.spend(name, now)
     nearer, side = torch.stack([one.form_BV @ gallery.parts.form_BV.T for one in sides]).max(0)
-    shortlist.append(_nearest(_only(nearer.cpu(), allowed_BN)))
+    shortlist.append(nearest_patients(_only(nearer.cpu(), allowed_BN), gallery.patient_N))
     scan_BP = torch.cat(shortlist, 1)
     laid = torch.from_numpy(np.stack([views.laid_BCDHW[:, 0], mirrored.laid_BCDHW[:, 0]]))
     best.append(_registered(laid, scan_BP, side.cpu(), gallery, allowed_BN))
     work.pairs += scan_BP.numel()
     now = work.spend("registered", now)
+    if lens.latents is not None and gallery.latent_NZ is not None:
+        seen = [lens.latents.see(one.given_BCDHW) for one in (views, mirrored)]
+        nearest = torch.maximum(*(one @ gallery.latent_NZ.T for one in seen))
+        only = _only(nearest, allowed_BN, otherwise=-math.inf)
+        best.append(margins(only, gallery.patient_N))
+        now = work.spend("latents", now)
     device = lens.template.device
     where = None if allowed_BN is None else allowed_BN.to(device)
-    regions = [_regions(one, gallery, where) for one in sides]
+    regions = [
+        _regions(parts, one, gallery, where)
+        for parts, one in zip(sides, (views, mirrored), strict=True)
+    ]
     region = torch.maximum(regions[0], regions[1])
     work.spend("regions", now)
     return Matches(torch.stack(best, 1).numpy(), region.cpu().numpy())
@@ -116,20 +145,14 @@ def _registered(
 
     Of the mirror images the one that is nearer before registration is taken.
     """
-    row_BP = torch.arange(len(scan_BP))[:, None].expand_as(scan_BP)
-    side = side_BN.gather(1, scan_BP).reshape(-1)
-    rows, scans = row_BP.reshape(-1), scan_BP.reshape(-1)
-    fixed = torch.from_numpy(gallery.laid_NCDHW[:, 0])
-    template = gallery.lens.template
-    found = torch.cat(
-        [
-            registered_pairs(
-                laid_2BDHW[side[part], rows[part]].to(template.device),
-                fixed[scans[part]].to(template.device),
-                template,
-            )
-            for part in torch.arange(len(rows)).split(_CHUNK)
-        ]
+    count = len(scan_BP)
+    row_BP = torch.arange(count)[:, None] + count * side_BN.gather(1, scan_BP)
+    found = registered_pairs(
+        laid_2BDHW.flatten(0, 1),
+        torch.from_numpy(gallery.laid_NCDHW[:, 0]),
+        gallery.lens.template,
+        row_P=row_BP.flatten(),
+        scan_P=scan_BP.flatten(),
     ).cpu()
     similarity_BP = found.reshape(scan_BP.shape)
     if allowed_BN is not None:
@@ -137,23 +160,65 @@ def _registered(
     return similarity_BP.amax(1)
 
 
-def _regions(seen: Parts, gallery: Gallery, allowed_BN: torch.Tensor | None) -> torch.Tensor:
-    """Return ``[B, R]``: of laid and of upright images over regions, and of planes."""
+def _regions(
+    seen: Parts, views: Views, gallery: Gallery, allowed_BN: torch.Tensor | None
+) -> torch.Tensor:
+    """Return ``[B, R]``: of laid and of upright images over regions, and of planes.
+
+    The planes of an image that was turned or inverted are looked at as it came and as it was put
+    upright: a turned stranger may hold a slice of somebody's.
+    """
     known, lens = gallery.parts, gallery.lens
     over = [
         best_regions(mine, theirs, parcels, allowed_BN=allowed_BN)
         for mine, theirs, parcels in zip(seen.parceled, known.parceled, lens.parcels, strict=True)
     ]
-    along = [
+    along = _planes(seen.planes, known.planes, allowed_BN, over[0])
+    row_b = np.flatnonzero((views.upright_BCDHW != views.given_BCDHW).any(axis=(1, 2, 3, 4)))
+    if len(row_b) and lens.bases:
+        where = torch.from_numpy(row_b).to(along.device)
+        turned = _planes(
+            see_planes(views.upright_BCDHW[row_b], lens),
+            known.planes,
+            None if allowed_BN is None else allowed_BN[where],
+            over[0],
+        )
+        along[where] = torch.maximum(along[where], turned)
+    return torch.cat([*over, along], dim=1)
+
+
+def _planes(
+    seen: tuple[Planes, ...],
+    known: tuple[Planes, ...],
+    allowed_BN: torch.Tensor | None,
+    like: torch.Tensor,
+) -> torch.Tensor:
+    """Return ``[B, R]``: what the planes along every axis say; a picture has none."""
+    found = [
         best_planes(mine, theirs, allowed_BN=allowed_BN)
-        for mine, theirs in zip(seen.planes, known.planes, strict=True)
+        for mine, theirs in zip(seen, known, strict=True)
     ]
-    return torch.cat([*over, *along], dim=1)
+    return torch.cat(found, dim=1) if found else like[:, :0]
 
 
-def _nearest(similarity_BN: torch.Tensor) -> torch.Tensor:
-    return similarity_BN.topk(min(TOP, similarity_BN.shape[1]), dim=1).indices
+def nearest_patients(similarity_BN: torch.Tensor, patient_N: np.ndarray) -> torch.Tensor:
+    """Return ``[B, 3]``: the nearest scan of each of the three nearest patients.
+
+    With fewer patients there are as many scans as patients.
+    """
+    _, number_N = np.unique(patient_N, return_inverse=True)
+    number_BN = torch.from_numpy(number_N).expand_as(similarity_BN)
+    patients = int(number_N.max()) + 1
+    best_BM = torch.full((len(similarity_BN), patients), -torch.inf)
+    best_BM = best_BM.scatter_reduce(1, number_BN, similarity_BN, "amax")
+    chosen_BT = best_BM.topk(min(TOP, patients), dim=1).indices
+    theirs_BTN = number_BN[:, None] == chosen_BT[:, :, None]
+    return similarity_BN[:, None].masked_fill(~theirs_BTN, -torch.inf).argmax(2)
 
 
-def _only(similarity_BN: torch.Tensor, allowed_BN: torch.Tensor | None) -> torch.Tensor:
-    return similarity_BN if allowed_BN is None else similarity_BN.masked_fill(~allowed_BN, -1.0)
+def _only(
+    similarity_BN: torch.Tensor, allowed_BN: torch.Tensor | None, *, otherwise: float = -1.0
+) -> torch.Tensor:
+    if allowed_BN is None:
+        return similarity_BN
+    return similarity_BN.masked_fill(~allowed_BN.to(similarity_BN.device), otherwise)

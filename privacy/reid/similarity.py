@@ -6,6 +6,8 @@ by normalized cross-correlation inside the template's mask. Strangers correlate 
 near 1. Registration and plain image similarity link brain scans of one person almost without error
 (Sharma et al. 2026, arXiv 2602.10043), so an intruder needs no more.
 
+Of a clip the still has an own form, and so has every frame, as a picture.
+
 Axes: B images, D H W, V voxels within the mask.
 """
 
@@ -20,6 +22,7 @@ from torch.nn import functional
 from vitrael.privacy.reid.template import (
     LAID_SMOOTH_VOX,
     Template,
+    chunk_of,
     smoothed,
     volumes_of,
 )
@@ -42,21 +45,12 @@ def own_form(laid_BCDHW: np.ndarray | torch.Tensor, template: Template) -> torch
     Gain and offset of the common part are fitted by reweighted least squares (Cauchy weights), so
     that what is cut out of an image, or pasted into it, does not spoil the rest.
     """
-    laid = torch.as_tensor(laid_BCDHW).to(template.device)
-    values = laid[:, 0][:, template.mask_DHW]
-    weight = torch.ones_like(values)
-    rest, spread = values, torch.ones_like(values[:, :1])
-    for _ in range(_REWEIGHTINGS):
-        total = weight.sum(1, keepdim=True)
-        level = (weight * values).sum(1, keepdim=True) / total
-        common = template.common_V - (weight * template.common_V).sum(1, keepdim=True) / total
-        gain = (weight * (values - level) * common).sum(1, keepdim=True)
-        gain = gain / (weight * common**2).sum(1, keepdim=True).clamp_min(1e-12)
-        rest = values - level - gain * common
-        spread = (1.4826 * rest.abs().median(1, keepdim=True).values).clamp_min(_DARK)
-        weight = 1 / (1 + (rest / (_OUTLIER * spread)) ** 2)
-    rest = torch.minimum(torch.maximum(rest, -_MOST * spread), _MOST * spread)
-    return functional.normalize(rest, dim=1, eps=1e-6)
+    inside = template.mask_DHW
+    parts = [
+        _own_form(part[:, 0].to(template.device)[:, inside], template.common_V)
+        for part in torch.as_tensor(laid_BCDHW).split(chunk_of(tuple(inside.shape)))
+    ]
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -78,3 +72,19 @@ def own_detail(upright_BCDHW: np.ndarray, template: Template) -> torch.Tensor:
 def mirror(laid_BCDHW: np.ndarray, template: Template) -> np.ndarray:
     """Return the left-right mirror images of laid images; the template is its own."""
     return np.ascontiguousarray(np.flip(laid_BCDHW, axis=1 + template.mirror))
+
+
+def _own_form(values: torch.Tensor, common_V: torch.Tensor) -> torch.Tensor:
+    weight = torch.ones_like(values)
+    rest, spread = values, torch.ones_like(values[:, :1])
+    for _ in range(_REWEIGHTINGS):
+        total = weight.sum(1, keepdim=True)
+        level = (weight * values).sum(1, keepdim=True) / total
+        common = common_V - (weight * common_V).sum(1, keepdim=True) / total
+        gain = (weight * (values - level) * common).sum(1, keepdim=True)
+        gain = gain / (weight * common**2).sum(1, keepdim=True).clamp_min(1e-12)
+        rest = values - level - gain * common
+        spread = (1.4826 * rest.abs().median(1, keepdim=True).values).clamp_min(_DARK)
+        weight = 1 / (1 + (rest / (_OUTLIER * spread)) ** 2)
+    rest = torch.minimum(torch.maximum(rest, -_MOST * spread), _MOST * spread)
+    return functional.normalize(rest, dim=1, eps=1e-6)

@@ -5,14 +5,16 @@ are found among all that a cube has, it is registered by an affine map of twelve
 is smoothed a little. So a copy that was turned, mirrored, inverted, stretched or moved lies where
 its source lies, and none of the filter's members needs to know of such disguises.
 
-Axes: B images, D H W as in NIfTI (the first is left-right), V voxels within the mask. A picture has
-one voxel along D, and its left-right axis is W.
+The frames of a clip have one pose: that of their mean, the clip's *still*. A template of clips is
+one of stills, and what is found on a still is done to every frame.
+
+Axes: B images, D H W as in NIfTI (the first is left-right), V voxels that are looked at, A the
+coordinates of one. A picture has one voxel along D, and its left-right axis is W. In a clip D is
+time.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,34 +24,48 @@ from scipy import ndimage
 from torch.nn import functional
 
 from vitrael.core.errors import DataError
+from vitrael.core.training.warps import Along
+from vitrael.privacy.reid.maps import plausible, slopes_of, starts, turn, turns
 
 _SMOOTH_VOX: Final = 1.0
-"""Of what is registered."""
+"""Of what is registered, of 32 voxels or fewer an edge; in larger images in proportion."""
+_USUAL_VOX: Final = 32
 LAID_SMOOTH_VOX: Final = 0.7
 """Of what is compared: what a generator leaves of a scan is as smooth."""
 _STEPS: Final = 12
 _RIDGE: Final = 1e-4
 _BRAIN: Final = 0.05
 """Mean intensity, in [0, 1], above which a voxel of the template is looked at."""
-_LARGEST_STRETCH: Final = 2.0
 _TURNS: Final = 2
 """Orientations beside the one that an image has that are registered as well."""
 _TURN_GAIN: Final = 0.01
 """By how much a turned image must agree better with the template to be taken as turned."""
+_LOOKED_AT: Final = 40_000
+"""Voxels that are enough to find twelve parameters by."""
+_LEAST: Final = 1e-6
+_LEAST_SHOWN: Final = 0.3
+"""Of the template's mask, by a still."""
+_TRIED: Final = 3
+"""Of the starts of a still, registered."""
 _CHUNK: Final = 64
+_CHUNK_VOX: Final = _CHUNK * _USUAL_VOX**3
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Template:
     """What images are registered to: a mirror-symmetric mean, and the solver of one step."""
 
+    along: Along
+    """What the first of an image's three axes is."""
     smooth_DHW: torch.Tensor
     near_DHW: torch.Tensor
-    """bool: where registration looks; the brain and two voxels around it."""
+    """bool: where registration looks; within two voxels of the brain, thinned out where many."""
     mask_DHW: torch.Tensor
     """bool: where similarity looks."""
+    design_VP: torch.Tensor
+    """[V, 14]: how intensities change with twelve affine parameters, gain and offset."""
     solver_PV: torch.Tensor
-    """[14, V]: from an intensity difference to twelve affine parameters, gain and offset."""
+    """[14, V]: from an intensity difference to these."""
     grid_DHWA: torch.Tensor
     """[D, H, W, 4]: homogeneous coordinates in [-1, 1]."""
     common_V: torch.Tensor
@@ -71,45 +87,49 @@ def mirror_axis(shape_DHW: tuple[int, ...]) -> int:
     return 1 if shape_DHW[0] > 1 else 3
 
 
-def fit_template(image_BCDHW: np.ndarray, *, device: str = "cpu") -> Template:
+def fit_template(
+    image_BCDHW: np.ndarray, *, along: Along = "space", device: str = "cpu"
+) -> Template:
     """Return the template of a site's own scans: their mean, made symmetric, refined once.
 
     A scan that helped to make the template lacks what it gave to the mean, and is less like the
     others by about one over their number. So those whose scores are ranked together should all
     have helped, or none; a newcomer is that much more alike.
-    What is registered and compared with it later happens on its device.
+    What is registered and compared with it later happens on its device. Clips are told apart from
+    volumes by ``along`` alone, nowhere by their shape.
 
     Raises DataError when there is no scan.
     """
     if len(image_BCDHW) == 0:
         raise DataError("a template needs at least one scan")
-    first = _template_of(volumes_of(image_BCDHW).mean(0), device)
-    return _template_of(register(image_BCDHW, first).mean(0).cpu(), device)
+    still = still_of(volumes_of(image_BCDHW), along=along)
+    first = _template_of(still.mean(0), along, device)
+    registered = still_of(register(image_BCDHW, first), along=along)
+    return _template_of(registered.mean(0).cpu(), along, device)
+
+
+def still_of(volume_BDHW: torch.Tensor, *, along: Along) -> torch.Tensor:
+    """Return the mean over time of clips, one voxel deep; volumes and pictures as they are."""
+    return volume_BDHW if along == "space" else volume_BDHW.mean(1, keepdim=True)
+
+
+def chunk_of(shape_DHW: tuple[int, ...]) -> int:
+    """Return how many images of a shape are worked on at a time: 64 of 32 voxels an edge."""
+    return int(np.clip(_CHUNK_VOX // max(1, int(np.prod(shape_DHW))), 1, _CHUNK))
 
 
 @torch.no_grad()
 def register(image_BCDHW: np.ndarray, template: Template) -> torch.Tensor:
-    """Return ``[B, D, H, W]``: each volume resampled onto the template.
+    """Return ``[B, D, H, W]``: each image resampled onto the template, by itself.
 
-    Inverse compositional registration (Baker and Matthews 2004, section 3.2) of smoothed images,
-    with gain and offset. A volume whose map leaves the plausible range stays where it is.
+    An image whose map leaves the plausible range stays where it is.
     """
-    volumes = volumes_of(image_BCDHW)
-    device = template.device
-    if not len(volumes):
-        return volumes.to(device)
-    smooth = smoothed(volumes, _SMOOTH_VOX).to(device)
-    volumes = volumes.to(device)
-    target = template.smooth_DHW[template.near_DHW]
-    start = torch.eye(4, device=device).repeat(len(volumes), 1, 1)
-    maps = start.clone()
-    for _ in range(_STEPS):
-        difference = warp(smooth, maps, template)[:, template.near_DHW] - target
-        step = start.clone()
-        step[:, :3] += (difference @ template.solver_PV.T)[:, :12].reshape(-1, 3, 4)
-        maps = maps @ torch.linalg.inv(step)
-    maps = torch.where(plausible(maps)[:, None, None], maps, start)
-    return warp(volumes, maps, template)
+    volumes = volumes_of(image_BCDHW).to(template.device)
+    parts = [
+        warp(part, _find_maps(still_of(part, along=template.along), template), template)
+        for part in volumes.split(chunk_of(tuple(volumes.shape[1:])))
+    ]
+    return torch.cat(parts) if len(volumes) else volumes
 
 
 @torch.no_grad()
@@ -131,8 +151,9 @@ def lay_both_ways(image_BCDHW: np.ndarray, template: Template) -> tuple[np.ndarr
 
     A copy of which much is missing or a stranger's misleads registration, and lies where it lay.
     """
-    chunks = range(0, len(image_BCDHW), _CHUNK)
-    laid = [_lay_chunk(image_BCDHW[at : at + _CHUNK], template) for at in chunks]
+    size = chunk_of(image_BCDHW.shape[2:])
+    chunks = range(0, len(image_BCDHW), size)
+    laid = [_lay_chunk(image_BCDHW[at : at + size], template) for at in chunks]
     if not laid:
         nothing = np.asarray(image_BCDHW, dtype=np.float32)
         return nothing, nothing
@@ -148,83 +169,181 @@ def volumes_of(image_BCDHW: np.ndarray) -> torch.Tensor:
     return image
 
 
-def smoothed(volume_BDHW: torch.Tensor, sigma_vox: float) -> torch.Tensor:
-    """Return the volumes after a Gaussian along every axis that has more than one voxel."""
-    sigma = [0.0, *(sigma_vox if size > 1 else 0.0 for size in volume_BDHW.shape[1:])]
-    return torch.from_numpy(ndimage.gaussian_filter(volume_BDHW.cpu().numpy(), sigma))
+def smoothed(
+    volume_BDHW: torch.Tensor, sigma_vox: float, *, along: Along = "space"
+) -> torch.Tensor:
+    """Return images after a Gaussian along every axis of space that has more than one voxel."""
+    sizes = [1 if along == "time" else volume_BDHW.shape[1], *volume_BDHW.shape[2:]]
+    sigma = [0.0, *(sigma_vox if size > 1 else 0.0 for size in sizes)]
+    smooth = ndimage.gaussian_filter(volume_BDHW.cpu().numpy(), sigma)
+    return torch.from_numpy(smooth).to(volume_BDHW.device)
 
 
 def warp(volume_BDHW: torch.Tensor, maps_B44: torch.Tensor, template: Template) -> torch.Tensor:
-    """Return the volumes resampled through affine maps of homogeneous coordinates in [-1, 1]."""
+    """Return images resampled through affine maps of homogeneous coordinates in [-1, 1].
+
+    All frames of a clip go through its one map.
+    """
     points = torch.einsum("bij,dhwj->bdhwi", maps_B44[:, :3], template.grid_DHWA)
+    channel = 2 if template.along == "time" else 1
     return functional.grid_sample(
-        volume_BDHW[:, None], points.flip(-1), align_corners=True, padding_mode="zeros"
-    )[:, 0]
+        volume_BDHW.unsqueeze(channel), points.flip(-1), align_corners=True, padding_mode="zeros"
+    ).squeeze(channel)
 
 
-def plausible(maps_B44: torch.Tensor) -> torch.Tensor:
-    """Return whether each map is finite and stretches no axis by more than a factor of two."""
-    finite = torch.isfinite(maps_B44).flatten(1).all(1)
-    safe = torch.where(finite[:, None, None], maps_B44, torch.eye(4, device=maps_B44.device))
-    stretch = torch.linalg.svdvals(safe[:, :3, :3])
-    within = (stretch[:, 0] < _LARGEST_STRETCH) & (stretch[:, -1] > 1 / _LARGEST_STRETCH)
-    near = safe[:, :3, 3].abs().amax(1) < 1
-    return torch.stack([finite, within, near]).all(0)
+def look(
+    volume_BDHW: torch.Tensor, maps_B44: torch.Tensor, where_DHW: torch.Tensor, template: Template
+) -> torch.Tensor:
+    """Return ``[B, V]``: what ``warp`` of volumes or stills holds at some voxels."""
+    points = torch.einsum("bij,vj->bvi", maps_B44[:, :3], template.grid_DHWA[where_DHW]).flip(-1)
+    if volume_BDHW.shape[1] == 1:
+        return functional.grid_sample(
+            volume_BDHW, points[:, None, :, :2], align_corners=True, padding_mode="zeros"
+        )[:, 0, 0]
+    return functional.grid_sample(
+        volume_BDHW[:, None], points[:, None, None], align_corners=True, padding_mode="zeros"
+    )[:, 0, 0, 0]
 
 
-def slopes_of(smooth_DHW: torch.Tensor, grid_DHWA: torch.Tensor) -> torch.Tensor:
-    """Return ``[D, H, W, 12]``: how an image changes with each parameter of an affine map."""
-    axes = [axis for axis, size in enumerate(smooth_DHW.shape) if size > 1]
-    spacing = [2 / (smooth_DHW.shape[axis] - 1) for axis in axes]
-    slope = torch.zeros((*smooth_DHW.shape, 3), device=smooth_DHW.device)
-    found = torch.gradient(smooth_DHW, spacing=spacing, dim=axes)
-    for axis, values in zip(axes, found, strict=True):
-        slope[..., axis] = values
-    return (slope[..., :, None] * grid_DHWA[..., None, :]).flatten(-2)
+def _find_maps(
+    still_BDHW: torch.Tensor, template: Template, start_B44: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return ``[B, 4, 4]``: the affine map of each volume or still onto the template.
+
+    Inverse compositional registration (Baker and Matthews 2004, section 3.2) of smoothed images,
+    with gain and offset. Of a still only what lies within its picture counts.
+    """
+    smooth = smoothed(still_BDHW, _smooth_vox(tuple(still_BDHW.shape[1:])))
+    target = template.smooth_DHW[template.near_DHW]
+    nowhere = torch.eye(4, device=template.device).repeat(len(smooth), 1, 1)
+    start = nowhere if start_B44 is None else start_B44
+    maps = start.clone()
+    for _ in range(_STEPS):
+        difference = look(smooth, maps, template.near_DHW, template) - target
+        if template.along == "space":
+            found = difference @ template.solver_PV.T
+        else:
+            found = _solve_within(difference, _within(maps, template.near_DHW, template), template)
+        step = nowhere.clone()
+        step[:, :3] += found[:, :12].reshape(-1, 3, 4)
+        maps = maps @ torch.linalg.inv(step)
+    return torch.where(plausible(maps)[:, None, None], maps, start)
+
+
+def _solve_within(
+    difference_BV: torch.Tensor, weight_BV: torch.Tensor, template: Template
+) -> torch.Tensor:
+    """Return ``[B, 14]``: the step by weighted least squares, a solution for each image."""
+    design = template.design_VP
+    normal = torch.einsum("vp,bv,vq->bpq", design, weight_BV, design)
+    scale = normal.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    eye = torch.eye(design.shape[1], device=design.device)
+    right = (weight_BV * difference_BV) @ design
+    found: torch.Tensor = torch.linalg.solve(normal + (_RIDGE * scale + _LEAST) * eye, right)
+    return found
+
+
+def _within(maps_B44: torch.Tensor, where_DHW: torch.Tensor, template: Template) -> torch.Tensor:
+    """Return ``[B, V]``: 1 where a still that is mapped so shows something, 0 beyond its edges."""
+    points = torch.einsum("bij,vj->bvi", maps_B44[:, 1:3], template.grid_DHWA[where_DHW])
+    edges = torch.tensor(template.mask_DHW.shape[1:], device=points.device)
+    beyond_px = (points.abs() - 1).clamp_min(0) * (edges - 1) / 2
+    return (1 - beyond_px).clamp_min(0).prod(2)
+
+
+def _smooth_vox(shape_DHW: tuple[int, ...]) -> float:
+    return _SMOOTH_VOX * max(1.0, max(shape_DHW) / _USUAL_VOX)
 
 
 def _lay_chunk(image_BCDHW: np.ndarray, template: Template) -> tuple[np.ndarray, np.ndarray]:
-    volume = volumes_of(image_BCDHW)
-    turns = list(_turns(tuple(volume.shape[1:])))
-    smooth = smoothed(volume, _SMOOTH_VOX)
-    agrees_TB = torch.stack([_agreement(_turn(smooth, turn), template) for turn in turns])
+    along = template.along
+    upright = volumes_of(image_BCDHW).to(template.device)
+    still = still_of(upright, along=along)
+    ways = list(turns(tuple(still.shape[1:]), mirror=template.mirror - 1))
+    smooth = smoothed(still, _SMOOTH_VOX)
+    agrees_TB = torch.stack(
+        [_agreement(turn(smooth, way)[:, template.mask_DHW], template) for way in ways]
+    )
     negative = -agrees_TB.amin(0) > agrees_TB.amax(0)
-    volume = torch.where(negative[:, None, None, None], _inverted(volume), volume)
+    volume = torch.where(negative[:, None, None, None], _inverted(upright), upright)
     turned_BT = torch.where(negative, -agrees_TB, agrees_TB)[1:].T
-    upright, best = volume, register(volume[:, None].numpy(), template).cpu()
-    agreement = _agreement(best, template) + _TURN_GAIN
+    upright, maps = volume, _find_maps(still_of(volume, along=along), template)
+    agreement = _agrees(still_of(volume, along=along), maps, template) + _TURN_GAIN
     for choice in turned_BT.topk(min(_TURNS, turned_BT.shape[1]), dim=1).indices.T:
         turned = torch.stack(
-            [_turn(v[None], turns[1 + int(c)])[0] for v, c in zip(volume, choice, strict=True)]
+            [turn(v[None], ways[1 + int(c)])[0] for v, c in zip(volume, choice, strict=True)]
         )
-        registered = register(turned[:, None].numpy(), template).cpu()
-        agrees = _agreement(registered, template)
+        found = _find_maps(still_of(turned, along=along), template)
+        agrees = _agrees(still_of(turned, along=along), found, template)
         better = agrees > agreement
-        best = torch.where(better[:, None, None, None], registered, best)
+        maps = torch.where(better[:, None, None], found, maps)
         upright = torch.where(better[:, None, None, None], turned, upright)
         agreement = torch.where(better, agrees, agreement)
-    return smoothed(best, LAID_SMOOTH_VOX)[:, None].numpy(), upright[:, None].numpy()
+    if along == "time":
+        maps = _try_starts(still_of(upright, along=along), maps, template)
+    filled = _fill(warp(upright, maps, template), maps, template)
+    laid = smoothed(filled, LAID_SMOOTH_VOX, along=along)
+    return laid[:, None].cpu().numpy(), upright[:, None].cpu().numpy()
 
 
-def _turns(shape_DHW: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Yield orders of the axes and axes to reverse, that of the image first, mirrored ones once."""
-    mirror = mirror_axis(shape_DHW) - 1
-    free = [axis for axis in range(3) if shape_DHW[axis] > 1]
-    for order in itertools.permutations(range(3)):
-        if tuple(shape_DHW[axis] for axis in order) != shape_DHW:
-            continue
-        if any(order[axis] != axis for axis in range(3) if axis not in free):
-            continue
-        others = [axis for axis in free if axis != mirror]
-        for count in range(len(others) + 1):
-            for reverse in itertools.combinations(others, count):
-                yield order, reverse
+def _try_starts(
+    still_BDHW: torch.Tensor, maps_B44: torch.Tensor, template: Template
+) -> torch.Tensor:
+    """Return the maps of stills, or better ones that were found from the most promising starts.
+
+    The depth of an ultrasound picture is a setting, and a picture may be cut.
+    """
+    begun = starts(template.device)
+    smooth = smoothed(still_BDHW, _SMOOTH_VOX)
+    promise_SB = torch.stack([_agrees(smooth, one.expand_as(maps_B44), template) for one in begun])
+    least = _agrees(still_BDHW, maps_B44, template) + _TURN_GAIN
+    for choice in promise_SB.topk(_TRIED, dim=0).indices:
+        found = _find_maps(still_BDHW, template, begun[choice])
+        agrees = _agrees(still_BDHW, found, template)
+        maps_B44 = torch.where((agrees > least)[:, None, None], found, maps_B44)
+        least = torch.maximum(least, agrees)
+    return maps_B44
 
 
-def _turn(volume_BDHW: torch.Tensor, turn: tuple[tuple[int, ...], tuple[int, ...]]) -> torch.Tensor:
-    order, reverse = turn
-    turned = volume_BDHW.permute(0, *(1 + axis for axis in order))
-    return turned.flip([1 + axis for axis in reverse]).contiguous() if reverse else turned
+def _agrees(still_BDHW: torch.Tensor, maps_B44: torch.Tensor, template: Template) -> torch.Tensor:
+    """Return ``[B]``: the correlation with the template within its mask, once mapped.
+
+    Of stills, over what they show; one that shows too little of it agrees with nothing.
+    """
+    seen = look(still_BDHW, maps_B44, template.mask_DHW, template)
+    if template.along == "space":
+        return _agreement(seen, template)
+    weight = _within(maps_B44, template.mask_DHW, template)
+    total = weight.sum(1, keepdim=True).clamp_min(1)
+    mine, common = (
+        weight.sqrt() * (one - (weight * one).sum(1, keepdim=True) / total)
+        for one in (seen, template.common_V.expand_as(seen))
+    )
+    agrees = (
+        functional.normalize(mine, dim=1, eps=1e-6) * functional.normalize(common, dim=1)
+    ).sum(1)
+    return torch.where(weight.mean(1) > _LEAST_SHOWN, agrees, -1.0)
+
+
+def _fill(warped_BDHW: torch.Tensor, maps_B44: torch.Tensor, template: Template) -> torch.Tensor:
+    """Return clips with the template, at their own gain and offset, beyond their picture's edges.
+
+    What a cut has taken away is then nobody's, instead of being dark. Volumes stay as they are: a
+    head has air around it.
+    """
+    if template.along == "space":
+        return warped_BDHW
+    mask, common_V = template.mask_DHW, template.common_V
+    seen = still_of(warped_BDHW, along="time")[:, mask]
+    within = _within(maps_B44, mask, template)
+    total = within.sum(1, keepdim=True).clamp_min(1)
+    level, usual = ((within * one).sum(1, keepdim=True) / total for one in (seen, common_V))
+    off = common_V - usual
+    gain = (within * off * (seen - level)).sum(1, keepdim=True)
+    gain = gain / (within * off**2).sum(1, keepdim=True).clamp_min(_LEAST)
+    filled = warped_BDHW.clone()
+    filled[:, :, mask[0]] += ((1 - within) * (level + gain * off))[:, None]
+    return filled
 
 
 def _inverted(volume_BDHW: torch.Tensor) -> torch.Tensor:
@@ -232,23 +351,22 @@ def _inverted(volume_BDHW: torch.Tensor) -> torch.Tensor:
     return (low + high)[:, None, None, None] - volume_BDHW
 
 
-def _agreement(laid_BDHW: torch.Tensor, template: Template) -> torch.Tensor:
-    """Return ``[B]``: the correlation with the template within its mask."""
-    mask = template.mask_DHW.cpu()
-    return _unit(laid_BDHW[:, mask]) @ template.common_V.cpu()
+def _agreement(seen_BV: torch.Tensor, template: Template) -> torch.Tensor:
+    """Return ``[B]``: the correlation of what lies within the mask with the template."""
+    return _unit(seen_BV) @ template.common_V
 
 
 def _unit(values_BV: torch.Tensor) -> torch.Tensor:
     return functional.normalize(values_BV - values_BV.mean(1, keepdim=True), dim=1, eps=1e-6)
 
 
-def _template_of(mean_DHW: torch.Tensor, device: str) -> Template:
+def _template_of(mean_DHW: torch.Tensor, along: Along, device: str) -> Template:
     mean = (mean_DHW + mean_DHW.flip(mirror_axis(tuple(mean_DHW.shape)) - 1)) / 2
     mask = mean > _BRAIN
     if not mask.any():
         raise DataError("a template needs brains, and these scans are dark")
-    near = torch.from_numpy(ndimage.binary_dilation(mask.numpy(), iterations=2))
-    smooth = smoothed(mean[None], _SMOOTH_VOX)[0]
+    near = _thinned(torch.from_numpy(ndimage.binary_dilation(mask.numpy(), iterations=2)))
+    smooth = smoothed(mean[None], _smooth_vox(tuple(mean.shape)))[0]
     lines = [torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in mean.shape]
     grid = torch.stack([*torch.meshgrid(*lines, indexing="ij"), torch.ones_like(mean)], -1)
     descent = slopes_of(smooth, grid)[near]
@@ -257,5 +375,18 @@ def _template_of(mean_DHW: torch.Tensor, device: str) -> Template:
     ridge = _RIDGE * normal.diagonal().mean() * torch.eye(len(normal))
     solver = torch.linalg.solve(normal + ridge, design.T)
     common = functional.normalize(mean[mask] - mean[mask].mean(), dim=0)
-    parts = (smooth, near, mask, solver, grid, common)
-    return Template(*(part.to(device) for part in parts))
+    parts = (part.to(device) for part in (smooth, near, mask, design, solver, grid, common))
+    return Template(along, *parts)
+
+
+def _thinned(near_DHW: torch.Tensor) -> torch.Tensor:
+    """Return the same voxels, or as many of them as are enough, evenly over the image."""
+    place_V = near_DHW.flatten().nonzero()[:, 0]
+    if len(place_V) <= _LOOKED_AT:
+        return near_DHW
+    chosen = place_V[torch.linspace(0, len(place_V) - 1, _LOOKED_AT).long()]
+    return (
+        torch.zeros(near_DHW.numel(), dtype=torch.bool)
+        .index_fill(0, chosen, value=True)
+        .view(near_DHW.shape)
+    )

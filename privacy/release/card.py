@@ -49,9 +49,9 @@ was asked for, `measured_...` what was then measured on its image; the two diffe
 
 {sites} sites trained together without sharing a scan. A teacher learned from their scans; its
 candidates {screening}; a student learned from the
-kept candidates alone, and only the student's samples are here. Intensities lie between 0 and 1 on a
-grid of {grid} voxels of {spacing:g} mm. The path is `{path}`: the set was audited, and no
-differential privacy is claimed.
+kept candidates alone, and only its samples are here, judged like the candidates. Intensities lie
+between 0 and 1 on a grid of {grid} voxels of {spacing:g} mm. The path is `{path}`: the set was
+audited, and no differential privacy is claimed.
 
 ## What it is not valid for
 - Diagnosis, treatment, or any statement about a patient.

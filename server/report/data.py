@@ -39,7 +39,8 @@ class StudySummary(Section):
     spacing_mm: float
     rounds: dict[str, int]
     """Stage to its number of federated rounds."""
-    candidates: int
+    target: int
+    """Kept candidates from which the student learns."""
     released: int
     seed: int
 
@@ -108,21 +109,34 @@ class Conditioning(Section):
 
 
 class SiteVote(Section):
-    """How many candidates one site kept."""
+    """How many images one site was shown, in all rounds of a screening, and how many it kept."""
 
     site: Name
-    kept: int = Field(ge=0)
+    asked: int = Field(ge=0)
+    kept: int | None = Field(ge=0)
+    """None where the images are too few for it to be told."""
     judged: bool
     """Whether it had a filter to judge with; without one it drops nothing."""
 
 
 class Screening(Section):
-    """What the sites left of the candidates: kept is what every site kept."""
+    """What the sites left of candidates, or of samples: kept is what every site kept."""
 
     asked: int = Field(ge=0)
     kept: int = Field(ge=0)
     share: float = Field(ge=0, le=1)
+    rounds: int = Field(ge=1)
     votes: tuple[SiteVote, ...]
+    subgroups: tuple[Measurement, ...] = ()
+    """The share that was kept of each sex and band of age."""
+
+
+class SitePlants(Section):
+    """How many planted copies of each class one site showed its filter, and how many it caught."""
+
+    site: Name
+    planted: dict[str, int]
+    caught: dict[str, int]
 
 
 class SiteRound(Section):
@@ -158,15 +172,19 @@ class ReportData(Section):
     volumes: int = Field(ge=0)
     """Released synthetic volumes."""
     unscreened: bool = False
-    """Whether the candidates could not be judged against the sites' own scans."""
+    """Whether candidates or samples could not be judged against the sites' own scans."""
     unscreened_reason: str = ""
     """Why not, in words of ours; empty when they were judged."""
     screening: Screening | None = None
-    """None when the stage did not finish."""
+    """Of the candidates; None when the stage did not finish."""
+    rescreening: Screening | None = None
+    """Of the samples."""
     study: StudySummary
     sites: tuple[SiteSummary, ...]
     verdict: Verdict
     evidence: Evidence
+    plants: tuple[SitePlants, ...] = ()
+    """One for each site that was audited."""
     conditioning: Conditioning | None = None
     curves: tuple[Curve, ...] = ()
     stages: tuple[StageSummary, ...] = ()
@@ -197,7 +215,7 @@ def summarize_study(study: Study) -> StudySummary:
         grid_vox=protocol.data.grid_vox,
         spacing_mm=protocol.data.spacing_mm,
         rounds=protocol.rounds(sites=len(study.roster.sites)),
-        candidates=protocol.distillation.candidates,
+        target=protocol.distillation.target,
         released=protocol.distillation.released,
         seed=protocol.seed,
     )

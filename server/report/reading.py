@@ -5,36 +5,11 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from vitrael.core.configs import Section
-from vitrael.privacy.evidence import PLANT_CLASSES
 from vitrael.server.report.data import ReportData
+from vitrael.server.report.power import PowerReading, read_power
 
 _COPIES: Final = {"copies.excess_share", "copies.worst_site"}
 _COPIES_CONTROL: Final = "copies.control_power"
-PLANTS: Final = {
-    "exact": "the scan itself",
-    "noise": "with 2 % noise",
-    "flip": "mirrored left to right",
-    "affine": "slightly turned and stretched",
-    "blend": "blended, 80 % of one patient",
-    "autoencoder": "after a round trip through the autoencoder",
-}
-"""What each class of planted copies is."""
-
-
-class PlantPower(Section):
-    """What the filter caught of one class of planted copies."""
-
-    kind: str
-    what: str
-    planted: int
-    caught: int | None
-    low: float | None
-    """Lower confidence bound of the share that is caught."""
-    confidence: float
-    demanded: float | None
-    """Threshold of the policy for that bound; None when no gate asks for this class."""
-    outcome: Literal["passed", "refused", "not estimable", "not asked"]
-    reason: str
 
 
 class Reading(Section):
@@ -46,7 +21,7 @@ class Reading(Section):
     """Stands over everything when nothing here may be published; else empty."""
     sentences: tuple[str, ...]
     not_claimed: tuple[str, ...]
-    power: tuple[PlantPower, ...]
+    power: PowerReading
 
 
 def read_verdict(data: ReportData) -> Reading:
@@ -65,7 +40,7 @@ def read_verdict(data: ReportData) -> Reading:
         mark="Rehearsal: not for publication" if data.is_rehearsal else "",
         sentences=_sentences(data),
         not_claimed=_not_claimed(data),
-        power=_power(data),
+        power=read_power(data),
     )
 
 
@@ -95,7 +70,7 @@ def _sentences(data: ReportData) -> tuple[str, ...]:
         )
     if data.unscreened:
         why = f": {data.unscreened_reason}" if data.unscreened_reason else ""
-        lines.append(f"The candidates are unscreened{why}.")
+        lines.append(f"Candidates and samples are unscreened{why}.")
     lines.append(
         f"The set has {data.volumes} synthetic volumes, all drawn from the distilled generator. No "
         f"scan was put among them, nor into this report. {_copies(data)}"
@@ -147,26 +122,3 @@ def _not_claimed(data: ReportData) -> tuple[str, ...]:
             "for a small study to pass."
         )
     return tuple(lines)
-
-
-def _power(data: ReportData) -> tuple[PlantPower, ...]:
-    rows = []
-    for kind in PLANT_CLASSES:
-        name = f"filter.power.{kind}"
-        measured = data.evidence.find(name)
-        finding = next((f for f in data.verdict.findings if f.gate.measurement == name), None)
-        value = measured.value if measured else None
-        rows.append(
-            PlantPower(
-                kind=kind,
-                what=PLANTS[kind],
-                planted=measured.n if measured else 0,
-                caught=None if measured is None or value is None else round(value * measured.n),
-                low=measured.low if measured else None,
-                confidence=measured.confidence if measured else 0.95,
-                demanded=finding.gate.threshold if finding else None,
-                outcome=finding.outcome if finding else "not asked",
-                reason=measured.reason if measured else "it was not measured",
-            )
-        )
-    return tuple(rows)

@@ -89,7 +89,8 @@ def _speeds(answer: Answer, *, stages: Collection[str]) -> dict[str, float]:
     An expert and what it is held against are one network: one piece of work tells of them all.
     """
     body: Mapping[str, Any] = answer.reply.body
-    parts = {stage: stage if stage in {"codec", "teacher"} else "expert" for stage in stages}
+    own = {"codec", "reid", "teacher"}
+    parts = {stage: stage if stage in own else "expert" for stage in stages}
     speeds = {
         stage: float(body[f"{part}_s"]) / int(body[f"{part}_images"])
         for stage, part in parts.items()

@@ -22,7 +22,7 @@ from vitrael.core.errors import (
     VitraelError,
     WeightsError,
 )
-from vitrael.core.messages import Parcel, Reply, StageName, Task, parcel_size
+from vitrael.core.messages import IN_VOTES, Parcel, Reply, StageName, Task, parcel_size
 from vitrael.core.text import one_line
 from vitrael.core.weights import Tensors, check_finite
 from vitrael.privacy.audit.tallies import check_tally
@@ -42,8 +42,10 @@ _SMALL_BYTES: Final = 16 << 20
 _BRINGS: Final[Mapping[StageName, str]] = {
     "codec": "codec",
     "latents": "moments",
+    "reid": "encoder",
     "teacher": "denoiser",
     "screening": "votes",
+    "rescreening": "votes",
     "expert": "expert",
     "outlooks": "outlooks",
     "averaged": "common",
@@ -314,7 +316,12 @@ def _most_bytes(stage: StageName, attachments: Mapping[str, Tensors]) -> int:
 def _earlier_updates(
     run: StudyRun, stage: StageName, round_index: int, attachments: Mapping[str, Tensors]
 ) -> dict[str, dict[Digest, int]]:
-    """Return the updates that each site gave in other rounds, but for what is sent now anyway."""
+    """Return the updates that each site gave in other rounds, but for what is sent now anyway.
+
+    Votes are none: those of two rounds may well be equal.
+    """
+    if stage in IN_VOTES:
+        return {}
     sent = set(attachment_digests(attachments).values())
     earlier: dict[str, dict[Digest, int]] = {}
     for record in run.finished():

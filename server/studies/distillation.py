@@ -1,23 +1,25 @@
 """Generate, screen, retrain: what happens between the teacher and the synthetic set.
 
 The teacher never leaves the federation. Its candidates are judged at every site; the student
-learns from those that all sites kept, and only the student's samples can be released.
+learns from those that all sites kept, and only those of the student's samples that all sites kept
+in their turn can be released.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 
 from vitrael.core.configs import DiffusionConfig
 from vitrael.core.data.conditions import scale_covariates, unscale_conditions
 from vitrael.core.data.measure import measure_volumes
 from vitrael.core.digest import Digest, digest_json
-from vitrael.core.errors import DataError, WeightsError
 from vitrael.core.geometry import centered_affine
 from vitrael.core.models import SYSTEMS
 from vitrael.core.models.brain_ldm import (
@@ -35,15 +37,42 @@ from vitrael.core.training.compute import Compute, prepare_compute
 from vitrael.core.training.loop import fit
 from vitrael.core.version import lock_digest
 from vitrael.core.weights import load_weights, module_tensors
-from vitrael.privacy.audit.tallies import check_vote
-from vitrael.server.studies.correspondence import Answer, ask_sites, usable_tally
+from vitrael.privacy.distill import (
+    Distilled,
+    Draw,
+    Phase,
+    Plan,
+    Round,
+    Steps,
+    demand_images,
+    distill,
+    refuse_same_weights,
+    weight_digests,
+)
 from vitrael.server.studies.run import StageResult, StudyRun
+from vitrael.server.studies.screening import (
+    JUDGED_IN,
+    keep_of,
+    screen_candidates,
+    screen_samples,
+    votes_before,
+)
 
 _SEX = COVARIATES.index("sex")
-_FEWEST_KEPT = 8
 _REDRAWS = 20
 _TRAINING: Final = "training"
 """Folder of the checkpoints."""
+_CONDITIONS: Final[Mapping[Phase, tuple[str, ...]]] = {
+    "candidates": ("candidate conditions",),
+    "samples": ("release conditions",),
+}
+_SEEDS: Final[Mapping[Phase, tuple[str, ...]]] = {
+    "candidates": ("candidates",),
+    "samples": ("release",),
+}
+
+Rounds = tuple[Round[dict[str, Any]], ...]
+"""What was drawn, as documents of its stages, and what was kept of it."""
 
 
 def draw_conditions(
@@ -84,109 +113,155 @@ def measured_conditions(
     return scale_covariates(covariate_BK, data)
 
 
-def sample_candidates(
-    run: StudyRun, *, codec: Digest, teacher: Digest, condition: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Stage ``candidates``: the teacher's samples, float16, with what was asked for."""
-    protocol = run.study.synthesis
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One round of all that are drawn."""
 
-    def work() -> StageResult:
-        count = protocol.distillation.candidates
-        rng = stream(protocol.seed, "candidate conditions")
-        condition_BK = draw_conditions(condition, count, rng)
-        generator = _generator(run, protocol.generator.teacher, codec=codec, weights=teacher)
-        seed = stream_seed(protocol.seed, "candidates")
-        samples = generator.sample(SampleRequest(condition_BK, seed=seed))
-        images = {"image": samples.image_BCDHW.astype(np.float16)}
-        document = {
-            "images": run.objects.put_tensors(images),
-            "conditions": run.objects.put_tensors({"condition": condition_BK}),
-            "count": count,
-        }
-        return StageResult(document, {"count": count})
-
-    inputs = {"codec": codec, "teacher": teacher, "condition": condition}
-    return run.stage("candidates", inputs, work)
+    number: int
+    first: int
+    count: int
 
 
-def screen_candidates(
-    run: StudyRun, *, candidates: Mapping[str, Any], calibration: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Stage ``screening``: every site votes; kept is what every site that voted kept.
+def distill_study(
+    run: StudyRun,
+    *,
+    codec: Digest,
+    teacher: Digest,
+    condition: Mapping[str, Any] | None,
+    calibration: Mapping[str, Any],
+) -> Distilled[dict[str, Any], Digest]:
+    """Draw, screen, retrain and screen again; each round of each step is a stage of its own.
 
-    A candidate that not every site could judge is ``unscreened``: it stays in the rehearsal, and
-    the gate on ``screening.done`` refuses.
+    Raises DataError when not as many are kept as the protocol wants: no smaller student is trained
+    and no smaller set is made.
     """
+    wanted = run.study.synthesis.distillation
+    plan = Plan(wanted.target, wanted.released, given_before=votes_before(run))
+    student = ""
+
+    def draw(number: int, first: int, count: int) -> dict[str, Any]:
+        share = Share(number, first, count)
+        return sample_candidates(
+            run, codec=codec, teacher=teacher, condition=condition, share=share
+        )
+
+    def screen(number: int, drawn: dict[str, Any]) -> np.ndarray:
+        return keep_of(
+            screen_candidates(run, candidates=drawn, calibration=calibration, number=number)
+        )
+
+    def train(rounds: Rounds) -> Digest:
+        return train_student(run, codec=codec, teacher=teacher, rounds=rounds)
+
+    def sample(weights: Digest) -> Draw[dict[str, Any]]:
+        nonlocal student
+        student = weights
+        return lambda number, first, count: draw_samples(
+            run,
+            codec=codec,
+            student=weights,
+            condition=condition,
+            share=Share(number, first, count),
+        )
+
+    def rescreen(number: int, drawn: dict[str, Any]) -> np.ndarray:
+        return keep_of(
+            screen_samples(
+                run,
+                samples=drawn,
+                student=Digest(student),
+                calibration=calibration,
+                number=number,
+            )
+        )
+
+    return distill(Steps(draw, screen, train, sample, rescreen), plan)
+
+
+def sample_candidates(
+    run: StudyRun,
+    *,
+    codec: Digest,
+    teacher: Digest,
+    condition: Mapping[str, Any] | None,
+    share: Share,
+) -> dict[str, Any]:
+    """Stage ``candidates``: a round of the teacher's samples, float16, with what was asked for."""
+    part = run.study.synthesis.generator.teacher
+    inputs = {"codec": codec, "teacher": teacher, "condition": condition, "share": asdict(share)}
 
     def work() -> StageResult:
-        images = run.objects.get_tensors(Digest(candidates["images"]))
-        frozen = calibration["sites"]
+        generator = _generator(run, part, codec=codec, weights=teacher)
+        return _draw(run, generator, "candidates", condition, share=share, dtype=np.float16)
 
-        def check(answer: Answer) -> None:
-            usable_tally(answer)
-            _votes(answer, count)
-            site = answer.reply.site
-            check_vote(site, answer.reply.body, frozen.get(site, {}))
-
-        count = int(candidates["count"])
-        answers = ask_sites(run, "screening", {"candidates": images}, check=check)
-        keep = np.ones(count, dtype=bool)
-        kept: dict[str, int] = {}
-        for site, answer in answers.by_site.items():
-            votes = _votes(answer, count)
-            keep &= votes
-            kept[site] = int(votes.sum())
-        sites = answers.bodies
-        judged = len(sites) == len(run.members) and all(s.get("estimable") for s in sites.values())
-        document = {
-            "keep": [int(i) for i in np.flatnonzero(keep)],
-            "kept": kept,
-            "sites": sites,
-            "envelopes": answers.envelopes,
-            "unscreened": 0 if judged else count,
-            "count": count,
-        }
-        details = {**answers.details, "kept": int(keep.sum()), "of": count}
-        return StageResult(document, details, tuple(sites))
-
-    inputs = {"candidates": candidates, "calibration": calibration}
-    return run.stage("screening", inputs, work)
+    return run.stage("candidates", inputs, work, round_index=share.number)
 
 
-def _votes(answer: Answer, count: int) -> np.ndarray:
-    votes = answer.get_tensors("votes").get("keep")
-    if votes is None or votes.shape != (count,):
-        raise WeightsError(
-            f"the votes of {answer.reply.site} are refused",
-            why=f"there must be one for each of the {count} candidates",
-        )
-    return votes.astype(bool)
+def draw_samples(
+    run: StudyRun,
+    *,
+    codec: Digest,
+    student: Digest,
+    condition: Mapping[str, Any] | None,
+    share: Share,
+) -> dict[str, Any]:
+    """Stage ``samples``: a round of the student's samples, as they are drawn."""
+    part = run.study.synthesis.generator.student
+    inputs = {"codec": codec, "student": student, "condition": condition, "share": asdict(share)}
+
+    def work() -> StageResult:
+        generator = _generator(run, part, codec=codec, weights=student)
+        return _draw(run, generator, "samples", condition, share=share, dtype=np.float32)
+
+    return run.stage("samples", inputs, work, round_index=share.number)
 
 
-def train_student(
-    run: StudyRun, *, codec: Digest, candidates: Mapping[str, Any], screening: Mapping[str, Any]
-) -> Digest:
+def _draw(
+    run: StudyRun,
+    generator: LatentGenerator,
+    phase: Phase,
+    condition: Mapping[str, Any] | None,
+    *,
+    share: Share,
+    dtype: DTypeLike,
+) -> StageResult:
+    """Return a round of samples: row i of all depends on i alone, whatever the rounds.
+
+    The conditions of all that may ever be drawn are drawn at once, and the round takes its own.
+    """
+    protocol = run.study.synthesis
+    most = protocol.distillation.most_votes[JUDGED_IN[phase]]
+    rng = stream(protocol.seed, *_CONDITIONS[phase])
+    condition_BK = draw_conditions(condition, most, rng)[share.first : share.first + share.count]
+    seed = stream_seed(protocol.seed, *_SEEDS[phase])
+    request = SampleRequest(condition_BK, seed=seed, first=share.first)
+    image_BCDHW = generator.sample(request).image_BCDHW.astype(dtype)
+    demand_images(image_BCDHW, share.count)
+    document = {
+        "images": run.objects.put_tensors({"image": image_BCDHW}),
+        "conditions": run.objects.put_tensors({"condition": condition_BK}),
+        "seed": seed,
+        "first": share.first,
+        "count": share.count,
+    }
+    return StageResult(document, {"count": share.count})
+
+
+def train_student(run: StudyRun, *, codec: Digest, teacher: Digest, rounds: Rounds) -> Digest:
     """Stage ``student``: a denoiser with fresh weights, trained on the kept candidates alone.
 
     Each is learned with age and sex as they were asked, and the volumes that it shows. A training
     that was stopped or killed goes on from its last checkpoint, a minute old at most, or a fiftieth
-    of its time.
+    of its time. Raises DataError for a student with weights of the teacher's.
     """
     protocol = run.study.synthesis
-    inputs = {"codec": codec, "candidates": candidates, "keep": screening["keep"]}
+    learned = [[dict(one.drawn), np.flatnonzero(one.keep_B).tolist()] for one in rounds]
+    inputs = {"codec": codec, "teacher": teacher, "learned": learned}
 
     def work() -> StageResult:
-        keep = np.array(screening["keep"], dtype=int)
-        if len(keep) < _FEWEST_KEPT:
-            raise DataError(
-                f"only {len(keep)} candidates were kept",
-                why="the sites dropped the others as too close to a patient",
-                fix="generate more candidates or train the teacher for less long",
-            )
         compute = _compute(run)
-        images = run.objects.get_tensors(Digest(candidates["images"]))["image"][keep]
-        images = images.astype(np.float32)
-        asked = run.objects.get_tensors(Digest(candidates["conditions"]))["condition"][keep]
+        images = _gather(run, rounds, "images", "image").astype(np.float32)
+        asked = _gather(run, rounds, "conditions", "condition")
         condition = measured_conditions(images, asked, protocol.data)
         net = _codec(run, codec, compute)
         with torch.no_grad():
@@ -208,41 +283,49 @@ def train_student(
             checkpoints=_open_checkpoints(run, inputs, compute),
             bf16=compute.bf16,
         )
-        document = {"denoiser": run.objects.put_tensors(module_tensors(student))}
+        weights = module_tensors(student)
+        known = run.objects.get_tensors(teacher)
+        refuse_same_weights(weight_digests(weights), weight_digests(known))
+        document = {"denoiser": run.objects.put_tensors(weights)}
         curves = {"coordinator": {"images": curve.images, "loss": curve.losses["total"]}}
-        return StageResult(document, {"curves": curves, "learned_from": len(keep)})
+        return StageResult(document, {"curves": curves, "learned_from": len(images)})
 
     weights = Digest(run.stage("student", inputs, work)["denoiser"])
     shutil.rmtree(run.home / _TRAINING, ignore_errors=True)
     return weights
 
 
-def synthesize(
-    run: StudyRun, *, codec: Digest, student: Digest, condition: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Stage ``synthesis``: the student's samples, what was asked, and what was measured on them."""
-    protocol = run.study.synthesis
+def synthesize(run: StudyRun, *, student: Digest, rounds: Rounds) -> dict[str, Any]:
+    """Stage ``synthesis``: the samples that all sites kept, and what was measured on them."""
+    data = run.study.synthesis.data
 
     def work() -> StageResult:
-        count = protocol.distillation.released
-        rng = stream(protocol.seed, "release conditions")
-        condition_BK = draw_conditions(condition, count, rng)
-        generator = _generator(run, protocol.generator.student, codec=codec, weights=student)
-        seed = stream_seed(protocol.seed, "release")
-        samples = generator.sample(SampleRequest(condition_BK, seed=seed))
-        ventricle_ml, brain_ml = measure_volumes(samples.image_BCDHW, samples.affine)
+        image_BCDHW = _gather(run, rounds, "images", "image")
+        condition_BK = _gather(run, rounds, "conditions", "condition")
+        affine = centered_affine(data.grid_vox, spacing=data.spacing_mm)
+        ventricle_ml, brain_ml = measure_volumes(image_BCDHW, affine)
+        index = np.concatenate([one.first + np.flatnonzero(one.keep_B) for one in rounds])
         tensors = {
-            "image": samples.image_BCDHW,
+            "image": image_BCDHW,
             "condition": condition_BK,
-            "covariate": unscale_conditions(condition_BK, protocol.data),
+            "covariate": unscale_conditions(condition_BK, data),
             "ventricle_ml": ventricle_ml,
             "brain_ml": brain_ml,
+            "index": index.astype(np.int64),
         }
+        count, seed = len(index), rounds[0].drawn["seed"]
         document = {"samples": run.objects.put_tensors(tensors), "count": count, "seed": seed}
         return StageResult(document, {"count": count})
 
-    inputs = {"codec": codec, "student": student, "condition": condition}
-    return run.stage("synthesis", inputs, work)
+    kept = [[dict(one.drawn), np.flatnonzero(one.keep_B).tolist()] for one in rounds]
+    return run.stage("synthesis", {"student": student, "kept": kept}, work)
+
+
+def _gather(run: StudyRun, rounds: Rounds, key: str, name: str) -> np.ndarray:
+    """Return the kept rows of an array that each round has under a key of its document."""
+    return np.concatenate(
+        [run.objects.get_tensors(Digest(one.drawn[key]))[name][one.keep_B] for one in rounds]
+    )
 
 
 def _open_checkpoints(

@@ -1,4 +1,4 @@
-"""The federated stages: consent, the codec, its scale, the filter's calibration, the teacher."""
+"""The federated stages: consent, codec and its scale, patient encoder, calibration, teacher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vitrael.core.metrics.moments import (
 from vitrael.core.protocols import COVARIATES, SynthesisProtocol
 from vitrael.core.weights import Tensors, check_like, module_tensors
 from vitrael.privacy.envelope import attachment_digests, open_consent
-from vitrael.server.federation.aggregate import aggregate
+from vitrael.server.federation.aggregate import SiteUpdate, aggregate
 from vitrael.server.studies.correspondence import (
     Answer,
     ask_sites,
@@ -122,19 +122,43 @@ def scale_latents(run: StudyRun, codec: Digest) -> dict[str, Any]:
     return run.stage("latents", {"codec": codec}, work)
 
 
-def calibrate_filters(run: StudyRun, codec: Digest) -> dict[str, Any]:
-    """Stage ``calibration``: each site trains its filter on F and freezes its operating point.
+def train_patient_encoder(run: StudyRun, codec: Digest) -> Digest:
+    """Stage ``reid``: federated averaging of the patient encoder; return its weights' digest.
 
-    The filter also knows each training scan after the codec's round trip, as which a copy comes.
+    A site with too few patients of F counts no example and is in no mean.
+    """
+    from vitrael.core.models.reid import build_reid_encoder  # noqa: PLC0415 - torch
+
+    protocol = run.study.synthesis
+    start = module_tensors(build_reid_encoder(protocol.reid, seed=protocol.seed, learns="visits"))
+    return train_rounds(
+        run,
+        "reid",
+        "encoder",
+        run.objects.put_tensors(start),
+        protocol.reid.training,
+        beside={"codec": run.objects.get_tensors(codec)},
+        may_pass=True,
+    )
+
+
+def calibrate_filters(run: StudyRun, codec: Digest, encoder: Digest) -> dict[str, Any]:
+    """Stage ``calibration``: each site makes its filter and freezes its operating point.
+
+    The patient encoder is that of all sites, the copy encoder the site's own. The filter also knows
+    each training scan after the codec's round trip, as which a copy comes.
     """
 
     def work() -> StageResult:
-        brought = {"codec": run.objects.get_tensors(codec)}
+        brought = {
+            "codec": run.objects.get_tensors(codec),
+            "encoder": run.objects.get_tensors(encoder),
+        }
         answers = ask_sites(run, "calibration", brought, check=usable_tally)
         document = {"sites": answers.bodies, "envelopes": answers.envelopes}
         return StageResult(document, answers.details, tuple(answers.by_site))
 
-    return run.stage("calibration", {"codec": codec}, work)
+    return run.stage("calibration", {"codec": codec, "encoder": encoder}, work)
 
 
 def train_teacher(run: StudyRun, codec: Digest) -> Digest:
@@ -162,10 +186,13 @@ def train_rounds(
     config: TrainingConfig,
     *,
     beside: Mapping[str, Tensors] | None = None,
+    may_pass: bool = False,
 ) -> Digest:
     """Average a network in rounds and return its weights' digest.
 
-    ``part`` names it in tasks, replies and documents; ``beside`` goes down unchanged.
+    ``part`` names it in tasks, replies and documents; ``beside`` goes down unchanged. With
+    ``may_pass`` a site that counts no example takes part and learns nothing: what it sends is in no
+    mean and in no median of distances, and where all pass the weights stay as they are.
     """
     for round_index in range(config.rounds):
         before = weights
@@ -174,6 +201,10 @@ def train_rounds(
             tensors = run.objects.get_tensors(before)
             attachments = {part: tensors, **(beside or {})}
             norms = UpdateNorms(run, part, before)
+
+            def learned(arrived: Mapping[str, Answer]) -> dict[str, Answer]:
+                """Return the answers that an update stands in."""
+                return {s: a for s, a in arrived.items() if a.reply.num_examples or not may_pass}
 
             def check(answer: Answer) -> None:
                 check_like(answer.get_tensors(part), tensors)
@@ -185,14 +216,11 @@ def train_rounds(
                 attachments,
                 round_index=round_index,
                 check=check,
-                compare=norms.refuse_outliers,
+                compare=lambda arrived: norms.refuse_outliers(learned(arrived)),
             )
-            updates = norms.weigh(answers.by_site)
-            mean = aggregate(
-                list(updates.values()),
-                run.study.protocol.federation,
-                start=run.objects.path(before),
-            )
+            updates = norms.weigh(learned(answers.by_site))
+            passed = may_pass and not updates
+            mean = tensors if passed else _average(run, updates, before)
             document = {part: run.objects.put_tensors(mean)}
             details = {
                 **answers.details,
@@ -205,6 +233,12 @@ def train_rounds(
         document = run.stage(stage, inputs, work, round_index=round_index)
         weights = Digest(document[part])
     return weights
+
+
+def _average(run: StudyRun, updates: Mapping[str, SiteUpdate], start: Digest) -> Tensors:
+    """Return one set of weights in the study's way; WeightsError when no update counts."""
+    federation, path = run.study.protocol.federation, run.objects.path(start)
+    return aggregate(list(updates.values()), federation, start=path)
 
 
 def read_curve(answer: Answer) -> dict[str, list[float]]:

@@ -29,14 +29,17 @@ COMES_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "canary": (),
     "codec": (),
     "latents": ("codec",),
-    "calibration": ("latents",),
+    "reid": ("latents",),
+    "calibration": ("latents", "reid"),
     "teacher": ("latents",),
     "candidates": ("latents", "teacher"),
     "screening": ("calibration", "candidates"),
     "student": ("latents", "candidates", "screening"),
-    "synthesis": ("latents", "student"),
-    "audit": ("latents", "synthesis", "screening"),
-    "gates": ("calibration", "screening", "synthesis", "audit"),
+    "samples": ("latents", "student"),
+    "rescreening": ("calibration", "samples"),
+    "synthesis": ("samples", "rescreening"),
+    "audit": ("latents", "synthesis", "screening", "rescreening"),
+    "gates": ("calibration", "screening", "rescreening", "synthesis", "audit"),
     "bundle": ("synthesis", "gates"),
     "signing": ("bundle",),
     "publication": ("bundle",),
@@ -55,10 +58,12 @@ _NO_SCANS: Final = frozenset({"consent", "canary", "signing"})
 _MAKES: Final[Mapping[str, tuple[str, str]]] = {
     "codec": ("codec", "codec"),
     "latents": ("codec", "codec"),
+    "reid": ("patient encoder", "encoder"),
     "calibration": ("filter", ""),
     "teacher": ("teacher", "denoiser"),
     "candidates": ("candidates", "images"),
     "student": ("student", "denoiser"),
+    "samples": ("samples", "images"),
     "synthesis": ("samples", "samples"),
     "bundle": ("release", "manifest"),
     "fusion": ("fusion", "fusion"),
@@ -76,8 +81,8 @@ class Made:
     """One thing that was made with a site's scans, directly or not."""
 
     kind: str
-    """``codec``, ``filter``, ``teacher``, ``candidates``, ``student``, ``samples``, ``release``; or
-    ``expert``, ``fusion``, ``common network``, ``panel``."""
+    """``codec``, ``patient encoder``, ``filter``, ``teacher``, ``candidates``, ``student``,
+    ``samples``, ``release``; or ``expert``, ``fusion``, ``common network``, ``panel``."""
     study: str
     """``name@version``, or empty where no document here tells it any more."""
     protocol: Digest

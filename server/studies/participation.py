@@ -46,12 +46,11 @@ def tell_outcome(run: StudyRun) -> RunOutcome:
 
 
 def find_judges(run: StudyRun) -> set[str]:
-    """Return the sites that calibrated, screened and audited."""
-    took: dict[str, set[str]] = {stage: set() for stage in TALLY_STAGES}
-    for record in run.finished():
-        if record.key.stage in took:
-            took[record.key.stage] = set(record.participants)
-    return set.intersection(*took.values())
+    """Return the sites that calibrated, screened in every round, and audited."""
+    records = [record for record in run.finished() if record.key.stage in TALLY_STAGES]
+    if {record.key.stage for record in records} != set(TALLY_STAGES):
+        return set()
+    return set.intersection(*(set(record.participants) for record in records))
 
 
 def record_participation(run: StudyRun) -> dict[str, Any]:

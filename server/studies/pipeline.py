@@ -10,15 +10,11 @@ from typing import TYPE_CHECKING, Any
 from vitrael.core.digest import Digest, write_atomically
 from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL, EXIT_REFUSED, VitraelError
 from vitrael.core.protocols import ExpertsProtocol
+from vitrael.privacy.audit.tallies import TALLY_STAGES
 from vitrael.privacy.gates import LEAKS, Verdict
 from vitrael.server.objects import DamagedError
 from vitrael.server.studies.canary import try_sites
-from vitrael.server.studies.distillation import (
-    sample_candidates,
-    screen_candidates,
-    synthesize,
-    train_student,
-)
+from vitrael.server.studies.distillation import distill_study, synthesize
 from vitrael.server.studies.expert_report import write_report_of_experts
 from vitrael.server.studies.experts import collect_outlooks, train_experts
 from vitrael.server.studies.federated import (
@@ -26,6 +22,7 @@ from vitrael.server.studies.federated import (
     collect_consents,
     scale_latents,
     train_codec,
+    train_patient_encoder,
     train_teacher,
 )
 from vitrael.server.studies.fusing import assemble, compare, train_fusions, train_rivals
@@ -40,6 +37,7 @@ from vitrael.server.studies.releasing import (
 )
 from vitrael.server.studies.reporting import write_study_report
 from vitrael.server.studies.run import StudyRun, open_run
+from vitrael.server.studies.screening import JUDGED_IN, count_unscreened
 
 if TYPE_CHECKING:
     from vitrael.server.federation.exchange import Exchange
@@ -112,34 +110,39 @@ def _run_synthesis(run: StudyRun) -> int:
     codec = train_codec(run)
     scale = scale_latents(run, codec)
     codec = Digest(scale["codec"])
-    calibration = calibrate_filters(run, codec)
+    encoder = train_patient_encoder(run, codec)
+    calibration = calibrate_filters(run, codec, encoder)
     teacher = train_teacher(run, codec)
-    candidates = sample_candidates(run, codec=codec, teacher=teacher, condition=scale["condition"])
-    screening = screen_candidates(run, candidates=candidates, calibration=calibration)
-    student = train_student(run, codec=codec, candidates=candidates, screening=screening)
-    samples = synthesize(run, codec=codec, student=student, condition=scale["condition"])
-    audit = audit_samples(run, codec=codec, student=student, samples=samples, screening=screening)
-    decision = judge_release(
-        run, calibration=calibration, screening=screening, samples=samples, audit=audit
+    distilled = distill_study(
+        run, codec=codec, teacher=teacher, condition=scale["condition"], calibration=calibration
     )
+    student = distilled.student
+    samples = synthesize(run, student=student, rounds=distilled.samples)
+    screenings = [one for stage in JUDGED_IN.values() for one in run.documents(stage)]
+    audit_samples(
+        run, codec=codec, teacher=teacher, student=student, samples=samples, screenings=screenings
+    )
+    tallies: dict[str, list[dict[str, Any]]] = {
+        stage: run.documents(stage) for stage in TALLY_STAGES
+    }
+    decision = judge_release(run, samples=samples, tallies=tallies)
     verdict = Verdict.model_validate(decision["verdict"])
     if verdict.passed:
         bundle = assemble_bundle(run, student=student, samples=samples, decision=decision)
-        tallies = {"calibration": calibration, "screening": screening, "audit": audit}
         signing = sign_release(run, bundle=bundle, tallies=tallies)
         publish_release(run, decision=decision, signing=signing)
     page = write_study_report(run, samples=samples, decision=decision)
     outcome = tell_outcome(run)
-    _write_outcome(run, verdict, page=page, screening=screening, outcome=outcome)
-    too_few = _too_few_patients(run, calibration=calibration, screening=screening)
+    _write_outcome(run, verdict, page=page, outcome=outcome)
+    too_few = _too_few_patients(run, calibration=calibration, screenings=screenings)
     return _exit_code(run, verdict, too_few=too_few, partial=outcome.status == "partial")
 
 
 def _too_few_patients(
-    run: StudyRun, *, calibration: dict[str, Any], screening: dict[str, Any]
+    run: StudyRun, *, calibration: dict[str, Any], screenings: list[dict[str, Any]]
 ) -> bool:
     """Return whether every site answered, and one could calibrate no filter that was asked for."""
-    answered = (set(document["sites"]) for document in (calibration, screening))
+    answered = (set(document["sites"]) for document in (calibration, *screenings))
     blind = not all(tally["estimable"] for tally in calibration["sites"].values())
     enabled = run.study.synthesis.screening.enabled
     return enabled and blind and all(sites == set(run.members) for sites in answered)
@@ -157,7 +160,6 @@ def _write_outcome(
     verdict: Verdict,
     *,
     page: Path,
-    screening: dict[str, Any],
     outcome: RunOutcome,
 ) -> None:
     document = {
@@ -169,7 +171,7 @@ def _write_outcome(
         "policy": verdict.policy,
         "publishable": verdict.publishable,
         "findings": [[f.outcome, f.sentence] for f in verdict.findings],
-        "unscreened": screening["unscreened"],
+        "unscreened": count_unscreened(run),
         "release": f"{run.study.protocol.name}@{run.study.protocol.version}",
         "report": str(page),
     }

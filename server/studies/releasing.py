@@ -19,7 +19,7 @@ from vitrael.core.rng import stream
 from vitrael.core.study import Study
 from vitrael.core.version import package_version
 from vitrael.privacy.audit.pooling import conditioning_measurements, participation_measurement
-from vitrael.privacy.audit.tallies import TALLY_STAGES, check_certificate, pool_tallies
+from vitrael.privacy.audit.tallies import TALLY_STAGES, check_certificate, pool_tallies, tally_key
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import POLICIES, Verdict, decide
 from vitrael.privacy.release import states
@@ -45,14 +45,16 @@ def audit_samples(
     run: StudyRun,
     *,
     codec: Digest,
+    teacher: Digest,
     student: Digest,
     samples: Mapping[str, Any],
-    screening: Mapping[str, Any],
+    screenings: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Stage ``audit``: each site tallies the samples, and its own filter, on sealed patients.
 
+    Codec and teacher go down once more: some planted copies are what they make of a scan.
     What the sites judge are the image files of the release themselves; they sign no others. The
-    filter that they test is the one that voted in ``screening``.
+    filter that they test is the one that voted in all rounds of ``screenings``.
     """
 
     def check(answer: Answer) -> None:
@@ -65,31 +67,34 @@ def audit_samples(
                 fix="run the same package version everywhere",
             )
         site = answer.reply.site
-        check_certificate(site, answer.reply.body, screening["sites"].get(site, {}))
+        for screening in screenings:
+            check_certificate(site, answer.reply.body, screening["sites"].get(site, {}))
 
     def work() -> StageResult:
         files = image_files(read_samples(run, student=student, samples=samples))
         attachments = {
             "released": {path: np.frombuffer(data, np.uint8) for path, data in files.items()},
             "codec": run.objects.get_tensors(codec),
+            "denoiser": run.objects.get_tensors(teacher),
         }
         answers = ask_sites(run, "audit", attachments, check=check)
         document = {"sites": answers.bodies, "envelopes": answers.envelopes}
         return StageResult(document, answers.details, tuple(answers.by_site))
 
-    inputs = {"codec": codec, "samples": samples, "screening": screening}
+    weights = {"codec": codec, "teacher": teacher}
+    inputs = {**weights, "samples": samples, "screenings": list(screenings)}
     return run.stage("audit", inputs, work)
 
 
 def judge_release(
     run: StudyRun,
     *,
-    calibration: Mapping[str, Any],
-    screening: Mapping[str, Any],
     samples: Mapping[str, Any],
-    audit: Mapping[str, Any],
+    tallies: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, Any]:
     """Stage ``gates``: pool the tallies into Evidence and let the policy decide.
+
+    ``tallies`` holds the documents of every round of ``TALLY_STAGES``.
 
     A site of the roster that was absent from one of the stages counts as one that measured nothing,
     and whoever is in the model has to have judged what came of it.
@@ -101,10 +106,9 @@ def judge_release(
     def work() -> StageResult:
         tensors = run.objects.get_tensors(Digest(samples["samples"]))
         confidence = protocol.audit.confidence
-        told = {"calibration": calibration, "screening": screening, "audit": audit}
         measured = {  # in the order of the roster, as the sites pool them again
-            stage: [document["sites"].get(site, {}) for site in run.members]
-            for stage, document in told.items()
+            stage: [[one["sites"].get(site, {}) for site in run.members] for one in documents]
+            for stage, documents in tallies.items()
         }
         drawn = Digest(samples["samples"])
         measurements = (
@@ -127,10 +131,8 @@ def judge_release(
         return StageResult(document, {"outcome": verdict.outcome, "reason": verdict.reason})
 
     inputs = {
-        "calibration": calibration,
-        "screening": screening,
+        "tallies": {stage: list(documents) for stage, documents in tallies.items()},
         "samples": samples,
-        "audit": audit,
         "contributors": contributors,
         "judges": judges,
         "policy": POLICIES[protocol.policy].model_dump(mode="json"),
@@ -157,11 +159,14 @@ def assemble_bundle(
 
 
 def sign_release(
-    run: StudyRun, *, bundle: Mapping[str, Any], tallies: Mapping[str, Mapping[str, Any]]
+    run: StudyRun,
+    *,
+    bundle: Mapping[str, Any],
+    tallies: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, Any]:
     """Stage ``signing``: have the sites sign the bundle's manifest; the document says who did.
 
-    ``tallies`` holds the documents of calibration, screening and audit: each site pools the signed
+    ``tallies`` holds the documents of every round of ``TALLY_STAGES``: each site pools the signed
     replies in them again. Raises StorageError when the bundle is no longer the one that was
     written, and QuorumError unless all sign that still take part; those who have are not asked to
     judge again. No other than a site that is not in the model can have left by now.
@@ -171,9 +176,10 @@ def sign_release(
         folder = bundle_folder(run.home, _reference(run))
         files = _read_signed_files(folder, manifest=bundle["manifest"])
         replies = {
-            f"{stage}/{site}": np.frombuffer(envelope.encode(), np.uint8)
+            tally_key(stage, number, site): np.frombuffer(envelope.encode(), np.uint8)
             for stage in TALLY_STAGES
-            for site, envelope in tallies[stage]["envelopes"].items()
+            for number, document in enumerate(tallies[stage])
+            for site, envelope in document["envelopes"].items()
         }
         attachments = {"manifest": files, "tallies": replies}
         manifest = parse_manifest(files[MANIFEST].tobytes())
@@ -287,6 +293,7 @@ def read_samples(run: StudyRun, *, student: Digest, samples: Mapping[str, Any]) 
         generator=student,
         data=data,
         measured={name: tensors[name] for name in ("ventricle_ml", "brain_ml")},
+        index_B=tensors["index"],
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,12 +20,17 @@ from vitrael.core.metrics.intervals import (
     pearson_interval,
 )
 from vitrael.core.protocols import COVARIATES
+from vitrael.privacy.audit.parts import read_shown
+from vitrael.privacy.distill import Phase
 from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.gates import Verdict
+from vitrael.privacy.leakage import SMALLEST_COUNT
+from vitrael.privacy.suite import VOLUME_SUITE
 from vitrael.server.report.data import (
     Conditioning,
     ReportData,
     Screening,
+    SitePlants,
     SiteSummary,
     SiteVote,
     summarize_site,
@@ -40,9 +46,12 @@ from vitrael.server.studies.past import (
     sum_up_stage,
 )
 from vitrael.server.studies.run import StudyRun
+from vitrael.server.studies.screening import JUDGED_IN, measure_kept, tally_votes
 
 _VENTRICLE = COVARIATES.index("ventricle_ml")
 _REFERENCES = 5
+_SUBGROUP: Final = re.compile(r"\.subgroup\.[^.]+$")
+"""The name of the share that was kept of a subgroup."""
 _REFERENCE_SITE = "report references"
 """No site can have this name, so that no phantom of the report was anybody's patient."""
 
@@ -79,19 +88,22 @@ def build_report(
     history = run.history()
     tensors = run.objects.get_tensors(Digest(samples["samples"]))
     evidence = Evidence.model_validate(decision["evidence"])
-    screening = _document(run, history, "screening")
+    voted = [one for stage in JUDGED_IN.values() for one in run.documents(stage)]
+    unscreened = any(one["unscreened"] for one in voted)
     return ReportData(
         title=f"Synthetic brain scans: {protocol.name}",
         created_utc=run.clock(),
         release=f"{protocol.name}@{protocol.version}",
         volumes=int(samples["count"]),
-        unscreened=bool(screening.get("unscreened")),
-        unscreened_reason=_why_unscreened(run, screening) if screening.get("unscreened") else "",
-        screening=_screening(screening) if screening else None,
+        unscreened=unscreened,
+        unscreened_reason=_why_unscreened(run, voted) if unscreened else "",
+        screening=_screening(run, "candidates"),
+        rescreening=_screening(run, "samples"),
         study=summarize_study(run.study),
         sites=_sites(run, history, reasons=reasons),
         verdict=Verdict.model_validate(decision["verdict"]),
         evidence=evidence,
+        plants=_site_plants(_document(run, history, "audit").get("sites", {})),
         conditioning=_conditioning(run, history, tensors, evidence),
         curves=gather_curves(history),
         stages=tuple(sum_up_stage(record, reasons=reasons) for record in history),
@@ -118,27 +130,70 @@ def _document(run: StudyRun, history: Sequence[StageRecord], stage: str) -> dict
     return dict(run.objects.get_json(outputs[-1])) if outputs and outputs[-1] else {}
 
 
-def _why_unscreened(run: StudyRun, screening: Mapping[str, Any]) -> str:
-    """Return in words of ours why not every site could judge every candidate."""
+def _why_unscreened(run: StudyRun, rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words of ours why not every site could judge all that was screened."""
     if not run.study.synthesis.screening.enabled:
         return "screening is off in the study"
-    voted = screening["sites"]
-    silent = [site for site in run.members if site not in voted]
-    blind = [site for site in voted if not voted[site].get("estimable")]
+    silent = [site for site in run.members if not all(site in one["sites"] for one in rounds)]
+    blind = [
+        site
+        for site in run.members
+        if not all(one["sites"][site].get("estimable") for one in rounds if site in one["sites"])
+    ]
     parts = [f"no votes came from {', '.join(silent)}"] if silent else []
     if blind:
         parts.append(f"{', '.join(blind)} had no filter to judge with")
     return "; ".join(parts)
 
 
-def _screening(document: Mapping[str, Any]) -> Screening:
-    """Return how many candidates each site kept, and all of them together."""
-    asked, kept = int(document["count"]), len(document["keep"])
+def _screening(run: StudyRun, phase: Phase) -> Screening | None:
+    """Return how many images each site kept, and all of them together, over all rounds."""
+    rounds = run.documents(JUDGED_IN[phase])
+    if not rounds:
+        return None
+    measured = measure_kept(run, phase)
+    return sum_up_votes(rounds, subgroups=[m for m in measured if _SUBGROUP.search(m.name)])
+
+
+def sum_up_votes(
+    rounds: Sequence[Mapping[str, Any]], *, subgroups: Sequence[Measurement] = ()
+) -> Screening:
+    """Return what came of all rounds of a screening."""
+    asked = sum(int(one["count"]) for one in rounds)
+    kept = sum(len(one["keep"]) for one in rounds)
     votes = tuple(
-        SiteVote(site=site, kept=kept, judged=bool(document["sites"][site].get("estimable")))
-        for site, kept in document["kept"].items()
+        SiteVote(
+            site=site,
+            asked=tally.shown,
+            kept=tally.shown - tally.dropped if tally.shown >= SMALLEST_COUNT else None,
+            judged=all(one["sites"].get(site, {}).get("estimable") for one in rounds),
+        )
+        for site, tally in tally_votes(rounds).items()
     )
-    return Screening(asked=asked, kept=kept, share=kept / asked if asked else 0.0, votes=votes)
+    return Screening(
+        asked=asked,
+        kept=kept,
+        share=kept / asked if asked else 0.0,
+        rounds=len(rounds),
+        votes=votes,
+        subgroups=tuple(subgroups),
+    )
+
+
+def _site_plants(audits: Mapping[str, Any]) -> tuple[SitePlants, ...]:
+    """Return what each site told of its planted copies."""
+    found = {
+        site: {name: read_shown(audit, f"plants.{name}") for name in VOLUME_SUITE}
+        for site, audit in audits.items()
+    }
+    return tuple(
+        SitePlants(
+            site=site,
+            planted={name: tally.shown for name, tally in tallies.items()},
+            caught={name: tally.dropped for name, tally in tallies.items()},
+        )
+        for site, tallies in found.items()
+    )
 
 
 def _sites(

@@ -31,12 +31,15 @@ logger = logging.getLogger(__name__)
 
 _PATH_CHARS = r"[^\s\"',;:]+"
 WORK: Final = frozenset(
-    {"codec", "latents", "teacher", "candidates", "student", "synthesis", "relay", "fusion"}
+    {
+        *("codec", "latents", "reid", "teacher", "candidates", "student"),
+        *("samples", "synthesis", "relay", "fusion"),
+    }
 )
 """Stages that are work done, and no site's judgment or word: kept when the roster is amended."""
 _LOST: Final = "what it left is damaged or gone: it is done again"
 _STORED: Final = (
-    *("codec", "denoiser", "images", "conditions", "samples"),
+    *("codec", "encoder", "denoiser", "images", "conditions", "samples"),
     *("experts", "outlooks", "common", "fusion", "unweighted", "counts"),
 )
 """Keys of a stage's document under which objects of the store are named."""
@@ -132,6 +135,11 @@ class StudyRun:
         """Return what the stage left, None when it is not finished with this roster."""
         outputs = [r.output for r in self.finished() if r.key.stage == stage and r.output]
         return dict(self.objects.get_json(outputs[-1])) if outputs else None
+
+    def documents(self, stage: str) -> list[dict[str, Any]]:
+        """Return what each round of a stage left that is finished with this roster, in order."""
+        outputs = [r.output for r in self.finished() if r.key.stage == stage and r.output]
+        return [dict(self.objects.get_json(output)) for output in outputs]
 
     def earlier_document(self, stage: str) -> dict[str, Any] | None:
         """Return what the stage left with the roster which this one amends, None without any."""

@@ -6,6 +6,7 @@ A leaky study (samples are training scans with a little noise, screening off) an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +14,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from vitrael.client.site.tasks import SiteContext, audit, calibrate, screen
+from vitrael.client.site.tasks import SiteContext, audit, calibrate, screen, train_reid
+from vitrael.client.site.tasks.certify import PLANTED as PLANTED_FILE
+from vitrael.client.site.tasks.certify import certify
 from vitrael.client.site.tasks.sign_release import AUDITED
 from vitrael.core.data.nifti import encode_nifti
 from vitrael.core.data.phantoms.brain import (
@@ -25,15 +28,21 @@ from vitrael.core.data.phantoms.brain import (
 from vitrael.core.data.scan import Scan
 from vitrael.core.data.splits import Split
 from vitrael.core.digest import digest_bytes
-from vitrael.core.errors import DataError
+from vitrael.core.errors import DataError, VerificationError
 from vitrael.core.geometry import centered_affine
 from vitrael.core.messages import StageName, Task
+from vitrael.core.models.reid import build_reid_encoder
 from vitrael.core.records import PatientImages
-from vitrael.core.rng import stream
+from vitrael.core.rng import stream, stream_seed
 from vitrael.core.study import Study, load_study
+from vitrael.core.weights import module_tensors
+from vitrael.privacy.audit.planting import open_plants
+from vitrael.privacy.audit.plants import VOLUME_PLANTS, draw_sources
 from vitrael.privacy.audit.pooling import audit_measurements, screening_measurement
-from vitrael.privacy.evidence import PLANT_CLASSES, Measurement
-from vitrael.privacy.leakage import SMALLEST_COUNT
+from vitrael.privacy.evidence import SUBGROUPS, Measurement
+from vitrael.privacy.keys import KeyPair
+from vitrael.privacy.leakage import SMALLEST_COUNT, split_plants
+from vitrael.privacy.suite import VOLUME_SUITE, must_classes
 
 pytestmark = pytest.mark.xdist_group("leak")  # one worker makes what they share
 
@@ -75,6 +84,13 @@ class FakeCohort:
     def images(self, split: Split) -> PatientImages:
         return self._parts[split]
 
+    def items(self, split: Split) -> list[SimpleNamespace]:
+        part = self._parts[split]
+        return [
+            SimpleNamespace(subject=int(patient), digest=digest_bytes(image.tobytes()))
+            for patient, image in zip(part.patient_B, part.image_BCDHW, strict=True)
+        ]
+
 
 def _task(stage: StageName) -> Task:
     return Task(
@@ -93,7 +109,8 @@ def _study(root: Path, *, screening: bool) -> Study:
     study = load_study(root / "deploy" / "studies" / "brain-demo.toml")
     document = study.model_dump(mode="json")
     document["protocol"]["screening"]["enabled"] = screening
-    document["protocol"]["distillation"] = {"candidates": _RELEASED, "released": _RELEASED}
+    document["protocol"]["audit"]["plants_per_class"] = 33  # eleven at each of three sites
+    document["protocol"]["distillation"] = {"target": _RELEASED, "released": _RELEASED}
     for system in document["protocol"]["systems"]:
         if system["kind"] == "reid_encoder":
             system["training"]["length_images"] = 480
@@ -102,12 +119,16 @@ def _study(root: Path, *, screening: bool) -> Study:
 
 def _site(study: Study, records: Path, sizes: dict[str, int]) -> SiteContext:
     facts: dict[str, Any] = {
-        "settings": SimpleNamespace(records_of=lambda **_: records),
+        "settings": SimpleNamespace(
+            records_of=lambda **_: records,
+            read_split_key=lambda: b"of this site alone, 32 bytes....",
+        ),
         "study": study,
         "name": "north",
         "cohort": FakeCohort(study.protocol.data.grid_vox, sizes),
         "records": records,
         "report": lambda _done, _total: None,
+        "keys": KeyPair.create(),
         "warm": {},
         "device": "cpu",
         "threads": 1,
@@ -117,11 +138,19 @@ def _site(study: Study, records: Path, sizes: dict[str, int]) -> SiteContext:
     return cast("SiteContext", SimpleNamespace(**facts))
 
 
+def _calibrated(context: SiteContext) -> Mapping[str, Any]:
+    """Return what a site tells that has trained the patient encoder alone."""
+    protocol = context.study.synthesis
+    start = module_tensors(build_reid_encoder(protocol.reid, seed=protocol.seed, learns="visits"))
+    trained = train_reid.run(_task("reid"), {"encoder": start}, context).tensors["encoder"]
+    return calibrate.run(_task("calibration"), {"encoder": trained}, context).body
+
+
 @pytest.fixture(scope="module")
 def site(root: Path, tmp_path_factory: pytest.TempPathFactory) -> SiteContext:
     """Return a calibrated site of the honest study."""
     context = _site(_study(root, screening=True), tmp_path_factory.mktemp("site"), _SIZES)
-    body = calibrate.run(_task("calibration"), {}, context).body
+    body = _calibrated(context)
     assert body["estimable"], body["reason"]
     return context
 
@@ -159,6 +188,32 @@ def leaky(root: Path, site: SiteContext, tmp_path_factory: pytest.TempPathFactor
     return _audited(context, copies.astype(np.float32))
 
 
+PLANTED = tuple(
+    name
+    for name in must_classes(VOLUME_SUITE)
+    if not set(VOLUME_PLANTS[name].needs) & {"round_trip", "renoise", "latent_blend", "memorized"}
+)
+"""What can be planted without the study's own models."""
+
+
+def _first_plant(site: SiteContext) -> np.ndarray:
+    """Return the exact copy that this site plants first."""
+    share = site.study.synthesis.audit.plants_per_class
+    seed = stream_seed(site.study.protocol.seed, "audit", "plants", site.name)
+    count = split_plants(share, len(site.study.roster.sites))
+    training = site.cohort.images(Split.TRAINING)
+    return draw_sources(training, count, rng=stream(seed, "sources")).image_PCDHW[0]
+
+
+def _unscreened(site: SiteContext, **asked: int) -> SiteContext:
+    """Return the site in a study without screening, whose filter keeps everything at no cost."""
+    document = site.study.model_dump(mode="json")
+    document["protocol"]["screening"]["enabled"] = False
+    document["protocol"]["audit"].update(asked)
+    study = Study.model_validate(document)
+    return cast("SiteContext", SimpleNamespace(**{**vars(site), "study": study}))
+
+
 def _value(measurement: Measurement) -> float:
     assert measurement.value is not None
     return measurement.value
@@ -167,15 +222,18 @@ def _value(measurement: Measurement) -> float:
 def test_filter_catches_plants_and_keeps_strangers(
     site: SiteContext, honest: dict[str, Measurement], strangers: np.ndarray
 ) -> None:
-    for kind in set(PLANT_CLASSES) - {"autoencoder"}:
+    for kind in PLANTED:
         assert _value(honest[f"filter.power.{kind}"]) >= 0.85, kind
+    assert _value(honest["filter.worst_site_power"]) >= 0.9
+    assert _value(honest["filter.plants_absent"]) == 1
     result = screen.judge(strangers, site)
     assert result.tensors["votes"]["keep"].mean() > 0.8
-    assert screening_measurement([result.body]).value == 1.0
+    assert screening_measurement([[result.body]]).value == 1.0
 
 
 def test_class_that_could_not_be_planted_is_not_estimable(honest: dict[str, Measurement]) -> None:
-    assert not honest["filter.power.autoencoder"].estimable
+    for kind in set(VOLUME_SUITE) - set(PLANTED):
+        assert not honest[f"filter.power.{kind}"].estimable, kind
 
 
 def test_filter_that_is_off_catches_nothing(leaky: dict[str, Measurement]) -> None:
@@ -207,7 +265,7 @@ def test_too_few_patients_leave_candidates_unscreened(
 ) -> None:
     few = {"T": 6, "F": 2, "C": 1, "A": 2, "U": 1}
     context = _site(_study(root, screening=True), tmp_path, few)
-    body = calibrate.run(_task("calibration"), {}, context).body
+    body = _calibrated(context)
     assert not body["estimable"]
     result = screen.judge(strangers, context)
     assert result.tensors["votes"]["keep"].all()
@@ -265,12 +323,16 @@ class FewerSealed:
 def test_nothing_is_told_of_fewer_than_eleven_sealed_patients(
     site: SiteContext, strangers: np.ndarray, sealed: int
 ) -> None:
+    about_others = {"filter.worst_site_power", "filter.votes_changed", "filter.plants_absent"}
+    about_others |= {f"filter.subgroup_power.{name}" for name in SUBGROUPS}
+    about_others |= {"filter.negatives.template"}
     few = FewerSealed(site.cohort, sealed)
-    context = cast("SiteContext", SimpleNamespace(**{**vars(site), "cohort": few}))
+    parts = {**vars(_unscreened(site)), "cohort": few}
+    context = cast("SiteContext", SimpleNamespace(**parts))
     about_sealed = {
         name: m.estimable
         for name, m in _audited(context, strangers).items()
-        if not name.startswith("filter.power.")
+        if name not in about_others and not name.startswith("filter.power.")
     }
     assert set(about_sealed.values()) == {sealed >= SMALLEST_COUNT}
 
@@ -278,17 +340,38 @@ def test_nothing_is_told_of_fewer_than_eleven_sealed_patients(
 def test_each_site_plants_at_least_as_many_as_may_be_told(
     site: SiteContext, strangers: np.ndarray
 ) -> None:
-    document = site.study.model_dump(mode="json")
-    document["protocol"]["audit"]["plants_per_class"] = 3
-    study = Study.model_validate(document)
-    context = cast("SiteContext", SimpleNamespace(**{**vars(site), "study": study}))
-    plants, _ = audit.SiteAudit(context, strangers, None, device="cpu").show_plants()
-    assert {kind: tally.shown for kind, tally in plants.items()} == {
-        kind: 0 if kind == "autoencoder" else 11 for kind in PLANT_CLASSES
-    }
+    context = _unscreened(site, plants_per_class=3)
+    tested = certify(context, strangers, codec=None, denoiser=None, told=lambda *_: None)
+    shown = {kind: tally.shown for kind, tally in tested.certificate.plants.items()}
+    assert shown == {kind: 11 if kind in PLANTED else 0 for kind in must_classes(VOLUME_SUITE)}
+
+
+def test_release_with_a_planted_copy_in_it_is_refused(
+    site: SiteContext, strangers: np.ndarray
+) -> None:
+    context = _unscreened(site)  # what is planted does not depend on who judges it
+    clean = certify(context, strangers, codec=None, denoiser=None, told=lambda *_: None)
+    assert clean.plants_absent > 100
+    with_plant = strangers.copy()
+    with_plant[3] = _first_plant(site)
+    with pytest.raises(VerificationError, match="planted copies"):
+        certify(context, with_plant, codec=None, denoiser=None, told=lambda *_: None)
+
+
+def test_signed_list_of_plants_stays_at_the_site(
+    site: SiteContext, honest: dict[str, Measurement]
+) -> None:
+    assert honest["filter.plants_absent"].estimable
+    listed, signature = (
+        (site.records / f"{PLANTED_FILE}.{kind}").read_bytes() for kind in ("json", "sig")
+    )
+    plants = open_plants(listed, signature, public=site.keys.public.signing)
+    assert len(plants.ids) > 100
+    with pytest.raises(VerificationError, match="was changed"):
+        open_plants(listed + b" ", signature, public=site.keys.public.signing)
 
 
 def test_nobody_to_learn_from_is_no_error(root: Path, tmp_path: Path) -> None:
     few = {"T": 3, "F": 0, "C": 0, "A": 0, "U": 0}
     context = _site(_study(root, screening=True), tmp_path, few)
-    assert not calibrate.run(_task("calibration"), {}, context).body["estimable"]
+    assert not _calibrated(context)["estimable"]

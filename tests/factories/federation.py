@@ -32,8 +32,9 @@ from vitrael.client.site.tasks import (
     study_layouts,
 )
 from vitrael.core.data.recipes import recipe_of_study
+from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL
-from vitrael.core.messages import ENVELOPE, Parcel, StageName, Task
+from vitrael.core.messages import ENVELOPE, IN_VOTES, Parcel, StageName, Task
 from vitrael.core.study import Study, load_study
 from vitrael.core.weights import Tensors
 from vitrael.privacy.envelope import open_task
@@ -99,13 +100,13 @@ training = { length_images = 32, batch_images = 8 }
 kind = "reid_encoder"
 channels = [4, 8]
 embedding = 8
-training = { length_images = 32, batch_images = 8 }
+training = { rounds = 2, length_images = 32, batch_images = 8 }
 
 [protocol.federation]
 quorum = 2
 
 [protocol.distillation]
-candidates = 16
+target = 16
 released = 8
 
 [protocol.screening]
@@ -269,24 +270,25 @@ class Federation:
         return list(dict.fromkeys((task.stage, task.round) for task in self.seen))
 
 
-def vote_as_told(dropped: int) -> TaskRunner:
+def vote_as_told(stage: StageName, *, dropped: int) -> TaskRunner:
     """Return a screening that judges for real, and whose one no is then put where it is told.
 
-    Encoders that learned for a second from a handful of phantoms drop all or nothing.
+    Encoders that learned for a second from a handful of phantoms drop all or nothing. In the first
+    round of a screening the site drops one image, and nothing in the others.
     """
 
     def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
         from vitrael.client.site.tasks import screen
 
-        result = screen.run(task, inputs, context)
+        result = TASKS[stage](task, inputs, context)
         if not result.body["estimable"]:
             return result
-        keep = np.ones(len(inputs["candidates"]["image"]), np.uint8)
-        keep[dropped] = 0
-        counts = {"candidates": len(keep), "kept": len(keep) - 1}
-        return replace(
-            result, body={**result.body, "counts": counts}, tensors={"votes": {"keep": keep}}
-        )
+        keep = np.ones(result.num_examples, np.uint8)
+        keep[dropped if task.round == 0 else []] = 0
+        files = [array.tobytes() for _, array in sorted(inputs.get("samples", {}).items())]
+        kept = [digest_bytes(data) for data, vote in zip(files, keep, strict=False) if vote]
+        screen.note_round(task, context, kept=kept)
+        return replace(result, tensors={"votes": {"keep": keep}})
 
     return run
 
@@ -297,7 +299,7 @@ def federation(
 ) -> Iterator[Federation]:
     """Open the stewards of a home; ``tasks`` replaces what a site does in a stage.
 
-    North drops the first candidate, harbour the second, valley the third.
+    Of the first candidates and samples north drops the first, harbour the second, valley the third.
     """
     coordinator = load_public_keys(demo.site_home(home, SITES[0]) / "coordinator.json")
     with ExitStack() as stack:
@@ -305,7 +307,9 @@ def federation(
         told = Federation(home, HandlerExchange(sites))
         for place, site in enumerate(SITES):
             settings = load_settings(demo.site_home(home, site))
-            own: dict[Any, TaskRunner] = {**TASKS, "screening": vote_as_told(dropped=place)}
+            own: dict[Any, TaskRunner] = {**TASKS}
+            for stage in IN_VOTES:
+                own[stage] = vote_as_told(stage, dropped=place)
             own.update((tasks or {}).get(site, {}))
             opened = Steward(
                 settings, clock=utc_now, tasks=own, layouts=None if tasks else study_layouts

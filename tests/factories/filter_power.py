@@ -12,13 +12,10 @@ import torch
 from vitrael.core.configs import ReidEncoderConfig
 from vitrael.core.data.phantoms.cohorts import draw_scan
 from vitrael.core.metrics.intervals import Interval, clopper_pearson
-from vitrael.core.models import SYSTEMS
 from vitrael.core.models.reid import Learns, ReidEncoder, build_reid_encoder
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import stream, torch_stream
-from vitrael.core.training.contrastive import VisitPairs
-from vitrael.core.training.copy_pairs import CopyPairs
-from vitrael.core.training.loop import fit
+from vitrael.core.training.warps import Along
 from vitrael.privacy.audit.plants import (
     Means,
     PlantClass,
@@ -29,7 +26,9 @@ from vitrael.privacy.audit.plants import (
 )
 from vitrael.privacy.audit.power import Tally
 from vitrael.privacy.reid.calibrate import first_visits, freeze, null_matches
+from vitrael.privacy.reid.encoders import train_encoder
 from vitrael.privacy.reid.gallery import build_gallery, with_round_trips
+from vitrael.privacy.reid.latents import Encode
 from vitrael.privacy.reid.lens import MEMBERS, Encoders, Work, fit_lens
 from vitrael.privacy.reid.roles import RoundTrip
 from vitrael.privacy.reid.screen import Screener
@@ -76,7 +75,7 @@ class Caught:
     @property
     def line(self) -> str:
         must = "must" if self.plant.must else "    "
-        members = ", ".join(f"{n} {s:.2f}" for n, s in zip(MEMBERS, self.members, strict=True))
+        members = ", ".join(f"{n} {s:.2f}" for n, s in zip(MEMBERS, self.members, strict=False))
         demanded = "-" if self.plant.demanded is None else f"{self.plant.demanded:.2f}"
         return (
             f"  {self.plant.name:16} {must} {self.tally.dropped:4d} of {self.tally.shown:4d}, "
@@ -93,10 +92,12 @@ class Hospital:
     calibration: PatientImages
     strangers: PatientImages
     fresh: PatientImages
+    along: Along = "space"
 
     @cached_property
     def template(self) -> Template:
-        return fit_template(self.learning.image_BCDHW[first_visits(self.learning)])
+        first = self.learning.image_BCDHW[first_visits(self.learning)]
+        return fit_template(first, along=self.along)
 
     def encoders(self, length_images: int, *, seed: int) -> Encoders:
         """Return both encoders, trained on split F."""
@@ -118,22 +119,25 @@ class Hospital:
         )
 
         def train(learns: Learns) -> ReidEncoder:
-            encoder = build_reid_encoder(config, seed=seed, learns=learns)
-            fit(
-                encoder,
-                SYSTEMS[config.kind].objective(config, "encoder"),
-                (VisitPairs if learns == "visits" else CopyPairs)(laid),
-                config.training,
-                length_images=length_images,
-                rng=torch_stream(seed, "filter", learns),
+            encoder = build_reid_encoder(config, seed=seed, learns=learns, along=self.along)
+            train_encoder(
+                encoder, laid, config, learns=learns, rng=torch_stream(seed, "filter", learns)
             )
             return encoder
 
         return Encoders(copy=train("copies"), patient=train("visits"))
 
-    def screener(self, encoders: Encoders, *, round_trip: RoundTrip | None = None) -> Screener:
+    def screener(
+        self,
+        encoders: Encoders,
+        *,
+        round_trip: RoundTrip | None = None,
+        encode: Encode | None = None,
+    ) -> Screener:
         """Return the filter with its operating point, frozen before any plant is made."""
-        lens = fit_lens(with_round_trips(self.learning, round_trip), encoders, self.template)
+        lens = fit_lens(
+            with_round_trips(self.learning, round_trip), encoders, self.template, encode=encode
+        )
         gallery = build_gallery(with_round_trips(self.training, round_trip), lens)
         point = freeze(
             null_matches(self.training, self.calibration, gallery, round_trip=round_trip),

@@ -41,7 +41,7 @@ training = { length_images = 8 }
 quorum = 3
 
 [protocol.distillation]
-candidates = 8
+target = 8
 released = 1
 
 [roster]

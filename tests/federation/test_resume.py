@@ -19,6 +19,7 @@ from vitrael.server.studies.federated import (
     collect_consents,
     scale_latents,
     train_codec,
+    train_patient_encoder,
     train_teacher,
 )
 from vitrael.server.studies.ledger import Ledger
@@ -31,7 +32,7 @@ UNSCREENED = STUDY.replace("false_match_rate = 0.4", "enabled = false")
 def _outputs(home: Path) -> dict[tuple[str, int], str | None]:
     study = load_study(home / "study.toml")
     history = Ledger(open_database(home / "server.sqlite")).history(study.protocol.digest)
-    trained = ("codec", "latents", "teacher")
+    trained = ("codec", "latents", "reid", "teacher")
     return {
         (record.key.stage, record.key.round): record.output
         for record in history
@@ -95,10 +96,11 @@ def test_killed_supernode_server_app_and_superlink_change_no_weight(
         run = told.run()
         collect_consents(run)
         codec = scale_latents(run, train_codec(run))["codec"]
+        train_patient_encoder(run, codec)
         train_teacher(run, codec)
     disturbed = copy_homes(prepared, tmp_path / "disturbed")
 
     _run_and_kill(disturbed)
 
     assert _outputs(disturbed) == _outputs(undisturbed)
-    assert len(_outputs(disturbed)) == 5
+    assert len(_outputs(disturbed)) == 7

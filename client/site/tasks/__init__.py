@@ -125,6 +125,12 @@ def _latents(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) ->
     return run(task, inputs, context)
 
 
+def _reid(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.train_reid import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
 def _calibration(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
     from vitrael.client.site.tasks.calibrate import run  # noqa: PLC0415
 
@@ -141,6 +147,12 @@ def _screening(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) 
     from vitrael.client.site.tasks.screen import run  # noqa: PLC0415
 
     return run(task, inputs, context)
+
+
+def _rescreening(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.screen import rescreen  # noqa: PLC0415
+
+    return rescreen(task, inputs, context)
 
 
 def _audit(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
@@ -185,9 +197,11 @@ TASKS: Final[Mapping[StageName, TaskRunner]] = {
     "canary": _canary,
     "codec": _codec,
     "latents": _latents,
+    "reid": _reid,
     "calibration": _calibration,
     "teacher": _teacher,
     "screening": _screening,
+    "rescreening": _rescreening,
     "audit": _audit,
     "signing": _signing,
     "expert": _expert,

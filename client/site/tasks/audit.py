@@ -12,11 +12,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from vitrael.client.site.tasks import SiteContext, TaskResult
+from vitrael.client.site.tasks.certify import certify
 from vitrael.client.site.tasks.filtering import study_round_trip
 from vitrael.client.site.tasks.networks import site_compute
-from vitrael.client.site.tasks.screen import choose_filter, commitment_of, read_images
+from vitrael.client.site.tasks.screen import choose_filter, commitment_of, decode_images
 from vitrael.client.site.tasks.sign_release import AUDITED
-from vitrael.core.data.nifti import decode_nifti
 from vitrael.core.data.splits import Split
 from vitrael.core.digest import digest_bytes, write_atomically
 from vitrael.core.errors import DataError
@@ -34,10 +34,8 @@ from vitrael.privacy.audit.closeness import (
 from vitrael.privacy.audit.copies import Copies, count_copies, strict_point
 from vitrael.privacy.audit.membership import Membership, attack_scores, measure_membership
 from vitrael.privacy.audit.parts import write_audit
-from vitrael.privacy.audit.plants import NOISE_FRAC, draw_plants
-from vitrael.privacy.audit.power import Tally, show_to_filter
-from vitrael.privacy.evidence import PLANT_CLASSES
-from vitrael.privacy.leakage import SMALLEST_COUNT, split_plants
+from vitrael.privacy.audit.plants import bend_affinely, draw_sources
+from vitrael.privacy.leakage import SMALLEST_COUNT
 from vitrael.privacy.reid.calibrate import first_visits
 from vitrael.privacy.reid.gallery import with_round_trips
 from vitrael.privacy.reid.reference import build_reference, registered_similarity
@@ -46,11 +44,13 @@ from vitrael.privacy.reid.template import fit_template
 
 _REFERENCE = (Split.FILTER, Split.CALIBRATION, Split.UTILITY)
 """Real patients that are neither attacked nor sealed: they say what is usual."""
+_NOISE_FRAC = 0.02
+"""Standard deviation, of the intensity range, in the control of the membership attack."""
 _PARTS = 4
 
 
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:  # noqa: ARG001 - every task is called alike
-    """Return the site's tally of ``released``; ``codec`` gives the autoencoder of the plants.
+    """Return the site's tally of ``released``; ``codec`` and ``denoiser`` make plants.
 
     ``commitment`` in it names the operating point of the filter that was shown the plants.
 
@@ -63,7 +63,13 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     released = _read_images(files, context)
     round_trip = study_round_trip(context, inputs.get("codec"))
     audit = SiteAudit(context, released, round_trip, device=device)
-    plants, fresh = audit.show_plants()
+    tested = certify(
+        context,
+        released,
+        codec=inputs.get("codec"),
+        denoiser=inputs.get("denoiser"),
+        told=lambda done, total: context.report(done, _PARTS * total),
+    )
     context.report(1, _PARTS)
     copies = audit.count_copies()
     context.report(2, _PARTS)
@@ -72,7 +78,12 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     membership = audit.measure_membership()
     context.report(_PARTS, _PARTS)
     body = write_audit(
-        plants=plants, fresh=fresh, copies=copies, closeness=closeness, membership=membership
+        certificate=tested.certificate,
+        fresh=tested.fresh,
+        plants_absent=tested.plants_absent,
+        copies=copies,
+        closeness=closeness,
+        membership=membership,
     )
     filter_shown, _ = choose_filter(context)
     body["commitment"] = commitment_of(filter_shown)
@@ -89,14 +100,7 @@ def _read_images(files: Mapping[str, bytes], context: SiteContext) -> np.ndarray
             why=f"{len(files)} instead of {asked}",
             fix="send all released images of the study, and no others",
         )
-    scans = [
-        decode_nifti(files[name], label=f"released image {number}")
-        for number, name in enumerate(sorted(files), start=1)
-    ]
-    if len({scan.image_CDHW.shape for scan in scans}) != 1:
-        raise DataError("the released images are not all of one shape, or there is none")
-    images = read_images({"image": np.stack([scan.image_CDHW for scan in scans])}, context)
-    return np.asarray(np.clip(images, 0, 1))
+    return decode_images(files, context)
 
 
 def _keep_digests(files: Mapping[str, bytes], context: SiteContext) -> None:
@@ -125,22 +129,6 @@ class SiteAudit:
         self.held_out = context.cohort.images(Split.AUDIT)
         self.reference = np.concatenate([_firsts(context.cohort.images(s)) for s in _REFERENCE])
         self.visits = common_visits(self.training, self.held_out)
-
-    def show_plants(self) -> tuple[dict[str, Tally], Tally]:
-        """Return tallies of planted copies and of fresh patients, by the filter as configured.
-
-        A filter that should be on and could not be calibrated is shown nothing: its power is not
-        known to be zero, it is not known. One that is off catches nothing.
-        """
-        keep, why = choose_filter(self.context)
-        if why and self.context.study.synthesis.screening.enabled:
-            return dict.fromkeys(PLANT_CLASSES, Tally(0, 0)), Tally(0, 0)
-        rng = self._rng("plants")
-        study = self.context.study
-        share = split_plants(study.synthesis.audit.plants_per_class, len(study.roster.sites))
-        plants = draw_plants(self.training, share, rng=rng, round_trip=self.round_trip)
-        fresh = show_to_filter({"fresh": _firsts(self.held_out)}, keep)["fresh"]
-        return show_to_filter(plants, keep), fresh
 
     def count_copies(self) -> Copies | None:
         """Return the counts of copies, or None with too few patients of any kind."""
@@ -204,13 +192,14 @@ class SiteAudit:
         """Return a scan of every training patient, bent, and smoothed as a generator's samples."""
         everybody = len(np.unique(self.training.patient_B))
         rng = self._rng("copies")
-        bent = draw_plants(self.training, everybody, rng=rng, kinds=("affine",))["affine"]
+        sources = draw_sources(self.training, everybody, rng=rng).image_PCDHW
+        bent = np.stack([bend_affinely(one[0], rng=rng)[None] for one in sources])
         return bent if self.round_trip is None else self.round_trip(bent)
 
     def _noisy_half(self, rng: np.random.Generator) -> np.ndarray:
         scans = _firsts(self.training)
         chosen = scans[rng.permutation(len(scans))[: len(scans) // 2]]
-        noisy = np.clip(chosen + rng.normal(0, NOISE_FRAC, chosen.shape), 0, 1)
+        noisy = np.clip(chosen + rng.normal(0, _NOISE_FRAC, chosen.shape), 0, 1)
         return np.asarray(noisy, dtype=np.float32)
 
     def _rng(self, part: str) -> np.random.Generator:

@@ -1,40 +1,36 @@
-"""Train the encoders of the filter on F and freeze the filter's operating point.
+"""Train the filter's copy encoder on F and freeze the filter's operating point.
 
-No candidate exists yet when this runs. The thresholds stay at the site; their salted digest
-leaves, so that it can be shown later that they were not moved.
+The patient encoder comes with the task: the sites have trained it together. No candidate exists yet
+when this runs. The thresholds stay at the site; their salted digest leaves, so that it can be shown
+later that they were not moved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Final
-
-import numpy as np
 
 from vitrael.client.site.checkpoints import open_checkpoints
 from vitrael.client.site.tasks import SiteContext, TaskResult
 from vitrael.client.site.tasks.filtering import (
-    LEARNS,
+    Learning,
     forget_filter,
+    forget_learning,
     join_encoders,
+    lay_images,
+    name_made_with,
     new_salt,
     save_filter,
-    site_template,
+    see_learning,
+    study_encode,
     study_round_trip,
 )
 from vitrael.client.site.tasks.networks import site_compute
 from vitrael.core.data.splits import Split
 from vitrael.core.messages import Task
-from vitrael.core.models import SYSTEMS
 from vitrael.core.models.reid import Learns, ReidEncoder, build_reid_encoder
-from vitrael.core.records import PatientImages
 from vitrael.core.rng import torch_stream
 from vitrael.core.training.compute import Compute
-from vitrael.core.training.contrastive import VisitPairs
-from vitrael.core.training.copy_pairs import CopyPairs
-from vitrael.core.training.loop import fit
-from vitrael.core.weights import Tensors
+from vitrael.core.weights import Tensors, load_weights
 from vitrael.privacy.leakage import SMALLEST_COUNT, bucket_of
 from vitrael.privacy.reid.calibrate import (
     OperatingPoint,
@@ -44,12 +40,9 @@ from vitrael.privacy.reid.calibrate import (
     null_matches,
     verify_encoder,
 )
+from vitrael.privacy.reid.encoders import FEWEST_PATIENTS, count_patients, train_encoder
 from vitrael.privacy.reid.gallery import build_gallery, with_round_trips
 from vitrael.privacy.reid.lens import fit_lens
-from vitrael.privacy.reid.template import Template, lay_onto
-
-LEAST_TO_LEARN: Final = 2
-"""Patients of F without whom there is nobody to tell apart."""
 
 
 def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
@@ -58,7 +51,8 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     Too few patients to learn from, or for the asked rate, leave no operating point; the reason
     says so, and candidates will be marked unscreened. ``commitment`` names the operating point by
     its salted digest and is empty without one.
-    With ``codec`` among the inputs the filter also knows scans after the autoencoder's round trip.
+    ``encoder`` among the inputs is the patient encoder that the sites have trained; with ``codec``
+    the filter also knows scans after the autoencoder's round trip.
     """
     protocol, compute = context.study.synthesis, site_compute(context)
     device = compute.device
@@ -66,8 +60,8 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
         context.cohort.images(split) for split in (Split.TRAINING, Split.FILTER, Split.CALIBRATION)
     )
     forget_filter(context)
-    counts = {"patients.training": bucket_of(_patients(training)).least}
-    if _patients(learning) < LEAST_TO_LEARN or not len(training):
+    counts = {"patients.training": bucket_of(count_patients(training)).least}
+    if count_patients(learning) < FEWEST_PATIENTS or not len(training):
         why = "too few patients in the splits for training and filter"
         body = {
             "estimable": False,
@@ -79,18 +73,28 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
         return TaskResult(body=body)
     codec = inputs.get("codec")
     round_trip = study_round_trip(context, codec)
-    template = site_template(learning, device=device)
-    forms = with_round_trips(learning, round_trip)
-    laid = _lay(forms, template)
-    encoders = {learns: _train(task, learns, laid, context, compute) for learns in LEARNS}
-    verification = verify_encoder(_lay(calibration, template), encoders["visits"], device=device)
-    lens = fit_lens(forms, join_encoders(encoders), template, device=device)
+    seen = see_learning(task, inputs, context)
+    encoders: dict[Learns, ReidEncoder] = {
+        "visits": _load_patient_encoder(inputs["encoder"], context, compute),
+        "copies": _train_copy_encoder(task, seen, context, compute),
+    }
+    forget_learning(context)
+    laid = lay_images(calibration, seen.template)
+    verification = verify_encoder(laid, encoders["visits"], device=device)
+    lens = fit_lens(
+        seen.forms,
+        join_encoders(encoders),
+        seen.template,
+        encode=study_encode(context, codec),
+        device=device,
+    )
     gallery = build_gallery(with_round_trips(training, round_trip), lens)
     null = null_matches(training, calibration, gallery, round_trip=round_trip)
     point = freeze(
         null,
         false_match_rate=protocol.screening.false_match_rate,
         gallery_patients=gallery.patients,
+        made_with=name_made_with(context, encoders, codec),
         salt=new_salt(),
     )
     if point is not None:
@@ -100,29 +104,28 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     return TaskResult(body=_body(point, verification, patients, rate, counts))
 
 
-def _lay(images: PatientImages, template: Template) -> PatientImages:
-    """Return images as the encoders see all images."""
-    if not len(images):
-        return images
-    return replace(images, image_BCDHW=lay_onto(images.image_BCDHW, template))
+def _load_patient_encoder(tensors: Tensors, context: SiteContext, compute: Compute) -> ReidEncoder:
+    protocol = context.study.synthesis
+    encoder = build_reid_encoder(protocol.reid, seed=protocol.seed, learns="visits")
+    load_weights(encoder, tensors)
+    return encoder.to(compute.device)
 
 
-def _train(
-    task: Task, learns: Learns, laid: PatientImages, context: SiteContext, compute: Compute
+def _train_copy_encoder(
+    task: Task, seen: Learning, context: SiteContext, compute: Compute
 ) -> ReidEncoder:
     protocol = context.study.synthesis
-    config = protocol.reid
-    encoder = build_reid_encoder(config, seed=protocol.seed, learns=learns).to(compute.device)
-    pairs = VisitPairs if learns == "visits" else CopyPairs
-    fit(
+    encoder = build_reid_encoder(protocol.reid, seed=protocol.seed, learns="copies")
+    encoder.to(compute.device)
+    train_encoder(
         encoder,
-        SYSTEMS[config.kind].objective(config, "encoder"),
-        pairs(laid, device=compute.device),
-        config.training,
-        length_images=config.training.length_images,
-        rng=torch_stream(protocol.seed, "reid", learns, context.name, device=compute.device),
+        seen.laid,
+        protocol.reid,
+        learns="copies",
+        rng=torch_stream(protocol.seed, "reid", "copies", context.name, device=compute.device),
+        device=compute.device,
         poll=context.report,
-        checkpoints=open_checkpoints(task, context, compute, part=learns),
+        checkpoints=open_checkpoints(task, context, compute),
     )
     return encoder
 
@@ -147,7 +150,3 @@ def _body(
         "metrics": {"verification.wins": round(verification.wins, 6)},
         "counts": {**counts, "verification.patients": verification.patients},
     }
-
-
-def _patients(images: PatientImages) -> int:
-    return len(np.unique(images.patient_B))

@@ -1,8 +1,8 @@
 """A small piece of the real work before the long run: can this site load, train and answer?
 
-The site loads its cohort and trains the codec and the teacher for a few batches of the study's own
-size, each from fresh weights that are thrown away. What leaves are seconds and numbers of images
-that the study fixes.
+The site loads its cohort and trains codec, patient encoder and teacher for a few batches of the
+study's own size, each from fresh weights that are thrown away. What leaves are seconds and numbers
+of images that the study fixes.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ from vitrael.core.errors import CohortError, TaskStopped
 from vitrael.core.messages import Task
 from vitrael.core.models import SYSTEMS
 from vitrael.core.models.brain_ldm import build_codec, build_denoiser, draw_latents
-from vitrael.core.protocols import ExpertsProtocol
+from vitrael.core.models.reid import build_reid_encoder
+from vitrael.core.protocols import ExpertsProtocol, SynthesisProtocol
+from vitrael.core.records import PatientImages
 from vitrael.core.rng import torch_stream
 from vitrael.core.training.loop import Draw, fit
 from vitrael.core.training.objectives import companion_of
 from vitrael.core.weights import Tensors
+from vitrael.privacy.reid.calibrate import first_visits
+from vitrael.privacy.reid.encoders import FEWEST_PATIENTS, count_patients, pairs_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,8 +103,9 @@ def run(
 ) -> TaskResult:
     """Return how many images each network learned from, and in how many seconds.
 
-    Raises CohortError when no patient of the site falls into the training split, and DataError when
-    the site can train no expert where one is wanted.
+    A site with fewer than two patients of F trains no patient encoder, in no time. Raises
+    CohortError when no patient of the site falls into the training split, and DataError when the
+    site can train no expert where one is wanted.
     """
     if isinstance(context.study.protocol, ExpertsProtocol):
         return _try_expert(context.study.protocol, context, clock=clock)
@@ -112,7 +117,7 @@ def run(
         raise CohortError("no patient of this site falls into the training split")
     condition = torch.from_numpy(context.cohort.images(Split.TRAINING).condition_BK[:MOST_IMAGES])
     codec = build_codec(system, seed=protocol.seed).to(compute.device)
-    context.report(0, 2)
+    context.report(0, 3)
     codec_watch = _train(
         codec,
         SYSTEMS[system.kind].objective(system, "codec"),
@@ -121,11 +126,13 @@ def run(
         rng=torch_stream(protocol.seed, "canary", context.name),
         bf16=compute.bf16,
         clock=clock,
-        report=partial(context.report, 0, 2),
+        report=partial(context.report, 0, 3),
     )
-    context.report(1, 2)
+    context.report(1, 3)
     codec.eval()
     latents = encode_images(codec, images, compute.device).to(compute.device)
+    reid_told = _try_reid(protocol, context, clock=clock)
+    context.report(2, 3)
     denoiser = build_denoiser(system, system.teacher, seed=protocol.seed).to(compute.device)
     teacher_watch = _train(
         denoiser,
@@ -135,17 +142,45 @@ def run(
         rng=torch_stream(protocol.seed, "canary", context.name),
         bf16=compute.bf16,
         clock=clock,
-        report=partial(context.report, 1, 2),
+        report=partial(context.report, 2, 3),
     )
-    context.report(2, 2)
+    context.report(3, 3)
     return TaskResult(
         body={
             "codec_images": codec_watch.images,
             "codec_s": round(codec_watch.seconds, 3),
+            **reid_told,
             "teacher_images": teacher_watch.images,
             "teacher_s": round(teacher_watch.seconds, 3),
         }
     )
+
+
+def _try_reid(
+    protocol: SynthesisProtocol, context: SiteContext, *, clock: Callable[[], float]
+) -> dict[str, float]:
+    learning = context.cohort.images(Split.FILTER)
+    if count_patients(learning) < FEWEST_PATIENTS:
+        return {"reid_images": 1, "reid_s": 0.0}
+    config, device = protocol.reid, site_compute(context).device
+    rows = first_visits(learning)[:MOST_IMAGES]
+    few = PatientImages(
+        learning.image_BCDHW[rows],
+        learning.condition_BK[rows],
+        learning.patient_B[rows],
+        learning.visit_B[rows],
+    )
+    watch = _train(
+        build_reid_encoder(config, seed=protocol.seed).to(device),
+        SYSTEMS[config.kind].objective(config, "encoder"),
+        pairs_of(few, learns="visits", device=device),
+        config.training,
+        rng=torch_stream(protocol.seed, "canary", context.name, device=device),
+        bf16=False,
+        clock=clock,
+        report=partial(context.report, 1, 3),
+    )
+    return {"reid_images": watch.images, "reid_s": round(watch.seconds, 3)}
 
 
 def _try_expert(

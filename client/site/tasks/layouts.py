@@ -17,6 +17,8 @@ from vitrael.core.weights import Tensors
 
 _PARTS: Final[Mapping[str, str]] = {"codec": "codec", "denoiser": "teacher"}
 """Attachment -> part of the generator whose weights it holds."""
+_ENCODER: Final = "encoder"
+"""Attachment, and part of the filter's networks: the one that the sites train together."""
 
 
 def study_layouts(study: Study) -> dict[str, Tensors]:
@@ -26,10 +28,12 @@ def study_layouts(study: Study) -> dict[str, Tensors]:
     """
     if isinstance(study.protocol, ExpertsProtocol):
         return _expert_layouts(study.protocol)
-    system = study.synthesis.generator
+    system, reid = study.synthesis.generator, study.synthesis.reid
     with torch.device("meta"):
         parts = SYSTEMS[system.kind].build(system, study.protocol.seed)
-    return {name: _describe(parts[part]) for name, part in _PARTS.items()}
+        encoder = SYSTEMS[reid.kind].build(reid, study.protocol.seed)[_ENCODER]
+    described = {name: _describe(parts[part]) for name, part in _PARTS.items()}
+    return {**described, _ENCODER: _describe(encoder)}
 
 
 def _expert_layouts(protocol: ExpertsProtocol) -> dict[str, Tensors]:

@@ -2,8 +2,8 @@
 
 The attachment ``manifest`` holds the bytes of four files of the release, each a uint8 array under
 its file name: ``manifest.json``, ``study.toml``, ``evidence.json`` and ``verdict.json``. The
-attachment ``tallies`` holds every site's signed reply to calibration, screening and audit, each
-under ``STAGE/SITE``.
+attachment ``tallies`` holds every site's signed reply to calibration, each round of both
+screenings, and audit, each under ``STAGE/ROUND/SITE``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 
 from vitrael.client.site.tasks import SiteContext, TaskResult
+from vitrael.client.site.tasks.screen import read_kept, rounds_voted
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import DataError, StudyError, VerificationError
 from vitrael.core.messages import Task
@@ -47,10 +48,11 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     """Return this site's signature on the manifest.
 
     Raises VerificationError, and signs nothing, when the manifest is of another release, protocol,
-    roster or policy than the study's, names image files that this site has not audited or files
-    that no release holds, when study, evidence or verdict are not the files that it names, when the
-    study's document says another protocol, when the evidence is not what the sites' signed tallies
-    give, when the verdict is not what the study's gates say of the evidence, or when it refuses.
+    roster or policy than the study's, names image files that this site has not audited or has not
+    voted to keep, or files that no release holds, when study, evidence or verdict are not the files
+    that it names, when the study's document says another protocol, when the evidence is not what
+    the sites' signed tallies give, when the verdict is not what the study's gates say of the
+    evidence, or when it refuses.
     """
     files = _read_files(inputs.get(ATTACHMENT, {}))
     if set(files) != set(SIGNED_AS_BYTES):
@@ -114,6 +116,12 @@ def _check_audited(manifest: Manifest, context: SiteContext) -> None:
             why="their files differ from those of the audit",
             fix=_FIX,
         )
+    if dropped := set(named) - read_kept(context):
+        raise VerificationError(
+            "the manifest names images that this site has not kept",
+            why=f"{len(dropped)} of {len(named)} were not screened here, or were dropped",
+            fix=_FIX,
+        )
 
 
 def _check_study(data: bytes, manifest: Manifest) -> None:
@@ -159,9 +167,10 @@ def _check_measured(evidence: Evidence, replies: Mapping[str, bytes], context: S
     """Raise VerificationError unless the signed tallies of all sites give this evidence.
 
     The members' keys are those of the consent: roster.json may lack who has left since.
-    Its own reply is among them: a site gives one answer a stage, so what bears its signature is
+    Its own replies are among them: a site gives one answer a round, so what bears its signature is
     what it told.
     """
     protocol = context.study.synthesis
-    tallies = open_tallies(replies, context.members, protocol=protocol.digest)
+    voted = rounds_voted(context)
+    tallies = open_tallies(replies, context.members, protocol=protocol.digest, voted=voted)
     check_evidence(evidence, pool_tallies(tallies, confidence=protocol.audit.confidence))

@@ -11,19 +11,16 @@ from vitrael.privacy.audit.plants.classes import (
 )
 from vitrael.privacy.audit.plants.clips import CLIP_PLANTS
 from vitrael.privacy.audit.plants.geometry import bend_affinely
-from vitrael.privacy.audit.plants.quick import NOISE_FRAC, draw_plants
 from vitrael.privacy.audit.plants.sources import Means, Sources, draw_sources
 from vitrael.privacy.audit.plants.volumes import VOLUME_PLANTS
 
 __all__ = [
     "CLIP_PLANTS",
-    "NOISE_FRAC",
     "VOLUME_PLANTS",
     "Means",
     "PlantClass",
     "Sources",
     "bend_affinely",
-    "draw_plants",
     "draw_sources",
     "each_plant",
     "found_groups",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from vitrael.core.errors import DataError
 from vitrael.core.rng import stream
 from vitrael.privacy.audit.plants.sources import Means, Sources, demand_usable
 from vitrael.privacy.audit.power import Tally
+from vitrael.privacy.suite import Demand
 
 Need = Literal[
     "other",
@@ -45,23 +47,64 @@ _WHY: Final[Mapping[Need, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """How the plants of a class are made."""
+
+    make: Make | None
+    """None: nobody can make them yet."""
+    needs: tuple[Need, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PlantClass:
-    """One kind of disguise, at one strength."""
+    """One kind of disguise, at one strength: what is asked of the filter, and how it is made."""
 
     name: str
     """As in ``filter.power.NAME``."""
-    says: str
-    """One clause for a certificate."""
-    demanded: float | None
-    """Lower 95 % bound of the share caught; None: reported and no more. For a class of groups, the
-    share of groups itself of which at least one was caught."""
-    make: Make | None
-    """None: nobody can make it yet."""
-    must: bool = False
-    """Whether a release is refused without it, at every tier."""
-    needs: tuple[Need, ...] = ()
-    group_images: int = 1
-    """Plants that stand one after another and are copies of one patient."""
+    demand: Demand
+    way: Way
+
+    @property
+    def says(self) -> str:
+        """One clause for a certificate."""
+        return self.demand.says
+
+    @property
+    def demanded(self) -> float | None:
+        """Lower 95 % bound of the share caught; None: reported and no more."""
+        return self.demand.least
+
+    @property
+    def must(self) -> bool:
+        """Whether a release is refused without it, at every tier."""
+        return self.demand.must
+
+    @property
+    def group_images(self) -> int:
+        """Plants that stand one after another and are copies of one patient."""
+        return self.demand.group_images
+
+    @property
+    def make(self) -> Make | None:
+        """The maker of the plants; None: nobody can make them yet."""
+        return self.way.make
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What the class takes beside the scans of the source patients."""
+        return self.way.needs
+
+
+def join_table(suite: Mapping[str, Demand], ways: Mapping[str, Way]) -> Mapping[str, PlantClass]:
+    """Return the classes of a suite in its order, each with the way in which it is made.
+
+    Raises KeyError unless every class of the suite has a way, and every way a class.
+    """
+    if odd := sorted(suite.keys() ^ ways.keys()):
+        raise KeyError(odd[0])
+    return MappingProxyType(
+        {name: PlantClass(name, demand, ways[name]) for name, demand in suite.items()}
+    )
 
 
 class Disguise(Protocol):

@@ -16,11 +16,10 @@ import numpy as np
 
 from vitrael.core.errors import DataError
 from vitrael.privacy.audit.plants.sources import demand_usable
+from vitrael.privacy.suite import LEAST_SOURCES
 
 ALPHA: Final = 0.5
 NEIGHBORS: Final = 50
-LEAST_SOURCES: Final = 59
-"""Distinct source patients that a lower bound of 0.95 takes, all of them caught."""
 
 _FEWEST: Final = 3
 _CHUNK: Final = 64

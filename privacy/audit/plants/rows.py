@@ -1,8 +1,4 @@
-"""Classes of plants that a volume and a clip have alike: grays, blends, and what a model makes.
-
-What a class demands and whether it must be met was set before any filter was measured; each
-strength is a class of its own.
-"""
+"""Ways of making plants that volumes and clips share: grays, blends, and what a model makes."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from vitrael.privacy.audit.plants import intensity
 from vitrael.privacy.audit.plants.adversarial import lead_away
 from vitrael.privacy.audit.plants.classes import (
     Make,
-    PlantClass,
+    Way,
     always,
     drawn,
     mixed,
@@ -25,150 +21,82 @@ from vitrael.privacy.audit.plants.classes import (
 from vitrael.privacy.audit.plants.mixtures import blend
 from vitrael.privacy.audit.plants.sources import Means, Sources, demand_usable
 
-_RENOISED: Final = ((0.1, 0.95, True), (0.2, 0.95, True), (0.3, 0.90, False), (0.5, 0.75, False))
-_BLENDED: Final = ((0.9, 0.98, True), (0.8, 0.95, True), (0.7, 0.95, True), (0.6, 0.80, False))
+_NOISED: Final = (1, 2, 5, 10)
+_RENOISED: Final = (10, 20, 30, 50, 70)
+_BLENDED: Final = (90, 80, 70, 60, 50)
 _VARIED: Final = 0.3
 
 
-def copies() -> list[PlantClass]:
-    """Return the classes of copies that were only stored in another way."""
-    return [
-        PlantClass("exact", "the scan itself", 0.99, always(np.copy), must=True),
-        PlantClass(
-            "dtype_half", "stored in half precision", 0.99, always(intensity.halve_precision),
-            must=True,
-        ),
-        PlantClass(
-            "bits_12", "exported to DICOM in 12 bits", 0.99, always(intensity.store_as_dicom),
-            must=True,
-        ),
-        PlantClass(
-            "bits_8", "windowed to 8 bits", 0.99, always(intensity.window_to_bytes), must=True
-        ),
-    ]  # fmt: skip
+def copies() -> dict[str, Way]:
+    """Return copies that were only stored in another way."""
+    return {
+        "exact": Way(always(np.copy)),
+        "dtype_half": Way(always(intensity.halve_precision)),
+        "bits_12": Way(always(intensity.store_as_dicom)),
+        "bits_8": Way(always(intensity.window_to_bytes)),
+    }
 
 
-def noises() -> list[PlantClass]:
-    """Return the classes of normal noise; only up to 5 % is a must."""
-    return [
-        PlantClass(
-            f"noise_{percent}",
-            f"normal noise of {percent} % of the range",
-            0.98 if must else 0.95,
-            drawn(partial(intensity.add_gaussian, sigma=percent / 100)),
-            must=must,
-        )
-        for percent, must in ((1, True), (2, True), (5, True), (10, False))
-    ]
+def noises() -> dict[str, Way]:
+    """Return normal noise, in percent of the range."""
+    return {
+        f"noise_{percent}": Way(drawn(partial(intensity.add_gaussian, sigma=percent / 100)))
+        for percent in _NOISED
+    }
 
 
-def grays() -> list[PlantClass]:
-    """Return the classes of other gray values."""
-    return [
-        *(
-            PlantClass(
-                f"gamma_{round(10 * gamma):02d}",
-                f"gamma {gamma}",
-                0.95,
-                always(partial(intensity.bend_grays, gamma=gamma)),
-            )
-            for gamma in (0.7, 1.4)
-        ),
-        PlantClass(
-            "contrast_30", "contrast 30 % more or less", 0.95,
-            drawn(partial(intensity.change_contrast, share=_VARIED)),
-        ),
-        PlantClass(
-            "brightness_30", "gain 30 % more or less", 0.95,
-            drawn(partial(intensity.change_brightness, share=_VARIED)),
-        ),
-        PlantClass(
-            "histogram_match", "with the histogram of another patient's scan", 0.95,
-            mixed(intensity.match_grays), needs=("other",),
-        ),
-        PlantClass("inversion", "the negative", 0.90, always(intensity.invert)),
-    ]  # fmt: skip
+def grays() -> dict[str, Way]:
+    """Return other gray values."""
+    return {
+        "gamma_07": Way(always(partial(intensity.bend_grays, gamma=0.7))),
+        "gamma_14": Way(always(partial(intensity.bend_grays, gamma=1.4))),
+        "contrast_30": Way(drawn(partial(intensity.change_contrast, share=_VARIED))),
+        "brightness_30": Way(drawn(partial(intensity.change_brightness, share=_VARIED))),
+        "histogram_match": Way(mixed(intensity.match_grays), needs=("other",)),
+        "inversion": Way(always(intensity.invert)),
+    }
 
 
-def losses(*, axes: tuple[int, ...], plane: tuple[int, int]) -> list[PlantClass]:
-    """Return the classes that lose sharpness along ``axes``; pictures lie in ``plane``."""
+def losses(*, axes: tuple[int, ...], plane: tuple[int, int]) -> dict[str, Way]:
+    """Return losses of sharpness along ``axes``; pictures lie in ``plane``."""
     jpeg = partial(intensity.compress_jpeg, quality=30, plane=plane)
-    return [
-        PlantClass(
-            "blur_2", "blurred, 2 voxels wide at half height", 0.95,
-            always(partial(intensity.blur, fwhm_vox=2.0, axes=axes)), must=True,
-        ),
-        PlantClass(
-            "resample_half", "resampled to half as many voxels and back", 0.95,
-            always(partial(intensity.resample, factor=0.5, axes=axes)), must=True,
-        ),
-        PlantClass(
-            "resample_double", "resampled to twice as many voxels and back", 0.95,
-            always(partial(intensity.resample, factor=2.0, axes=axes)), must=True,
-        ),
-        PlantClass(
-            "jpeg_30", "JPEG of quality 30, picture by picture", 0.95, always(jpeg), must=True
-        ),
-    ]  # fmt: skip
+    return {
+        "blur_2": Way(always(partial(intensity.blur, fwhm_vox=2.0, axes=axes))),
+        "resample_half": Way(always(partial(intensity.resample, factor=0.5, axes=axes))),
+        "resample_double": Way(always(partial(intensity.resample, factor=2.0, axes=axes))),
+        "jpeg_30": Way(always(jpeg)),
+    }
 
 
-def blends() -> list[PlantClass]:
-    """Return the classes of two patients in one image, mixed as pixels and as latents."""
-    rows = []
-    for weight, demanded, must in (*_BLENDED, (0.5, None, False)):
-        percent = round(100 * weight)
-        rows += [
-            PlantClass(
-                f"blend_{percent}", f"{percent} % of the scan, the rest another patient's",
-                demanded, mixed(partial(blend, weight=weight)), must=must, needs=("other",),
-            ),
-            PlantClass(
-                f"latent_blend_{percent}", f"{percent} % of the scan's latents, the rest another's",
-                demanded, _in_latents(weight), must=must, needs=("other", "latent_blend"),
-            ),
-        ]  # fmt: skip
-    return rows
+def blends() -> dict[str, Way]:
+    """Return two patients in one image, mixed as pixels and as latents, in percent of the first."""
+    ways = {}
+    for percent in _BLENDED:
+        weight = percent / 100
+        ways[f"blend_{percent}"] = Way(mixed(partial(blend, weight=weight)), needs=("other",))
+        ways[f"latent_blend_{percent}"] = Way(_in_latents(weight), needs=("other", "latent_blend"))
+    return ways
 
 
-def of_models() -> list[PlantClass]:
-    """Return the classes that a trained model makes of a scan, or against a filter."""
-    renoised = [
-        PlantClass(
-            f"sdedit_{round(100 * share)}",
-            f"noised {share:.0%} of the way by the generator and denoised",
-            demanded,
-            _renoised(share),
-            must=must,
-            needs=("renoise",),
-        )
-        for share, demanded, must in (*_RENOISED, (0.7, None, False))
-    ]
-    return [
-        PlantClass(
-            "autoencoder", "after the study's own autoencoder", 0.98, _round_trip, must=True,
-            needs=("round_trip",),
-        ),
-        *renoised,
-        PlantClass(
-            "memorized", "samples that an over-trained model has by heart", 0.95, _memorized,
-            must=True, needs=("memorized",),
-        ),
-        PlantClass(
-            "adversarial", "20 steps of at most 2/255 against one embedding", 0.90, _led_away,
-            needs=("embedder",),
-        ),
-    ]  # fmt: skip
+def of_models() -> dict[str, Way]:
+    """Return what a trained model makes of a scan, or somebody against a filter."""
+    return {
+        "autoencoder": Way(_round_trip, needs=("round_trip",)),
+        **{
+            f"sdedit_{percent}": Way(_renoised(percent / 100), needs=("renoise",))
+            for percent in _RENOISED
+        },
+        "memorized": Way(_memorized, needs=("memorized",)),
+        "adversarial": Way(_led_away, needs=("embedder",)),
+    }
 
 
-def other_scans(*, sequence: str) -> list[PlantClass]:
-    """Return the classes that show the patient in another scan; ``sequence`` says which kind."""
-    return [
-        PlantClass(
-            "other_visit", "another visit of the patient", 0.90, _visit, needs=("visit",)
-        ),
-        PlantClass(f"other_{sequence}", f"the patient in another {sequence}", None, _sequence,
-                   needs=("sequence",)),
-    ]  # fmt: skip
+def other_scans(*, sequence: str) -> dict[str, Way]:
+    """Return the patient in another scan; ``sequence`` says of which kind the other one is."""
+    return {
+        "other_visit": Way(_visit, needs=("visit",)),
+        f"other_{sequence}": Way(_sequence, needs=("sequence",)),
+    }
 
 
 def _in_latents(weight: float) -> Make:

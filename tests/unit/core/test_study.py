@@ -42,7 +42,7 @@ DEEPER = LEVELS.replace("64]", "64, 64]").replace("true]", "true, true]")
 REID = 'kind = "reid_encoder"'
 FEDERATION = "[protocol.federation]"
 SECOND = f"[[protocol.systems]]\n{REID}\ntraining = {{ length_images = 8 }}"
-REID_ROUNDS = "training = { length_images = 3_000"
+REID_ROUNDS = "training = { rounds = 2, length_images = 3_000"
 
 WRONG = {
     "unknown-key": ("[protocol.audit]", "[protocol.audit]\ncolour = 1", "protocol.audit.colour"),
@@ -102,7 +102,7 @@ WRONG = {
     "teacher-negative": (TEACHER, TEACHER.replace("32", "-32"), "teacher.channels (number 1)"),
     "codec-empty": ("channels = [24, 48]", "channels = []", "codec.channels"),
     "reid-zero": (REID, f"{REID}\nchannels = [16, 0]", "systems (number 2).channels (number 2)"),
-    "reid-rounds": (REID_ROUNDS, REID_ROUNDS.replace("{", "{ rounds = 7,"), "training.rounds"),
+    "reid-rounds": (REID_ROUNDS, REID_ROUNDS.replace("2,", "0,"), "training.rounds"),
     "student-rounds": (STUDENT, STUDENT.replace("{", "{ rounds = 7,"), "student.training.rounds"),
     "student-levels": (LEVELS, DEEPER, "data.grid_vox"),
     "betas": (TEACHER, f"{TEACHER}\nbeta_start = 0.03", "below beta_end"),
@@ -136,7 +136,7 @@ TOLD = {
     "above": ("spacing_mm = 8.0", "spacing_mm = 0", "set protocol.data.spacing_mm to more than 0"),
     "below": ("false_match_rate = 0.05", "false_match_rate = 0.5", "set .* to less than 0.5"),
     "choice": ('policy = "rehearsal"', 'policy = "x"', 'policy to "rehearsal" or "public"'),
-    "only-choice": (REID_ROUNDS, REID_ROUNDS.replace("{", "{ rounds = 7,"), "rounds to 1"),
+    "only-choice": (STUDENT, STUDENT.replace("{", "{ rounds = 7,"), "rounds to 1"),
     "text": ('name = "brain-demo"', "name = 1", "name to a text in quotes"),
     "whole": ("quorum = 3", "quorum = 2.5", "not a whole number"),
     "switch": ("enabled = true", "enabled = 7", "not true or false"),

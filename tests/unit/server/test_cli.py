@@ -72,7 +72,7 @@ def test_check_names_the_study_in_json(
         ("grid_vox = [24, 24, 24]", "grid_vox = [24, 24, 20]", "multiple of 8"),
         ('kind = "reid_encoder"', 'kind = "oracle"', "the kind is unknown"),
         ("seed = 20_250_117", "seed = 20_250_117\nsede = 1", "the key is unknown"),
-        ("candidates = 256\n", "", "the key is missing"),
+        ("target = 192\n", "", "the key is missing"),
         ('path = "empirical"', 'path = "dp"', "not built yet"),
         ("[protocol]", "[protocol", "is not TOML"),
         ("utility_frac = 0.05", "utility_frac = 0.06", "not 1"),
@@ -334,6 +334,7 @@ def test_demo_that_failed_says_how_to_go_on(
             'policy = "public"',
             (
                 "protocol.audit.plants_per_class below 300 and "
+                "protocol.audit.memorize_images below 59 and "
                 "protocol.distillation.released below 2,995"
             ),
         ),

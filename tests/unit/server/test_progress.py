@@ -52,7 +52,7 @@ def test_stage_is_told_from_beginning_to_end(watch: Watch) -> None:
     assert watch.lines == [
         f" 0:00 [ 3/{len(STAGES)}] codec …",
         f" 1:05 [ 3/{len(STAGES)}] codec: done in 65 s",
-        f" 1:05 [ 6/{len(STAGES)}] teacher, round 2: finished before, kept",
+        f" 1:05 [ 7/{len(STAGES)}] teacher, round 2: finished before, kept",
     ]
 
 

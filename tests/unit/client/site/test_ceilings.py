@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vitrael.client.site.ceilings import check_left, check_study, check_task
+from vitrael.client.site.ceilings import check_left, check_study, check_task, check_votes
 from vitrael.client.site.consent import describe_cohort, draft_consent, other_consents
 from vitrael.client.site.settings import Limits
 from vitrael.client.site.store import Store, StoredConsent
 from vitrael.core.cli import run
 from vitrael.core.digest import digest_bytes
-from vitrael.core.errors import ConsentError
+from vitrael.core.errors import ConsentError, DataError
 from vitrael.privacy.envelope import sign_consent
 from vitrael.privacy.keys import KeyPair
 
@@ -96,6 +96,20 @@ def test_privacy_budget_counts_over_all_studies(
                 check()
         else:
             check()
+
+
+def test_rounds_of_a_screening_are_held_to_votes_and_not_to_rounds(home: Home) -> None:
+    limits, consent = Limits(rounds=1), draft(home, max_rounds=1)
+    late = home.task(stage="screening", round=5)
+    check_task(late, home.study, limits, consent=consent, left_bytes=0)
+    with pytest.raises(ConsentError, match=r"limits\.rounds"):  # the control
+        check_task(home.task(round=5), home.study, limits, consent=consent, left_bytes=0)
+    for asked, given in ((8, 0), (8, 24), (1, 31)):
+        check_votes(late, home.study, asked=asked, given=given)
+    for asked, given in ((33, 0), (8, 25), (1, 32), (0, 0)):
+        with pytest.raises(DataError, match="more votes than the study has"):
+            check_votes(late, home.study, asked=asked, given=given)
+    check_votes(home.task(), home.study, asked=None, given=10**6)
 
 
 def costing(home: Home, budget: float | None) -> Consent:

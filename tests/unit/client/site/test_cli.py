@@ -52,6 +52,7 @@ SAID = {
     "others see": {
         "common teacher": "current weights of codec and teacher",
         "unscreened candidates": "**unscreened candidates**",
+        "unscreened samples": "**unscreened samples**",
         "counts and measurements that you sent for calibration": "**all** sites replied to",
         "no votes": "without attachments",
     },
@@ -63,7 +64,7 @@ SAID = {
         "why you were absent (in words of ours)": "why a site was absent",
         "range of your number of training patients": "range into which its number of training",
         "loss curves": "**loss curves**",
-        "how many candidates you kept": "**how many candidates each site kept**",
+        "how many candidates and samples you kept": "**how many candidates and samples each site",
         "the Evidence": "the Evidence (`evidence.json`)",
         "means and covariances of age, sex and volumes": "the pooled means and covariances of",
     },

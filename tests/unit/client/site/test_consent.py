@@ -191,7 +191,7 @@ def test_consent_says_who_takes_part_and_what_it_means_for_privacy(home: Home) -
         "policy": "rehearsal",
         "screening": True,
         "false_match_rate": 0.05,
-        "votes": 8,
+        "votes": 36,
         "epsilon": None,
     }
 

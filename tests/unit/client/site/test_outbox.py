@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pytest
 
+from tests.factories.certificates import make_certificate
 from vitrael.client.site.outbox import Layouts, Outbox
 from vitrael.client.site.rules import RULES
 from vitrael.client.site.settings import Limits
@@ -22,7 +24,6 @@ from vitrael.privacy.audit.copies import Copies
 from vitrael.privacy.audit.membership import Membership
 from vitrael.privacy.audit.parts import write_audit
 from vitrael.privacy.audit.power import Tally
-from vitrael.privacy.evidence import PLANT_CLASSES
 from vitrael.privacy.journal import Entry, Journal
 
 if TYPE_CHECKING:
@@ -187,11 +188,16 @@ def test_votes_are_one_bit_a_candidate(
 ) -> None:
     task = home.task(stage="screening")
     asked = {"candidates": {"image": np.zeros((3, 1, 2, 2, 2), np.float32)}}
-    outbox.check(
-        task, TaskResult(tensors={"votes": {"keep": np.ones(3, np.uint8)}}), asked, study=home.study
-    )
+    good = TaskResult(tensors={"votes": {"keep": np.ones(3, np.uint8)}}, num_examples=3)
+    outbox.check(task, good, asked, study=home.study)
+    bad = replace(good, tensors={"votes": arrays})
     with pytest.raises(WeightsError, match="outbox refuses votes"):
-        outbox.check(task, TaskResult(tensors={"votes": arrays}), asked, study=home.study)
+        outbox.check(task, bad, asked, study=home.study)
+    files = {"samples": {f"{name}.nii.gz": np.zeros(9, np.uint8) for name in "abc"}}
+    again = home.task(stage="rescreening")
+    outbox.check(again, good, files, study=home.study)
+    with pytest.raises(WeightsError, match="outbox refuses votes"):
+        outbox.check(again, bad, files, study=home.study)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +220,7 @@ def test_sum_off_the_list_or_out_of_bounds_is_refused(
         outbox.check(task, TaskResult(tensors={"moments": arrays}), {}, study=home.study)
 
 
-@pytest.mark.parametrize("stage", ["calibration", "screening", "audit"])
+@pytest.mark.parametrize("stage", ["calibration", "screening", "rescreening", "audit"])
 @pytest.mark.parametrize("part", ["metrics", "counts"])
 def test_number_off_the_list_is_refused(home: Home, outbox: Outbox, stage: str, part: str) -> None:
     body = {"estimable": True, part: {"patient.17.age": 44}}
@@ -226,7 +232,7 @@ def test_number_off_the_list_is_refused(home: Home, outbox: Outbox, stage: str, 
 DIGEST = "sha256:" + "0a" * 32
 
 
-@pytest.mark.parametrize("stage", ["calibration", "screening", "audit"])
+@pytest.mark.parametrize("stage", ["calibration", "screening", "rescreening", "audit"])
 def test_commitment_is_a_digest_or_nothing(home: Home, outbox: Outbox, stage: str) -> None:
     for commitment in ("", DIGEST):
         body = {"estimable": True, "commitment": commitment}
@@ -253,7 +259,8 @@ def test_commitment_is_the_filters_alone(home: Home, outbox: Outbox) -> None:
 def test_whole_audit_is_on_the_list(home: Home, outbox: Outbox) -> None:
     estimate = Estimate(0.5, 0.01)
     body = write_audit(
-        plants=dict.fromkeys(PLANT_CLASSES, Tally(20, 19)),
+        certificate=make_certificate(20, 19),
+        plants_absent=400,
         fresh=Tally(20, 1),
         copies=Copies(samples=96, hits=1, control_hits=0, scale=1.0, planted=20, planted_hits=19),
         closeness=Closeness(patients=20, share=0.5, error=0.1),
@@ -292,10 +299,10 @@ def test_count_that_could_carry_a_message_is_refused(
     home: Home, outbox: Outbox, count: object
 ) -> None:
     task = home.task(stage="screening")
-    body = {"counts": {"kept": 3}}
+    body = {"counts": {"candidates": 3}}
     assert outbox.check(task, TaskResult(body=body), {}, study=home.study).body == body
     with pytest.raises(DataError, match="refuses the field counts"):
-        outbox.check(task, TaskResult(body={"counts": {"kept": count}}), {}, study=home.study)
+        outbox.check(task, TaskResult(body={"counts": {"candidates": count}}), {}, study=home.study)
     with pytest.raises(DataError, match="refuses the field curve_images"):
         outbox.check(home.task(), result({"curve_images": [count]}), INPUTS, study=home.study)
 

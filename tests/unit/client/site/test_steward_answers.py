@@ -56,7 +56,9 @@ class Voter:
         if self.error is not None:
             raise self.error
         keep = np.ones(len(inputs["candidates"]["image"]), np.uint8)
-        return TaskResult(body={"estimable": True}, tensors={"votes": {"keep": keep}})
+        return TaskResult(
+            body={"estimable": True}, tensors={"votes": {"keep": keep}}, num_examples=len(keep)
+        )
 
 
 def test_round_is_answered_for_one_set_of_inputs(home: Home) -> None:
@@ -95,12 +97,91 @@ def test_round_without_an_answer_may_be_asked_with_other_inputs(
 
 def test_stage_without_rounds_has_one_alone(home: Home) -> None:
     home.consent()
-    vote = Voter()
-    steward = home.steward({"screening": vote})
-    image = np.zeros((3, 1, 2, 2, 2), np.float32)
-    reply, _ = home.open(steward.answer(screening(home, image, round=1)))
-    assert (reply.status, vote.calls) == ("refused", 0)
+    steward = home.steward({"signing": lambda *_: TaskResult(body={"signature": "x"})})
+    brought = {"manifest": {"manifest.json": np.zeros(3, np.uint8)}}
+    parcel = home.parcel(home.task(brought, stage="signing", round=1), brought)
+    reply, _ = home.open(steward.answer(parcel))
+    assert (reply.status, reply.body) == ("refused", {})
     assert "one round alone" in reply.reason
+
+
+def cap_of(home: Home) -> int:
+    return home.study.synthesis.distillation.most_votes["screening"]
+
+
+def test_votes_over_the_cap_are_refused_and_tell_nothing(home: Home) -> None:
+    home.consent()
+    vote = Voter()
+    steward, most = home.steward({"screening": vote}), cap_of(home)
+    assert most == 32
+    rounds = [np.full((most // 4, 1, 2, 2, 2), number, np.float32) for number in range(4)]
+    parcels = [screening(home, image, round=n) for n, image in enumerate(rounds)]
+    for parcel in parcels:
+        assert home.open(steward.answer(parcel))[0].status == "done"
+    reply, outputs = home.open(steward.answer(screening(home, rounds[0][:1], round=4)))
+    assert (reply.status, reply.body, outputs, vote.calls) == ("failed", {}, {}, 4)
+    assert "1 after 32, of at most 32" in reply.reason
+    for number, image in enumerate(rounds):  # what was asked before costs nothing
+        again, _ = home.open(steward.answer(screening(home, image, round=number)))
+        assert again.status == "done"
+    assert vote.calls == 4
+
+
+def test_one_round_over_the_cap_is_refused_and_costs_nothing(home: Home) -> None:
+    home.consent()
+    vote = Voter()
+    steward, most = home.steward({"screening": vote}), cap_of(home)
+    many = np.zeros((most + 1, 1, 2, 2, 2), np.float32)
+    reply, _ = home.open(steward.answer(screening(home, many)))
+    assert (reply.status, reply.body, vote.calls) == ("failed", {}, 0)
+    assert home.open(steward.answer(screening(home, many[:-1])))[0].status == "done"  # the control
+
+
+def test_votes_of_another_roster_count_against_the_cap(home: Home) -> None:
+    home.consent()
+    vote = Voter()
+    image = np.zeros((cap_of(home), 1, 2, 2, 2), np.float32)
+    steward = home.steward({"screening": vote})
+    assert home.open(steward.answer(screening(home, image)))[0].status == "done"
+    home.members["valley"] = KeyPair.create()
+    home.consent()
+    reply, _ = home.open(steward.answer(screening(home, image[:1])))
+    assert (reply.status, reply.body, vote.calls) == ("failed", {}, 1)
+
+
+def test_votes_on_samples_have_a_cap_of_their_own(home: Home) -> None:
+    home.consent()
+
+    def vote(_task: Task, inputs: Mapping[str, Tensors], _context: object) -> TaskResult:
+        keep = np.ones(len(inputs["samples"]), np.uint8)
+        return TaskResult(
+            body={"estimable": True}, tensors={"votes": {"keep": keep}}, num_examples=len(keep)
+        )
+
+    steward = home.steward({"rescreening": vote, "screening": Voter()})
+    image = np.zeros((cap_of(home), 1, 2, 2, 2), np.float32)
+    assert home.open(steward.answer(screening(home, image)))[0].status == "done"
+    said = []
+    for number, count in enumerate((4, 1)):  # one sample is wanted
+        brought = {"samples": {f"{name}.nii.gz": np.zeros(3, np.uint8) for name in range(count)}}
+        task = home.task(brought, stage="rescreening", round=number)
+        said.append(home.open(steward.answer(home.parcel(task, brought)))[0].status)
+    assert said == ["done", "failed"]
+
+
+def test_votes_that_are_not_counted_as_such_do_not_leave(home: Home) -> None:
+    home.consent()
+
+    def vote(_task: Task, inputs: Mapping[str, Tensors], _context: object) -> TaskResult:
+        keep = np.ones(len(inputs["candidates"]["image"]), np.uint8)
+        return TaskResult(
+            body={"estimable": True}, tensors={"votes": {"keep": keep}}, num_examples=1
+        )
+
+    steward = home.steward({"screening": vote})
+    reply, _ = home.open(steward.answer(screening(home, np.zeros((3, 1, 2, 2, 2), np.float32))))
+    assert (reply.status, reply.body) == ("failed", {})
+    assert "not counted" in reply.reason
 
 
 def test_next_round_has_other_inputs(home: Home, steward: Steward) -> None:
@@ -150,7 +231,9 @@ def test_another_roster_has_records_of_its_own_and_no_second_release(home: Home)
     def vote(_task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
         seen.append(context)
         keep = np.ones(len(inputs["candidates"]["image"]), np.uint8)
-        return TaskResult(body={"estimable": True}, tensors={"votes": {"keep": keep}})
+        return TaskResult(
+            body={"estimable": True}, tensors={"votes": {"keep": keep}}, num_examples=len(keep)
+        )
 
     image = np.zeros((3, 1, 2, 2, 2), np.float32)
     brought = {"manifest": {"manifest.json": np.zeros(3, np.uint8)}}

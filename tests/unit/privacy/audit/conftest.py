@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.factories.certificates import make_certificate
 from vitrael.core.digest import digest_json
 from vitrael.core.metrics.intervals import Estimate
 from vitrael.privacy.audit.closeness import Closeness
@@ -10,13 +11,14 @@ from vitrael.privacy.audit.membership import Membership
 from vitrael.privacy.audit.parts import write_audit
 from vitrael.privacy.audit.pooling import audit_measurements
 from vitrael.privacy.audit.power import Tally
-from vitrael.privacy.evidence import PLANT_CLASSES, Evidence, Measurement
+from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.gates import POLICIES, judge
 
 
 def make_tally(dropped: int = 20, **parts: object) -> dict[str, object]:
     facts: dict[str, object] = {
-        "plants": dict.fromkeys(PLANT_CLASSES, Tally(20, dropped)),
+        "certificate": make_certificate(20, dropped),
+        "plants_absent": 400,
         "fresh": Tally(22, 1),
         "copies": Copies(96, 1, 0, 2.5, 20, 20),
         "closeness": Closeness(0.52, 0.06, 22),

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 from tests.unit.privacy.test_distill import (
-    POWER,
+    NONE_BEFORE,
     REAL,
     SITES,
+    Batch,
     Copyist,
     Study,
     draws_of,
+    kept,
     make_study,
+    near,
     patients,
     screen,
 )
@@ -32,13 +35,13 @@ from vitrael.privacy.audit.arms import (
     shifted,
 )
 from vitrael.privacy.audit.power import Tally
-from vitrael.privacy.distill import Plan, distill
+from vitrael.privacy.distill import Plan, Round, distill
 from vitrael.privacy.evidence import Measurement
 
 _ATTACKER = digest_json("differences")
 _MEMBER = digest_json("length")
 _HELD_OUT = patients(60, seed=7)
-_PLAN = Plan(target=150, released=100)
+_PLAN = Plan(target=150, released=100, given_before=NONE_BEFORE)
 
 
 def attack(images: np.ndarray) -> np.ndarray:
@@ -55,16 +58,12 @@ def attack(images: np.ndarray) -> np.ndarray:
 def _arms(share: float = 0.4) -> Arms:
     """Return what the three arms draw for the same conditions and seeds."""
     study = make_study(share)
-    done = distill(study.steps(), _PLAN, power=POWER, rng=stream(4, "extra"))
-    assert done.samples is not None
-    drawn = done.screenings[0].shown
-    subset = random_subset(drawn, len(done.kept), rng=stream(5, "random filter"))
-    pool = study.steps().draw(0, drawn)
-    blind = study.train(pool.image[subset], pool.condition_BK[subset])
-    count = 200
-    student = done.student
-    assert student is not None
-    arms = [draws_of(one, seed=6)(0, count).image for one in (study.teacher, blind, student)]
+    done = distill(study.steps(), _PLAN)
+    drawn = sum(len(one.keep_B) for one in done.candidates)
+    subset = random_subset(drawn, _PLAN.target, rng=stream(5, "random filter"))
+    blind = replace(done.student, sources=study.steps().draw(0, 0, drawn).image[subset])
+    student, count = done.student, 200
+    arms = [draws_of(one, seed=6)(0, 0, count).image for one in (study.teacher, blind, student)]
     return Arms(*arms)
 
 
@@ -181,9 +180,9 @@ def test_random_subset_draws_each_once_and_no_more_than_there_are() -> None:
     assert len(np.unique(subset)) == 40
     assert (np.diff(subset) > 0).all()
     assert not np.array_equal(subset, random_subset(100, 40, rng=stream(2, "subset")))
-    for kept in (0, 101):
+    for wanted in (0, 101):
         with pytest.raises(DataError):
-            random_subset(100, kept, rng=stream(1, "subset"))
+            random_subset(100, wanted, rng=stream(1, "subset"))
 
 
 def test_arms_show_no_image() -> None:
@@ -203,28 +202,34 @@ def test_acceptance_is_told_by_site_and_by_subgroup() -> None:
         def draw(self, request: SampleRequest) -> Samples:
             return Copyist.sample(self, request)
 
-    study = Study(Unfair(REAL, 0.8), screen)
-    done = distill(study.steps(), _PLAN, power=POWER, rng=stream(4, "extra"))
-    told = {m.name.removeprefix("distill.candidates.acceptance"): m for m in done.measurements}
-    first = done.screenings[0]
-    assert told[""].value == pytest.approx(1 - first.dropped / first.shown, abs=0.05)
-    for site in SITES:
-        assert told[f".site.{site}"].value == first.kept[site] / first.shown
-        assert told[f".site.{site}"].n == first.shown
+    done = distill(Study(Unfair(REAL, 0.8), screen).steps(), _PLAN)
+    told = _told("candidates", done.candidates)
+    image = np.concatenate([one.drawn.image for one in done.candidates])
+    assert told[""].value == kept(done.candidates).shape[0] / len(image)
+    for site, gallery in SITES.items():
+        assert told[f".site.{site}"].value == 1 - near(image, gallery).mean()
+        assert told[f".site.{site}"].n == len(image)
     women, men = (told[f".subgroup.{name}.ratio"] for name in ("female", "male"))
     assert women.high is not None
     assert women.high < 0.8
     assert men.low is not None
     assert men.low > 1
     # The control: the student's samples favor nobody.
-    told = {m.name.removeprefix("distill.samples.acceptance"): m for m in done.measurements}
-    women = told[".subgroup.female.ratio"]
+    women = _told("samples", done.samples)[".subgroup.female.ratio"]
     assert women.low is not None
     assert women.high is not None
     assert women.low <= 1 <= women.high
-    assert done.samples is not None
-    asked = np.where(done.samples.condition_BK == 1, "female", "male")
-    np.testing.assert_array_equal(done.samples.subgroup_BG, asked)
+
+
+def _told(phase: str, rounds: tuple[Round[Batch], ...]) -> dict[str, Measurement]:
+    """Return the acceptance over all rounds of a screening, by what it is of."""
+    image = np.concatenate([one.drawn.image for one in rounds])
+    asked = np.concatenate([one.drawn.condition_BK for one in rounds])
+    passed = np.concatenate([one.keep_B for one in rounds])
+    dropped = {site: int(near(image, gallery).sum()) for site, gallery in SITES.items()}
+    votes = {site: Tally(len(image), count) for site, count in dropped.items()}
+    found = measure_acceptance(phase, passed, np.where(asked == 1, "female", "male"), votes=votes)
+    return {m.name.removeprefix(f"distill.{phase}.acceptance"): m for m in found}
 
 
 def _accepted(counts: dict[str, tuple[int, int]]) -> dict[str, Measurement]:

@@ -25,9 +25,10 @@ from vitrael.privacy.audit.plants import (
     make_plants,
     why_empty,
 )
-from vitrael.privacy.audit.plants.classes import strangers_of
+from vitrael.privacy.audit.plants.classes import Way, join_table, strangers_of
 from vitrael.privacy.audit.plants.sources import demand_usable
 from vitrael.privacy.audit.power import Tally
+from vitrael.privacy.suite import VOLUME_SUITE, Demand
 
 GRID = (24, 24, 20)
 _DARK = 0.05
@@ -157,6 +158,14 @@ def _rms(first: np.ndarray, second: np.ndarray) -> float:
 def test_every_class_demands_what_the_table_says() -> None:
     assert {p.name: (p.must, p.demanded) for p in VOLUME_PLANTS.values()} == DEMANDS
     assert all(name == plant.name for name, plant in VOLUME_PLANTS.items())
+
+
+def test_class_without_a_way_to_make_it_is_refused() -> None:
+    ways = {name: plant.way for name, plant in VOLUME_PLANTS.items()}
+    assert join_table(VOLUME_SUITE, ways).keys() == VOLUME_PLANTS.keys()
+    del ways["sdedit_20"]
+    with pytest.raises(KeyError, match="sdedit_20"):
+        join_table(VOLUME_SUITE, ways)
 
 
 def test_names_are_identifiers_and_clauses_are_one_line() -> None:
@@ -341,7 +350,7 @@ def test_group_is_found_by_any_of_its_images(plants: dict[str, np.ndarray]) -> N
 
 
 def test_class_that_nobody_can_make_is_empty(sources: Sources) -> None:
-    plant = PlantClass("some_day", "made some day", 0.95, None, must=True)
+    plant = PlantClass("some_day", Demand("made some day", 0.95, must=True), Way(None))
     made = make_plants({"some_day": plant}, sources, Means(), rng=stream(1, "p"))
     assert len(made["some_day"]) == 0
     assert why_empty(plant, sources, Means()) == "nothing makes such plants yet"

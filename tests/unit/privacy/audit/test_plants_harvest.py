@@ -7,7 +7,8 @@ import pytest
 
 from vitrael.core.errors import DataError
 from vitrael.core.rng import stream
-from vitrael.privacy.audit.plants.harvest import LEAST_SOURCES, harvest_memorized
+from vitrael.privacy.audit.plants.harvest import harvest_memorized
+from vitrael.privacy.suite import LEAST_SOURCES
 
 _PATIENTS, _VISITS = 70, 2
 

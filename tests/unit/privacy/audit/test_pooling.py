@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.unit.privacy.audit.conftest import make_tally, named
+from tests.factories.certificates import make_certificate
+from tests.unit.privacy.audit.conftest import closed_gates, make_tally, named
 from vitrael.core.digest import digest_json
 from vitrael.core.errors import DataError
 from vitrael.core.metrics.intervals import Estimate
@@ -18,7 +19,6 @@ from vitrael.privacy.audit.closeness import (
 )
 from vitrael.privacy.audit.copies import Copies, count_copies, strict_point
 from vitrael.privacy.audit.membership import Membership, attack_scores, measure_membership
-from vitrael.privacy.audit.plants import draw_plants
 from vitrael.privacy.audit.pooling import (
     audit_measurements,
     conditioning_measurements,
@@ -26,8 +26,8 @@ from vitrael.privacy.audit.pooling import (
     screening_measurement,
     verification_measurement,
 )
-from vitrael.privacy.audit.power import Tally, show_to_filter
-from vitrael.privacy.evidence import PLANT_CLASSES, Evidence
+from vitrael.privacy.audit.power import Caught, Tally, show_to_filter
+from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import POLICIES, judge
 from vitrael.privacy.reid.roles import keep_all
 
@@ -49,27 +49,41 @@ def test_sixty_plants_of_sixty_certify_ninety_five_percent() -> None:
 
 
 def test_screening_off_has_no_power() -> None:
-    plants = draw_plants(_images(12), 11, rng=stream(2, "p"), round_trip=lambda image: image)
-    shown = show_to_filter(plants, keep_all)
-    assert shown == dict.fromkeys(PLANT_CLASSES, Tally(11, 0))
+    shown = show_to_filter({"exact": _images(12).image_BCDHW}, keep_all)
+    assert shown == {"exact": Tally(12, 0)}
     assert named(make_tally(0))["filter.power.exact"].value == 0
 
 
-def test_plants_come_from_distinct_patients() -> None:
-    images = _images(8, visits=2)
-    exact = draw_plants(images, 60, rng=stream(3, "p"))["exact"]
-    owners = {
-        int(images.patient_B[np.abs(images.image_BCDHW - plant).sum((1, 2, 3, 4)).argmin()])
-        for plant in exact
-    }
-    assert len(exact) == len(owners) == 8
+def test_site_that_keeps_everything_is_refused_however_many_others_do_not() -> None:
+    blind = make_tally(certificate=make_certificate(20, 0))
+    many = [make_tally()] * 30
+    pooled, honest = named(blind, *many), named(*many)
+    assert pooled["filter.power.exact"].low is not None
+    assert pooled["filter.power.exact"].low > 0.9
+    worst = "filter.worst_site_power"
+    assert pooled[worst].value == 0
+    assert closed_gates(pooled, worst) == [worst]
+    assert closed_gates(honest, worst) == []
 
 
-def test_classes_that_cannot_be_made_are_empty() -> None:
-    plants = draw_plants(_images(1), 4, rng=stream(4, "p"))
-    assert len(plants["exact"]) == 1
-    assert len(plants["blend"]) == 0
-    assert len(plants["autoencoder"]) == 0
+def test_subgroup_is_pooled_over_the_sites_that_may_tell_of_it() -> None:
+    few = make_tally(certificate=make_certificate(subgroups={}))
+    measured = named(make_tally(), make_tally(), few)["filter.subgroup_power.female"]
+    assert (measured.n, measured.value) == (20, 1.0)
+    assert not named(few, few)["filter.subgroup_power.female"].estimable
+
+
+def test_vote_that_changes_with_what_stands_beside_it_is_refused() -> None:
+    changed = make_tally(certificate=make_certificate(mixing=Tally(100, 1)))
+    name = "filter.votes_changed"
+    assert closed_gates(named(make_tally(), changed), name) == [name]
+    assert closed_gates(named(make_tally(), make_tally()), name) == []
+
+
+def test_site_that_compared_no_plant_with_the_release_is_refused() -> None:
+    name = "filter.plants_absent"
+    assert closed_gates(named(make_tally(), make_tally(plants_absent=0)), name) == [name]
+    assert closed_gates(named(make_tally(), make_tally()), name) == []
 
 
 @pytest.mark.parametrize(
@@ -138,7 +152,10 @@ def test_samples_that_copy_patients_of_every_site_are_no_fewer_copies() -> None:
 @pytest.mark.parametrize(
     ("part", "name"),
     [
-        ({"plants": {"exact": Tally(0, 0)}}, "filter.power.exact"),
+        ({"certificate": make_certificate(plants={})}, "filter.power.exact"),
+        ({"certificate": make_certificate(must=Caught(9.0, 10))}, "filter.worst_site_power"),
+        ({"certificate": make_certificate(mixing=Tally(0, 0))}, "filter.votes_changed"),
+        ({"certificate": make_certificate(negatives={})}, "filter.negatives.matched"),
         ({"fresh": Tally(0, 0)}, "filter.false_positive_rate"),
     ],
 )
@@ -269,14 +286,23 @@ def test_conditioning_and_its_control() -> None:
 def test_screening_is_done_when_every_site_judged_every_candidate() -> None:
     done = {"estimable": True, "counts": {"candidates": 192}, "metrics": {}}
     undone = {**done, "estimable": False}
-    whole = screening_measurement([done, done])
+    whole = screening_measurement([[done, done]])
     assert (whole.value, whole.n) == (1.0, 192)
     for other in (undone, {}):
-        assert screening_measurement([done, other]).value == 0.0
+        assert screening_measurement([[done, other]]).value == 0.0
     fewer = {**done, "counts": {"candidates": 48}}
-    assert screening_measurement([done, fewer]).value == 0.25
-    for nobody in ([], [{}, {}]):
+    assert screening_measurement([[done, fewer]]).value == 0.25
+    for nobody in ([], [[]], [[{}, {}]]):
         assert not screening_measurement(nobody).estimable
+
+
+def test_screening_is_done_over_all_rounds_of_all_screenings() -> None:
+    first = {"estimable": True, "counts": {"candidates": 90}, "metrics": {}}
+    last = {**first, "counts": {"candidates": 10}}
+    both = screening_measurement([[first, first], [last, last]])
+    assert (both.value, both.n) == (1.0, 100)
+    assert screening_measurement([[first, first], [last, {}]]).value == 0.9
+    assert screening_measurement([[first, {}], [{}, last]]).value == 0.0
 
 
 def test_verification_counts_patients_as_trials() -> None:

@@ -16,14 +16,16 @@ from vitrael.privacy.audit.plants import (
     make_plants,
     why_empty,
 )
+from vitrael.privacy.audit.plants.classes import Way
 from vitrael.privacy.audit.power import Tally
 from vitrael.privacy.audit_folder.certificate import judge, no_certificate
 from vitrael.privacy.audit_folder.mixtures import votes_agree
 from vitrael.privacy.audit_folder.picture_plants import NOT_OF_PICTURES, PICTURE_PLANTS
+from vitrael.privacy.suite import Demand
 
 
 def _plant(demanded: float | None, *, group_images: int = 1) -> PlantClass:
-    return PlantClass("some", "some", demanded, None, group_images=group_images)
+    return PlantClass("some", Demand("some", demanded, group_images=group_images), Way(None))
 
 
 @pytest.mark.parametrize(

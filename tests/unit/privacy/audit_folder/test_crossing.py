@@ -44,17 +44,17 @@ def cross() -> CrossFilter:
 def test_nobody_of_the_null_meets_himself(cross: CrossFilter) -> None:
     null = leave_out(cross, ALL_PARTS, seed=1)
     assert null is not None
-    assert len(null.best_B3) == 9
-    assert (null.best_B3[:, 2] < _SAME).all()
+    assert len(null.best_BK) == 9
+    assert (null.best_BK[:, 2] < _SAME).all()
     rows = null_rows(cross, ALL_PARTS, seed=1)
     itself = cross.matches(cross.images.image_BCDHW[rows], cross.part_N[rows])
-    assert (itself.best_B3[:, 2] > _SAME).all()
+    assert (itself.best_BK[:, 2] > _SAME).all()
 
 
 def test_parts_that_stand_aside_are_not_met(cross: CrossFilter) -> None:
     null = leave_out(cross, (0, 1), seed=1)
     assert null is not None
-    assert len(null.best_B3) == 6
+    assert len(null.best_BK) == 6
     point, _ = calibrate(cross, rate=0.3, seed=1, parts=(0, 1))
     assert point is not None
     aside = cross.images.image_BCDHW[cross.part_N == 2]

@@ -90,8 +90,35 @@ def test_or_of_all_members_keeps_the_nominal_rate(patients: int) -> None:
     assert patients > 40 or np.mean(naive) > 0.06
 
 
+@pytest.mark.parametrize(("alike", "left"), [(0.98, 0.83), (0.8, 0.63)])
+def test_null_of_the_larger_of_two_looks_holds_the_rate_and_costs_less_than_half(
+    alike: float, left: float
+) -> None:
+    rng = stream(20, "looks", str(alike))
+
+    def looks(patients: int) -> list[np.ndarray]:
+        both = rng.normal(size=(patients, 3))
+        own = [rng.normal(size=(patients, 3)) for _ in range(2)]
+        return [0.05 * (np.sqrt(alike) * both + np.sqrt(1 - alike) * each) for each in own]
+
+    def rate(null_B3: np.ndarray, fresh_B3: np.ndarray) -> float:
+        point = _freeze(Matches(null_B3, null_B3[:, :1]))
+        assert point is not None
+        over = point.members(Matches(fresh_B3, fresh_B3[:, :1])) > point.threshold
+        return float(over.any(1).mean())
+
+    rates, single = [], []
+    for _ in range(150):
+        one, other = looks(199)
+        fresh = looks(400)[0]
+        rates.append(rate(np.maximum(one, other), fresh))
+        single.append(rate(one, fresh))
+    assert 0.035 < np.mean(single) < 0.052
+    assert np.mean(rates) / np.mean(single) == pytest.approx(left, abs=0.1)
+
+
 def test_thresholds_at_the_full_rate_each_would_exceed_it() -> None:
-    fresh = _matches(stream(3, "null"), 4000).best_B3
+    fresh = _matches(stream(3, "null"), 4000).best_BK
     naive = (fresh > np.quantile(fresh, 0.95, axis=0)).any(1).mean()
     assert naive > 0.1
 
@@ -118,7 +145,7 @@ def test_null_has_one_row_for_each_patient_who_is_not_in_the_gallery() -> None:
     null = null_matches(training, calibration, _gallery(training))
     assert null is not None
     assert len(null) == 11
-    assert null.best_B3.max() < 0.99  # nobody meets a scan of his own
+    assert null.best_BK.max() < 0.99  # nobody meets a scan of his own
 
 
 def test_gallery_without_anyone_else_gives_no_null() -> None:

@@ -108,8 +108,9 @@ def test_pair_is_registered_where_the_template_left_it_apart(
     bent = np.stack([bend_affinely(scan, rng=rng) for scan in laid]).astype(np.float32)
     fixed, moving = torch.from_numpy(laid), torch.from_numpy(bent)
     before = (own_form(bent[:, None], template) * own_form(laid[:, None], template)).sum(1)
-    copies = registered_pairs(moving, fixed, template)
-    strangers = registered_pairs(moving, fixed.roll(1, 0), template)
+    row = torch.arange(len(moving))
+    copies = registered_pairs(moving, fixed, template, row_P=row, scan_P=row)
+    strangers = registered_pairs(moving, fixed, template, row_P=row, scan_P=row.roll(1))
     assert copies.median() > before.median() + 0.1
     assert copies.quantile(0.1) > strangers.max()
     assert (copies >= before - 1e-5).all()  # a registration that fails hides nothing
@@ -158,8 +159,9 @@ def test_one_slice_of_a_scan_is_found_wherever_it_stands(
 
 
 def test_picture_has_no_planes_of_its_own() -> None:
-    assert plane_axes((1, 64, 64)) == ()
-    assert plane_axes(_GRID) == (0, 1, 2)
+    assert plane_axes((1, 64, 64), along="space") == ()
+    assert plane_axes(_GRID, along="space") == (0, 1, 2)
+    assert plane_axes(_GRID, along="time") == (0,)
 
 
 def test_values_that_are_not_finite_are_refused(gallery: np.ndarray, template: Template) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from vitrael.core.digest import digest_bytes
-from vitrael.privacy.evidence import PLANT_CLASSES, Evidence, Measurement, not_estimable
+from vitrael.privacy.evidence import NEGATIVE_KINDS, Evidence, Measurement, not_estimable
 from vitrael.privacy.gates import POLICIES, decide
+from vitrael.privacy.suite import VOLUME_SUITE, must_classes
 from vitrael.server.report.data import (
     Conditioning,
     Curve,
@@ -39,10 +40,19 @@ def measure(name: str, value: float, low: float, high: float, n: int, unit: str)
     )
 
 
+PLANTED = tuple(name for name in must_classes(VOLUME_SUITE) if name != "group_20")
 GOOD = (
     measure("participation.complete", 1, 1, 1, 3, "sites"),
     measure("screening.done", 1, 1, 1, 192, "candidates"),
-    *(measure(f"filter.power.{kind}", 0.983, 0.911, 0.999, 60, "plants") for kind in PLANT_CLASSES),
+    *(measure(f"filter.power.{kind}", 0.983, 0.911, 0.999, 60, "plants") for kind in PLANTED),
+    measure("filter.power.group_20", 1.0, 0.951, 1.0, 60, "plants"),
+    measure("filter.worst_site_power", 0.95, 0.78, 0.99, 20, "patients"),
+    measure("filter.votes_changed", 0.0, 0.0, 0.02, 130, "images"),
+    measure("filter.plants_absent", 1.0, 1.0, 1.0, 3, "sites"),
+    *(
+        measure(f"filter.negatives.{kind}", 0.05, 0.01, 0.12, 60, "images")
+        for kind in NEGATIVE_KINDS
+    ),
     measure("filter.verification_auc", 0.957, 0.912, 0.988, 45, "patients"),
     measure("filter.false_positive_rate", 0.0333, 0.004, 0.115, 60, "patients"),
     measure("copies.excess_share", 0.0104, 0.0003, 0.0567, 96, "samples"),
@@ -91,7 +101,7 @@ def _study(policy: str) -> StudySummary:
         grid_vox=(24, 24, 24),
         spacing_mm=8.0,
         rounds={"codec": 2, "teacher": 2},
-        candidates=192,
+        target=192,
         released=96,
         seed=20_250_117,
     )
@@ -155,7 +165,14 @@ def make_data(
             asked=192,
             kept=151,
             share=151 / 192,
-            votes=tuple(SiteVote(site=s, kept=kept, judged=judged) for s, kept, judged in votes),
+            rounds=3,
+            votes=tuple(
+                SiteVote(site=s, asked=192, kept=kept, judged=judged) for s, kept, judged in votes
+            ),
+            subgroups=(
+                measure("distill.candidates.acceptance.subgroup.female", 0.25, 0.125, 0.5, 71, ""),
+                not_estimable("distill.candidates.acceptance.subgroup.male", "few", method="m"),
+            ),
         ),
         study=_study(policy),
         sites=(
@@ -202,8 +219,8 @@ def bad() -> ReportData:
     """Copies are found beyond doubt, and one class of plants could not be judged."""
     replaced = {
         "copies.excess_share": measure("copies.excess_share", 0.42, 0.319, 0.525, 96, "samples"),
-        "filter.power.blend": not_estimable(
-            "filter.power.blend", "no patient had a second visit", method="made up for a test"
+        "filter.power.blend_80": not_estimable(
+            "filter.power.blend_80", "no patient had a second visit", method="made up for a test"
         ),
     }
     return make_data(tuple(replaced.get(m.name, m) for m in GOOD))

@@ -169,12 +169,33 @@ def test_share_of_candidates_that_were_kept_is_told_for_each_site(good: ReportDa
     page = render_report(good.model_copy(update={"screening": None}), images=None)
     assert "No candidates were screened" in page
     assert "163" not in Page(page).numbers
+    assert "No samples were screened" in page
+    again = render_report(good.model_copy(update={"rescreening": good.screening}), images=None)
+    assert "only these are in the release" in again
+
+
+def test_share_that_was_kept_is_told_for_each_subgroup_that_is_no_small_one(
+    good: ReportData,
+) -> None:
+    page = render_report(good, images=None)
+    assert {"0.25", "0.125", "0.5", "71"} <= set(Page(page).numbers)
+    assert re.search(r'<th scope="row">female</th>', page)
+    assert re.search(r'<th scope="row">male</th><td class="r" colspan="3">few</td>', page)
+
+
+def test_count_that_is_too_small_is_no_number(good: ReportData) -> None:
+    assert good.screening is not None
+    few = good.screening.votes[0].model_copy(update={"kept": None})
+    screening = good.screening.model_copy(update={"votes": (few,)})
+    page = render_report(good.model_copy(update={"screening": screening}), images=None)
+    assert "too few to tell" in page
+    assert "too few to tell" not in render_report(good, images=None)  # the control
 
 
 def test_unscreened_candidates_are_told_with_the_reason_that_holds(good: ReportData) -> None:
     why = {"unscreened": True, "unscreened_reason": "screening is off in the study"}
     page = render_report(good.model_copy(update=why), images=None)
-    assert "The candidates count as unscreened: screening is off in the study." in page
+    assert "They count as unscreened: screening is off in the study." in page
     assert "could not judge" not in page
 
 
@@ -214,7 +235,8 @@ def test_json_twin_has_a_stable_shape(good: ReportData) -> None:
     assert document["schema"] == SCHEMA == "vitrael.report/1"
     assert sorted(document) == [
         "conditioning", "created_utc", "curves", "events", "evidence", "pictures",
-        "reading", "release", "rounds", "schema", "screening", "sites", "stages", "study", "title",
+        "reading", "release", "rescreening", "rounds", "schema", "screening", "sites", "stages",
+        "study", "title",
         "unscreened", "unscreened_reason", "verdict", "volumes",
     ]  # fmt: skip
 

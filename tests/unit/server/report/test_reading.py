@@ -31,7 +31,7 @@ def test_refusal_names_what_refused_and_what_could_not_be_measured(bad: ReportDa
     text = " ".join(reading.sentences)
     assert "25 of 27 gates are open" in text
     assert "Refused: copies.excess_share." in text
-    assert "Could not be measured, which counts as refused: filter.power.blend." in text
+    assert "Could not be measured, which counts as refused: filter.power.blend_80." in text
     assert "not by chance: copies.excess_share" in text
     assert "uncertain" not in text
 
@@ -48,7 +48,7 @@ def test_refusal_that_is_only_uncertain_is_named_as_such(bad: ReportData) -> Non
 def test_unscreened_candidates_are_told_with_the_true_reason(why: str, good: ReportData) -> None:
     unscreened = good.model_copy(update={"unscreened": True, "unscreened_reason": why})
     told = " ".join(read_verdict(unscreened).sentences)
-    assert ("The candidates are unscreened" + (f": {why}." if why else ".")) in told
+    assert ("Candidates and samples are unscreened" + (f": {why}." if why else ".")) in told
     assert "too few" not in told
     assert "unscreened" not in " ".join(read_verdict(good).sentences)
 
@@ -90,8 +90,8 @@ def test_empirical_path_claims_no_budget(good: ReportData) -> None:
 
 
 def test_power_counts_what_was_caught_and_says_what_could_not_be_judged(bad: ReportData) -> None:
-    power = {row.kind: row for row in read_verdict(bad).power}
+    power = {row.kind: row for row in read_verdict(bad).power.classes}
     assert (power["exact"].planted, power["exact"].caught, power["exact"].low) == (60, 59, 0.911)
     assert power["exact"].demanded == 0.8
-    assert (power["blend"].caught, power["blend"].outcome) == (None, "not estimable")
-    assert power["blend"].reason == "no patient had a second visit"
+    assert (power["blend_80"].caught, power["blend_80"].outcome) == (None, "not estimable")
+    assert power["blend_80"].reason == "no patient had a second visit"

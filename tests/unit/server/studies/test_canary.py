@@ -44,7 +44,7 @@ def slow(*_: object) -> object:
     from vitrael.client.site.tasks import TaskResult
 
     speeds = {"codec_images": 1, "codec_s": 20.0, "teacher_images": 1, "teacher_s": 1.0}
-    return TaskResult(body=speeds)
+    return TaskResult(body={**speeds, "reid_images": 1, "reid_s": 1.0})
 
 
 def broken(*_: object) -> object:

@@ -21,19 +21,22 @@ if TYPE_CHECKING:
     from tests.unit.conftest import ReleaseFactory
 
 ALL = ("north", "harbour", "valley")
-TRAINED = ("codec", "latents", "teacher")
+TRAINED = ("codec", "latents", "reid", "teacher")
 ORDER = (
-    *("consent", "canary", "codec", "codec", "latents", "calibration", "teacher", "teacher"),
-    *("candidates", "screening", "student", "synthesis", "audit", "gates", "bundle", "signing"),
-    "publication",
+    *("consent", "canary", "codec", "codec", "latents", "reid", "calibration", "teacher"),
+    *("teacher", "candidates", "screening", "student", "samples", "rescreening", "synthesis"),
+    *("audit", "gates", "bundle", "signing", "publication"),
 )
-ASKED = {"consent", "canary", "signing", *TRAINED, "calibration", "screening", "audit"}
+JUDGED = ("calibration", "screening", "rescreening", "audit")
+ASKED = {"consent", "canary", "signing", *TRAINED, *JUDGED}
 KEYS = {
     "codec": "codec",
     "latents": "codec",
+    "reid": "encoder",
     "teacher": "denoiser",
     "student": "denoiser",
     "candidates": "images",
+    "samples": "images",
     "synthesis": "samples",
 }
 
@@ -130,8 +133,8 @@ def coordinator(tmp_path: Path, releases: ReleaseFactory) -> Coordinator:
 
 
 EVERYTHING = [
-    *("codec 0", "codec 1", "latents 0", "calibration 0", "teacher 0", "teacher 1"),
-    *("candidates 0", "student 0", "synthesis 0", "bundle 0"),
+    *("codec 0", "codec 1", "latents 0", "reid 0", "calibration 0", "teacher 0", "teacher 1"),
+    *("candidates 0", "student 0", "samples 0", "synthesis 0", "bundle 0"),
 ]
 
 
@@ -143,8 +146,9 @@ def test_every_study_of_the_site_is_listed_and_no_other(coordinator: Coordinator
     assert set(coordinator.stages("valley")) == {"first@1", "second@1", "third@1"}
     assert coordinator.stages("stranger") == {}
     made = trace_site(coordinator.home, "north").made
-    kinds = ["codec"] * 3 + ["filter"] + ["teacher"] * 2
-    assert [m.kind for m in made[:10]] == [*kinds, "candidates", "student", "samples", "release"]
+    kinds = ["codec"] * 3 + ["patient encoder", "filter"] + ["teacher"] * 2
+    kinds += ["candidates", "student", "samples", "samples", "release"]
+    assert [m.kind for m in made[: len(kinds)]] == kinds
     assert [str(r) for r in trace_site(coordinator.home, "north").to_recall] == [
         "first@1",
         "third@1",
@@ -167,17 +171,18 @@ def test_answer_tells_its_version_before_the_consent_does(coordinator: Coordinat
     newer = version_of("north", 2)
     coordinator.run("first", answered={"teacher": newer, "calibration": newer})
     listed = coordinator.stages("north", newer)["first@1"]
-    assert listed == [stage for stage in EVERYTHING if stage.split()[0] not in {"codec", "latents"}]
+    before = {"codec", "latents", "reid"}
+    assert listed == [stage for stage in EVERYTHING if stage.split()[0] not in before]
 
 
 def test_what_came_before_the_site_is_not_listed(coordinator: Coordinator) -> None:
-    away = {"codec 0", "codec 1", "latents 0", "calibration 0", "teacher 0"}
+    away = {"codec 0", "codec 1", "latents 0", "reid 0", "calibration 0", "teacher 0"}
     coordinator.run("first", absent={stage: {"north"} for stage in away})
     listed = coordinator.stages("north")["first@1"]
-    assert listed == ["teacher 1", "candidates 0", "student 0", "synthesis 0", "bundle 0"]
+    assert listed == ["teacher 1", *EVERYTHING[EVERYTHING.index("candidates 0") :]]
     made = {m.stage: m.directly for m in trace_site(coordinator.home, "north").made}
     assert made == {"teacher": True, **dict.fromkeys(("candidates", "student"), False),
-                    "synthesis": False, "bundle": False}  # fmt: skip
+                    "samples": False, "synthesis": False, "bundle": False}  # fmt: skip
 
 
 def test_site_that_only_judged_is_in_the_student_and_not_in_the_teacher(
@@ -186,12 +191,12 @@ def test_site_that_only_judged_is_in_the_student_and_not_in_the_teacher(
     away = {f"{stage} {n}" for stage in TRAINED for n in (0, 1)}
     coordinator.run("first", absent={stage: {"north"} for stage in away})
     listed = coordinator.stages("north")["first@1"]
-    assert listed == ["calibration 0", "student 0", "synthesis 0", "bundle 0"]
+    assert listed == ["calibration 0", "student 0", "samples 0", "synthesis 0", "bundle 0"]
 
 
 def test_consent_canary_and_signature_alone_make_nothing(coordinator: Coordinator) -> None:
     rest = {
-        f"{stage} {n}" for stage in (*TRAINED, "calibration", "screening", "audit") for n in (0, 1)
+        f"{stage} {n}" for stage in (*TRAINED, *JUDGED) for n in (0, 1)
     }
     coordinator.run("first", absent={stage: {"north"} for stage in rest})
     assert coordinator.stages("north") == {}

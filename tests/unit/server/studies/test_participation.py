@@ -138,11 +138,20 @@ def take_part(run: StudyRun, stage: str, *sites: str) -> None:
 
 def test_site_that_contributed_and_did_not_judge_is_seen(run: StudyRun) -> None:
     take_part(run, "codec", *SITES)
-    for stage in ("calibration", "screening"):
+    for stage in ("calibration", "screening", "rescreening"):
         take_part(run, stage, *SITES)
     assert find_judges(run) == set()
     take_part(run, "audit", "north", "harbour")
     assert find_contributors(run) - find_judges(run) == {"valley"}
+
+
+def test_site_that_missed_one_round_of_a_screening_did_not_judge(run: StudyRun) -> None:
+    for stage in ("calibration", "screening", "rescreening", "audit"):
+        take_part(run, stage, *SITES)
+    assert find_judges(run) == set(SITES)
+    missed = StageResult({"by": ["north"]}, {}, ("north", "harbour"))
+    run.stage("screening", {}, lambda: missed, round_index=1)
+    assert find_judges(run) == {"north", "harbour"}
 
 
 def test_site_that_never_contributed_is_not_among_the_contributors(run: StudyRun) -> None:

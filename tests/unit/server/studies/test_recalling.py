@@ -64,8 +64,8 @@ def test_pipeline_has_no_stage_whose_sources_are_not_known(
 
 def test_released_study_is_traced_to_each_of_its_sites(finished: Ended) -> None:
     lineage = trace_site(finished.home, "north")
-    kinds = ["codec"] * 3 + ["filter"] + ["teacher"] * 2
-    kinds += ["candidates", "student", "samples", "release"]
+    kinds = ["codec"] * 3 + ["patient encoder"] * 2 + ["filter"] + ["teacher"] * 2
+    kinds += ["candidates"] * 2 + ["student"] + ["samples"] * 3 + ["release"]
     assert [made.kind for made in lineage.made] == kinds
     objects = ObjectStore(finished.home / "objects")
     for made in lineage.made[:-1]:

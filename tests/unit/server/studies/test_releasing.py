@@ -16,6 +16,7 @@ from tests.unit.server.studies.test_federated import answer_with
 from vitrael.core.digest import Digest, digest_bytes, digest_file
 from vitrael.core.errors import EXIT_PARTIAL, QuorumError, StorageError, VerificationError
 from vitrael.core.messages import Parcel, Task
+from vitrael.privacy.audit.tallies import TALLY_STAGES
 from vitrael.privacy.release.trust import load_trust
 from vitrael.privacy.release.verify import verify_release
 from vitrael.server.config import load_server
@@ -37,9 +38,17 @@ pytestmark = pytest.mark.xdist_group("tiny study")
 Documents = Callable[[Path], dict[str, Any]]
 
 
-def tallies(found: dict[str, Any]) -> dict[str, Any]:
-    """Return the documents whose signed replies the sites pool again."""
-    return {stage: found[f"{stage} 1"] for stage in ("calibration", "screening", "audit")}
+def tallies(found: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return the documents whose signed replies the sites pool again, round by round."""
+    return {
+        stage: [document for name, document in found.items() if name.split()[0] == stage]
+        for stage in TALLY_STAGES
+    }
+
+
+def screenings(found: dict[str, Any]) -> list[Any]:
+    told = tallies(found)
+    return [*told["screening"], *told["rescreening"]]
 
 
 PUBLISHED = Path("catalogue") / "tiny" / "1"
@@ -207,7 +216,8 @@ def test_audit_of_another_filter_than_voted_is_left_out_by_name(
             codec=Digest(found["latents 1"]["codec"]),
             student=Digest(found["student 1"]["denoiser"]),
             samples=found["synthesis 1"],
-            screening={**found["screening 1"], "again": True},
+            teacher=Digest(found["teacher 2"]["denoiser"]),
+            screenings=[{**one, "again": True} for one in screenings(found)],
         )
     left_out = [site for site in SITES if site not in audited["sites"]]
     assert left_out == ([] if commitment is None else ["valley"])
@@ -224,15 +234,15 @@ def test_evidence_does_not_depend_on_the_order_of_the_sites(
     with lenient(), federation(finished_home) as told:
         judged = judge_release(
             told.run(),
-            calibration=turned(found["calibration 1"]),
-            screening=turned(found["screening 1"]),
             samples=found["synthesis 1"],
-            audit=turned(found["audit 1"]),
+            tallies={s: [turned(one) for one in told] for s, told in tallies(found).items()},
         )
     assert judged["evidence"] == found["gates 1"]["evidence"]
 
 
-@pytest.mark.parametrize("stage", ["calibration 1", "screening 1", "audit 1"])
+@pytest.mark.parametrize(
+    "stage", ["calibration 1", "screening 1", "screening 2", "rescreening 1", "audit 1"]
+)
 def test_what_an_absent_site_could_not_look_at_nobody_has_looked_at(
     stage: str, finished_home: Path, documents: Documents
 ) -> None:
@@ -242,20 +252,21 @@ def test_what_an_absent_site_could_not_look_at_nobody_has_looked_at(
     with lenient(), federation(finished_home) as told:
         judged = judge_release(
             told.run(),
-            calibration=found["calibration 1"],
-            screening=found["screening 1"],
             samples=found["synthesis 1"],
-            audit=found["audit 1"],
+            tallies=tallies(found),
         )
     values = {m["name"]: m["value"] for m in judged["evidence"]["measurements"]}
     beginnings = {
         "calibration 1": ("filter.verification_auc",),
         "screening 1": (),
+        "screening 2": (),
+        "rescreening 1": (),
         "audit 1": ("filter.power", "filter.false", "copies", "closeness", "membership"),
     }[stage]
     theirs = [name for name in values if beginnings and name.startswith(beginnings)]
     assert [values[name] for name in theirs] == [None] * len(theirs)
-    assert values["screening.done"] == (0 if stage == "screening 1" else 1)
+    shown = {"screening 1": 16, "screening 2": 3, "rescreening 1": 8}.get(stage, 0)
+    assert values["screening.done"] == pytest.approx(1 - shown / 30)  # of 19 and 11
 
 
 def test_other_manifest_than_the_signed_one_is_not_published(
@@ -276,7 +287,7 @@ def test_evidence_counts_every_site_in_the_model(finished: Ended, documents: Doc
     by_name = {measurement["name"]: measurement for measurement in told}
     assert by_name["participation.complete"]["n"] == len(SITES)
     assert by_name["participation.complete"]["value"] == 1
-    assert by_name["screening.done"]["n"] == 16
+    assert by_name["screening.done"]["n"] == 30  # 19 candidates and 11 samples
 
 
 def test_released_samples_carry_their_provenance(finished: Ended, documents: Documents) -> None:

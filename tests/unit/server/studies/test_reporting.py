@@ -25,10 +25,10 @@ from vitrael.server.studies.pipeline import run_study
 from vitrael.server.studies.reporting import (
     _ceiling,
     _difference,
-    _screening,
     _why_unscreened,
     build_report,
     render_bundle_report,
+    sum_up_votes,
 )
 from vitrael.server.studies.run import StageResult, open_run
 
@@ -97,7 +97,7 @@ def test_counts_of_patients_are_buckets(report: dict[str, Any], finished: Ended)
     whole = {path for path, value in fields(report) if type(value) is int}
     assert {path.rpartition("/")[2] for path in whole} <= {
         *("n", "least_n", "planted", "caught", "version", "seed", "volumes", "released"),
-        *("candidates", "grid_vox", "round", "samples", "references", "overview"),
+        *("target", "grid_vox", "round", "rounds", "samples", "references", "overview"),
         "size_bytes",
         *("codec", "teacher", "asked", "kept"),
     }
@@ -149,16 +149,29 @@ def test_difference_is_the_mean_of_measured_minus_asked() -> None:
 
 def test_screening_tells_what_each_site_kept(report: dict[str, Any]) -> None:
     screening = report["screening"]
-    assert screening["asked"] == report["study"]["candidates"]
+    assert screening["kept"] == report["study"]["target"]
     assert screening["share"] == screening["kept"] / screening["asked"]
-    assert {vote["site"] for vote in screening["votes"]} == set(SITES)
-    voted = {"north": {"estimable": True}, "valley": {"estimable": False}}
-    kept = {"north": 2, "valley": 3}
-    told = _screening({"count": 4, "keep": [1], "kept": kept, "sites": voted})
-    assert (told.asked, told.kept, told.share) == (4, 1, 0.25)
-    assert [(v.site, v.kept, v.judged) for v in told.votes] == [
-        ("north", 2, True),
-        ("valley", 3, False),
+    assert report["rescreening"]["kept"] == report["volumes"]
+    for told in (screening, report["rescreening"]):
+        assert told["rounds"] == 2
+        assert {(vote["site"], vote["asked"]) for vote in told["votes"]} == {
+            (site, told["asked"]) for site in SITES
+        }
+        names = [m["name"].rpartition(".")[2] for m in told["subgroups"]]
+        assert {"female", "male"} >= {*names} - {"under 40", "40 to 59", "60 to 79", "80 or older"}
+        assert all(m["n"] >= 11 for m in told["subgroups"] if m["value"] is not None)
+
+
+def test_votes_are_summed_over_the_rounds_and_few_are_not_told() -> None:
+    can, cannot = {"estimable": True}, {"estimable": False}
+    kept, sites = {"north": 8, "valley": 3}, {"north": can, "valley": can}
+    first = {"count": 10, "keep": [1, 2], "kept": kept, "sites": sites}
+    second = {"count": 2, "keep": [0], "kept": {"north": 2}, "sites": {"north": cannot}}
+    told = sum_up_votes([first, second])
+    assert (told.asked, told.kept, told.share, told.rounds) == (12, 3, 0.25, 2)
+    assert [(v.site, v.asked, v.kept, v.judged) for v in told.votes] == [
+        ("north", 12, 10, False),
+        ("valley", 10, None, False),
     ]
 
 
@@ -219,7 +232,8 @@ def test_why_candidates_are_unscreened_is_what_was_so(
     protocol = run.study.protocol.model_copy(update={"screening": screening})
     changed = replace(run, study=run.study.model_copy(update={"protocol": protocol}))
     voted = {site: {"estimable": can} for site, can in sites.items()}
-    assert _why_unscreened(changed, {"sites": voted}) == why
+    everybody = {"sites": {site: {"estimable": True} for site in SITES}}
+    assert _why_unscreened(changed, [everybody, {"sites": voted}]) == why
 
 
 def test_absent_site_is_an_event_and_a_status(finished_home: Path, documents: Documents) -> None:

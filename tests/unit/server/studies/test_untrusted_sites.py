@@ -248,6 +248,7 @@ def test_no_site_weighs_more_than_the_share_of_the_study(home: Path) -> None:
 
 def test_canary_of_no_images_is_refused_with_its_reason(told: Federation) -> None:
     body = {"codec_images": 0, "codec_s": 1.0, "teacher_images": 1, "teacher_s": 1.0}
+    body |= {"reid_images": 1, "reid_s": 1.0}
     told.spoil["valley"] = lambda task, parcel: (
         answer_as(told, task, {}, body=body) if task.stage == "canary" else parcel
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def context(home: Home) -> SiteContext:
-    return SiteContext(
+    """Return what a task may use; those whom the filter learns from are as many as those of T."""
+    context = SiteContext(
         settings=home.settings,
         study=home.study,
         members={},
@@ -32,6 +34,13 @@ def context(home: Home) -> SiteContext:
         load_cohort=open_cohort,
         report=lambda *_: None,
     )
+    cohort = context.cohort
+
+    def images(split: Split) -> PatientImages:
+        return cohort.images(Split.TRAINING if split == Split.FILTER else split)
+
+    context._cohort = cast("Any", SimpleNamespace(images=images))
+    return context
 
 
 def run(home: Home, context: SiteContext, clock: Callable[[], float]) -> dict[str, Any]:
@@ -45,10 +54,9 @@ def test_steps_after_the_first_are_counted_at_the_batch_size_of_the_study(
 ) -> None:
     ticks = itertools.count()
     told = run(home, context, lambda: float(next(ticks)))
-    generator = home.study.protocol.generator
-    for stage, config in (("codec", generator.codec), ("teacher", generator.teacher)):
+    for stage, config in home.study.protocol.trained.items():
         steps = canary.STEPS - 1
-        assert told[f"{stage}_images"] == steps * config.training.batch_images
+        assert told[f"{stage}_images"] == steps * config.batch_images
         assert told[f"{stage}_s"] == steps  # a tick for each look at the clock
 
 
@@ -66,8 +74,8 @@ def test_steward_that_is_to_end_is_heard_after_every_step(home: Home, context: S
     told: list[tuple[int, int]] = []
     context.report = lambda done, total: told.append((done, total))
     run(home, context, lambda: 0.0)
-    steps = [(0, 2)] * canary.STEPS, [(1, 2)] * canary.STEPS
-    assert told == [(0, 2), *steps[0], (1, 2), *steps[1], (2, 2)]
+    steps = [[(part, 3)] * canary.STEPS for part in range(3)]
+    assert told == [(0, 3), *steps[0], (1, 3), *steps[1], (2, 3), *steps[2], (3, 3)]
 
     def stop(done: int, total: int) -> None:
         told.append((done, total))
@@ -81,18 +89,31 @@ def test_steward_that_is_to_end_is_heard_after_every_step(home: Home, context: S
     assert len(told) == 3
 
 
+def test_site_without_two_patients_of_the_filter_trains_no_encoder_in_no_time(
+    home: Home, context: SiteContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort = context.cohort
+
+    def one(split: Split) -> PatientImages:
+        images = cohort.images(split)
+        return replace(images, patient_B=images.patient_B * (split != Split.FILTER))
+
+    monkeypatch.setattr(context, "_cohort", SimpleNamespace(images=one))
+    ticks = itertools.count()
+    told = run(home, context, lambda: float(next(ticks)))
+    assert (told["reid_images"], told["reid_s"]) == (1, 0)
+    assert told["teacher_s"] > 0
+
+
 def test_site_without_a_training_patient_says_so(
     home: Home, context: SiteContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cohort = context.cohort
 
     def none(split: Split) -> PatientImages:
-        images = type(cohort).images(cohort, split)
+        images = cohort.images(split)
         return replace(images, image_BCDHW=images.image_BCDHW[:0])
 
-    class Empty:
-        images = staticmethod(none)
-
-    monkeypatch.setattr(context, "_cohort", Empty())
+    monkeypatch.setattr(context, "_cohort", SimpleNamespace(images=none))
     with pytest.raises(CohortError, match="no patient of this site"):
         run(home, context, lambda: 0.0)

@@ -21,6 +21,7 @@ from vitrael.client.site.tasks.networks import site_compute
 from vitrael.core.data.manifest import write_manifest
 from vitrael.core.errors import TaskStopped
 from vitrael.core.models.brain_ldm import build_codec, build_denoiser
+from vitrael.core.models.reid import build_reid_encoder
 from vitrael.core.study import Study
 from vitrael.core.weights import module_tensors
 
@@ -59,9 +60,11 @@ def inputs_of(home: Home, stage: StageName) -> dict[str, Tensors]:
     system = protocol.generator
     codec = module_tensors(build_codec(system, seed=1))
     denoiser = module_tensors(build_denoiser(system, system.teacher, seed=1))
+    encoder = module_tensors(build_reid_encoder(protocol.reid, seed=1))
     brought: dict[str, dict[str, Tensors]] = {
         "codec": {"codec": codec},
-        "calibration": {"codec": codec},
+        "reid": {"codec": codec, "encoder": encoder},
+        "calibration": {"codec": codec, "encoder": encoder},
         "teacher": {"codec": codec, "denoiser": denoiser},
     }
     return brought[stage]
@@ -95,7 +98,7 @@ def outcome(result: TaskResult) -> tuple[object, ...]:
     return body, tensors, result.num_examples
 
 
-@pytest.mark.parametrize("stage", ["codec", "teacher", "calibration"])
+@pytest.mark.parametrize("stage", ["codec", "reid", "teacher", "calibration"])
 def test_task_that_was_stopped_is_answered_as_one_that_was_not(
     stage: StageName, training: Home
 ) -> None:

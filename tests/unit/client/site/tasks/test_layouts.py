@@ -22,7 +22,9 @@ def test_layouts_are_those_of_the_networks_that_the_study_builds(home: Home) -> 
     parts = SYSTEMS[protocol.generator.kind].build(protocol.generator, protocol.seed)
     check_like(module_tensors(parts["codec"]), layouts["codec"])
     check_like(module_tensors(parts["teacher"]), layouts["denoiser"])
-    assert set(layouts) == {"codec", "denoiser"}
+    filters = SYSTEMS[protocol.reid.kind].build(protocol.reid, protocol.seed)
+    check_like(module_tensors(filters["encoder"]), layouts["encoder"])
+    assert set(layouts) == {"codec", "denoiser", "encoder"}
     with pytest.raises(WeightsError):
         check_like(module_tensors(parts["teacher"]), layouts["codec"])
 

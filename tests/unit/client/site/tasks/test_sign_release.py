@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from tests.factories.certificates import make_certificate
 from vitrael.client.site.tasks.sign_release import AUDITED
 from vitrael.core.digest import canonical_json, digest_bytes
 from vitrael.core.messages import Reply, StageName
@@ -22,7 +23,7 @@ from vitrael.privacy.audit.parts import write_audit
 from vitrael.privacy.audit.power import Tally
 from vitrael.privacy.audit.tallies import TALLY_STAGES, pool_tallies
 from vitrael.privacy.envelope import sign_reply
-from vitrael.privacy.evidence import PLANT_CLASSES, Evidence, Measurement
+from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.gates import POLICIES, Verdict, decide
 from vitrael.privacy.keys import KeyPair, roster_digest, save_roster
 from vitrael.privacy.release.manifest import SIGNED_AS_BYTES, FileEntry, Manifest, parse_manifest
@@ -35,6 +36,7 @@ Files = dict[str, bytes]
 Replies = dict[tuple[StageName, str], Reply]
 OTHER = digest_bytes(b"another")
 FROZEN = digest_bytes(b"an operating point")
+ONE_ROUND = {"screening": 1, "rescreening": 1}
 IMAGE = "sub-syn0001/anat/sub-syn0001_T1w.nii.gz"
 
 
@@ -42,7 +44,8 @@ def good_tallies(home: Home) -> Replies:
     """Return every site's reply to each stage that is measured, as good as they can be."""
     sure = Estimate(0.5, 1e-4)
     audit_body = write_audit(
-        plants=dict.fromkeys(PLANT_CLASSES, Tally(1_000, 1_000)),
+        certificate=make_certificate(1_000, 1_000),
+        plants_absent=400,
         fresh=Tally(2_000, 0),
         copies=Copies(3_000, 0, 0, 1.0, 1_000, 1_000),
         closeness=Closeness(0.5, 1e-4, 2_000),
@@ -54,7 +57,8 @@ def good_tallies(home: Home) -> Replies:
             "metrics": {"verification.wins": 999.0},
             "counts": {"verification.patients": 1_000},
         },
-        "screening": {"estimable": True, "metrics": {}, "counts": {"candidates": 8, "kept": 8}},
+        "screening": {"estimable": True, "metrics": {}, "counts": {"candidates": 8}},
+        "rescreening": {"estimable": True, "metrics": {}, "counts": {"candidates": 8}},
         "audit": audit_body,
     }
     return {
@@ -64,14 +68,16 @@ def good_tallies(home: Home) -> Replies:
     }
 
 
-def make_reply(home: Home, stage: StageName, site: str, body: dict[str, Any]) -> Reply:
+def make_reply(
+    home: Home, stage: StageName, site: str, body: dict[str, Any], *, number: int = 0
+) -> Reply:
     task = home.task({}, site=site, stage=stage)
     return Reply(
         protocol=task.protocol,
         roster=task.roster,
         site=site,
         stage=stage,
-        round=0,
+        round=number,
         nonce=task.nonce,
         status="done",
         body=body,
@@ -81,7 +87,7 @@ def make_reply(home: Home, stage: StageName, site: str, body: dict[str, Any]) ->
 def good_evidence(home: Home) -> Evidence:
     """Return what opens every gate of the study's policy: of the scans, what the sites told."""
     told = {
-        stage: [r.body for (of, _), r in good_tallies(home).items() if of == stage]
+        stage: [[r.body for (of, _), r in good_tallies(home).items() if of == stage]]
         for stage in TALLY_STAGES
     }
     measured = pool_tallies(told)
@@ -134,12 +140,16 @@ def release(
     return {"manifest.json": Manifest.model_validate(fields).to_bytes(), **files}
 
 
-def audit(home: Home, *digests: str) -> None:
-    """Put down what the audit of this study was shown."""
+def audit(home: Home, *digests: str, kept: tuple[str, ...], voted: Mapping[str, int]) -> None:
+    """Put down what the audit of this study was shown, and what this site voted on and kept."""
     roster = roster_digest({name: keys.public for name, keys in home.members.items()})
     folder = home.settings.records_of(protocol=home.study.protocol.digest, roster=roster)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / AUDITED).write_text(json.dumps(sorted(digests)))
+    (folder / "voted").mkdir(exist_ok=True)
+    for stage, rounds in voted.items():
+        for number in range(rounds):
+            (folder / "voted" / f"{stage}-{number}.json").write_text(json.dumps(kept))
 
 
 def ask(
@@ -147,16 +157,22 @@ def ask(
     files: Files,
     *,
     audited: tuple[str, ...] = (OTHER,),
+    kept: tuple[str, ...] = (OTHER,),
+    voted: Mapping[str, int] = ONE_ROUND,
     replies: Replies | None = None,
+    more: tuple[Reply, ...] = (),
     signers: dict[str, KeyPair] | None = None,
 ) -> Reply:
     home.consent()
-    audit(home, *audited)
+    audit(home, *audited, kept=kept, voted=voted)
     signers = signers or home.members
     tallies = {
-        f"{stage}/{site}": sign_reply(reply, signers[site])
+        f"{stage}/0/{site}": sign_reply(reply, signers[site])
         for (stage, site), reply in (good_tallies(home) if replies is None else replies).items()
     }
+    for reply in more:
+        key = f"{reply.stage}/{reply.round}/{reply.site}"
+        tallies[key] = sign_reply(reply, signers[reply.site])
     attachments = {
         "manifest": {name: np.frombuffer(data, np.uint8) for name, data in files.items()},
         "tallies": {name: np.frombuffer(data, np.uint8) for name, data in tallies.items()},
@@ -273,6 +289,69 @@ def test_images_that_this_site_has_not_audited_are_not_signed(
     assert "has not audited" in reply.reason
 
 
+@pytest.mark.parametrize("kept", [(), (digest_bytes(b"other images"),)])
+def test_images_that_this_site_has_not_kept_are_not_signed(
+    home: Home, kept: tuple[str, ...]
+) -> None:
+    reply = ask(home, release(home), kept=kept)
+    assert (reply.status, reply.body) == ("refused", {})
+    assert "has not kept: 1 of 1" in reply.reason
+
+
+def second_round(home: Home, *, number: int = 1, **changes: object) -> tuple[Reply, ...]:
+    """Return every site's reply to one more round of screening, as good as the first."""
+    good = good_tallies(home)["screening", "north"].body
+    body = {**good, **changes}
+    return tuple(make_reply(home, "screening", site, body, number=number) for site in home.members)
+
+
+def evidence_of_two_rounds(home: Home) -> Evidence:
+    tallies = good_tallies(home)
+    told = {
+        stage: [[r.body for (of, _), r in tallies.items() if of == stage]] for stage in TALLY_STAGES
+    }
+    told["screening"].append([reply.body for reply in second_round(home)])
+    measured = {m.name: m for m in pool_tallies(told)}
+    good = good_evidence(home)
+    kept = tuple(measured.get(m.name, m) for m in good.measurements)
+    return good.model_copy(update={"measurements": kept})
+
+
+def test_every_round_of_a_screening_is_pooled(home: Home) -> None:
+    evidence = evidence_of_two_rounds(home)
+    done = evidence.find("screening.done")
+    assert done is not None
+    assert done.n == 24
+    files = release(home, evidence=evidence)
+    twice = {**ONE_ROUND, "screening": 2}
+    assert ask(home, files, more=second_round(home), voted=twice).status == "done"
+
+
+@pytest.mark.parametrize("way", ["left out", "not answered here", "another number", "of one site"])
+def test_rounds_are_complete_and_in_order(home: Home, way: str) -> None:
+    files = release(home, evidence=evidence_of_two_rounds(home))
+    more, twice = second_round(home), {**ONE_ROUND, "screening": 2}
+    if way == "left out":
+        more, files = (), release(home)
+    elif way == "not answered here":
+        twice = ONE_ROUND
+    elif way == "another number":
+        more = second_round(home, number=2)
+    else:
+        more = more[:1]
+    reply = ask(home, files, more=more, voted=twice)
+    assert (reply.status, reply.body) == ("refused", {})
+    assert "not every site's tallies" in reply.reason
+
+
+def test_round_that_another_filter_judged_is_not_pooled(home: Home) -> None:
+    files = release(home, evidence=evidence_of_two_rounds(home))
+    more, twice = second_round(home, commitment=OTHER), {**ONE_ROUND, "screening": 2}
+    reply = ask(home, files, more=more, voted=twice)
+    assert (reply.status, reply.body) == ("refused", {})
+    assert "the votes of north" in reply.reason
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -299,7 +378,7 @@ def test_evidence_that_nobody_measured_is_not_signed(
     body = json.loads(json.dumps(replies[stage, site].body))
     if stage == "calibration":
         body["metrics"]["verification.wins"] = 900.0
-    elif stage == "screening":
+    elif stage in {"screening", "rescreening"}:
         body["estimable"] = False
     else:
         body["counts"]["copies.hits"] = 90
