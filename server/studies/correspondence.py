@@ -316,11 +316,8 @@ def _most_bytes(stage: StageName, attachments: Mapping[str, Tensors]) -> int:
 def _earlier_updates(
     run: StudyRun, stage: StageName, round_index: int, attachments: Mapping[str, Tensors]
 ) -> dict[str, dict[Digest, int]]:
-    """Return the updates that each site gave in other rounds, but for what is sent now anyway.
-
-    Votes are none: those of two rounds may well be equal.
-    """
-    if stage in IN_VOTES:
+    """Return the updates that each site gave in other rounds, but for what is sent now anyway."""
+    if stage in IN_VOTES:  # those of two rounds may well be equal
         return {}
     sent = set(attachment_digests(attachments).values())
     earlier: dict[str, dict[Digest, int]] = {}

@@ -159,7 +159,7 @@ def certified_site() -> Certified:
         sources=sources,
         others=others,
         model=_learn(blank, gallery, seed=SEED),
-        screener=hospital.screener(encoders, round_trip=blank.reconstruct),
+        screener=hospital.screener(encoders, round_trip=blank.reconstruct, encode=blank.encode),
     )
 
 

@@ -87,6 +87,12 @@ class Trained:
         return np.clip((covariate_BK - low) / (high - low), 0, 1).astype(np.float32)
 
     @torch.no_grad()
+    def encode(self, image: np.ndarray) -> np.ndarray:
+        """Return the scaled latents of images."""
+        parts = torch.from_numpy(np.array(image, dtype=np.float32, order="C")).split(_CHUNK)
+        return torch.cat([self.codec.encode(part.to(self.device)) for part in parts]).cpu().numpy()
+
+    @torch.no_grad()
     def reconstruct(self, image: np.ndarray) -> np.ndarray:
         """Return images after the codec alone."""
         parts = torch.from_numpy(image).split(_CHUNK)

@@ -13,7 +13,7 @@ import numpy as np
 
 from vitrael.client.site.tasks import SiteContext, TaskResult
 from vitrael.client.site.tasks.certify import certify
-from vitrael.client.site.tasks.filtering import study_round_trip
+from vitrael.client.site.tasks.filtering import site_template, study_round_trip
 from vitrael.client.site.tasks.networks import site_compute
 from vitrael.client.site.tasks.screen import choose_filter, commitment_of, decode_images
 from vitrael.client.site.tasks.sign_release import AUDITED
@@ -40,7 +40,6 @@ from vitrael.privacy.reid.calibrate import first_visits
 from vitrael.privacy.reid.gallery import with_round_trips
 from vitrael.privacy.reid.reference import build_reference, registered_similarity
 from vitrael.privacy.reid.roles import RoundTrip
-from vitrael.privacy.reid.template import fit_template
 
 _REFERENCE = (Split.FILTER, Split.CALIBRATION, Split.UTILITY)
 """Real patients that are neither attacked nor sealed: they say what is usual."""
@@ -131,15 +130,20 @@ class SiteAudit:
         self.visits = common_visits(self.training, self.held_out)
 
     def count_copies(self) -> Copies | None:
-        """Return the counts of copies, or None with too few patients of any kind."""
+        """Return the counts of copies, or None with too few patients of any kind.
+
+        The template is that of F, which helped neither side: one of T would make the scans of T
+        less like the samples than those of held-out patients are.
+        """
         sides = self.training, self.held_out
-        if min(len(first_visits(side)) for side in sides) < SMALLEST_COUNT:
+        learning = self.context.cohort.images(Split.FILTER)
+        if min(len(first_visits(side)) for side in sides) < SMALLEST_COUNT or not len(learning):
             return None
         training, held_out = (
             with_round_trips(part, self.round_trip).image_BCDHW
             for part in (self.training, self.held_out)
         )
-        template = fit_template(training, device=self.device)
+        template = site_template(learning, device=self.device)
         gallery = build_reference(training, template)
         null = registered_similarity(self.reference, gallery)
         if self.round_trip is not None and len(self.reference):
