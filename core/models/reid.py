@@ -1,9 +1,10 @@
 """The encoders of the filter: one knows a patient again on another visit, one a disguised copy.
 
 Two small convolutional networks of one shape, over three axes of space or over the frames of a
-clip, trained at each site on the patients of split F
-alone and never on those they will judge. Images are standardized one by one, so that gain and
-offset of a scanner do not matter and the embedding of an image does not depend on its batch.
+clip, trained on the patients of split F alone and never on those they will judge: the patient
+encoder at all sites together, the copy encoder at each by itself. Images are standardized one by
+one, so that gain and offset of a scanner do not matter and the embedding of an image does not
+depend on its batch.
 """
 
 from __future__ import annotations

@@ -117,7 +117,8 @@ def _means(
 
     What is missing leaves classes unplanted; no second contrast is at hand, and there is no video.
     """
-    embedder = keep.gallery.lens.encoders.copy if isinstance(keep, Screener) else None
+    # The coordinator has made this encoder: it is the one that an attacker can step against.
+    embedder = keep.gallery.lens.encoders.patient if isinstance(keep, Screener) else None
     if codec is None:
         return Means(embedder=embedder)
     protocol, compute = context.study.synthesis, site_compute(context)
