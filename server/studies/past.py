@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from vitrael.server.report.data import Curve, Event, SiteRound, StageSummary
 from vitrael.server.studies.ledger import StageRecord
@@ -12,6 +13,9 @@ from vitrael.server.studies.participation import (
     record_participation,
 )
 from vitrael.server.studies.run import StudyRun
+
+_TRAINED: Final = {"reid": "patient encoder"}
+"""Networks that are not called as their stage is."""
 
 
 def gather_curves(history: Sequence[StageRecord]) -> tuple[Curve, ...]:
@@ -25,7 +29,7 @@ def gather_curves(history: Sequence[StageRecord]) -> tuple[Curve, ...]:
             lines.setdefault(record.key.stage, {}).setdefault(who, []).extend(points)
     return tuple(
         Curve(
-            title=f"Training of the {stage}",
+            title=f"Training of the {_TRAINED.get(stage, stage)}",
             x_label="images",
             y_label="loss",
             series={who: tuple(sorted(points)) for who, points in series.items()},

@@ -2,9 +2,9 @@
 
 The gallery holds each patient twice, as it does in a study: as is, and after an autoencoder, here
 a slight blur. The peer is a script that registers each candidate to the same number of scans by
-MONAI's local cross-correlation and Adam, the usual way without a registration package; it is timed on
-some pairs and reckoned for all. Beside the times stands what both are for: how well the registered
-similarity tells bent copies from strangers.
+MONAI's local cross-correlation and Adam, the usual way without a registration package; it is timed
+on some pairs and reckoned for all. Beside the times stands what both are for: how well the
+registered similarity tells bent copies from strangers.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def test_consent_is_asked_for_and_kept(home: Home, study: str) -> None:
 
 SAID = {
     "others see": {
-        "common teacher": "current weights of codec and teacher",
+        "common teacher": "current weights of codec, patient encoder and teacher",
         "unscreened candidates": "**unscreened candidates**",
         "unscreened samples": "**unscreened samples**",
         "counts and measurements that you sent for calibration": "**all** sites replied to",

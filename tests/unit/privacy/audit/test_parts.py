@@ -28,7 +28,7 @@ from vitrael.privacy.audit.tallies import TALLY_STAGES, check_tally
         ("metrics", "copies.scale", -2.5),
         ("metrics", "copies.scale", float("inf")),
         ("counts", "plants.exact.dropped", 21),
-        ("counts", "plants.flip.shown", -1),
+        ("counts", "plants.flip_x.shown", -1),
         ("counts", "fresh.dropped", -1),
         ("metrics", "closeness.share", 1.01),
         ("metrics", "closeness.share", "0.5"),

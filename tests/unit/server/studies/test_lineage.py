@@ -195,9 +195,7 @@ def test_site_that_only_judged_is_in_the_student_and_not_in_the_teacher(
 
 
 def test_consent_canary_and_signature_alone_make_nothing(coordinator: Coordinator) -> None:
-    rest = {
-        f"{stage} {n}" for stage in (*TRAINED, *JUDGED) for n in (0, 1)
-    }
+    rest = {f"{stage} {n}" for stage in (*TRAINED, *JUDGED) for n in (0, 1)}
     coordinator.run("first", absent={stage: {"north"} for stage in rest})
     assert coordinator.stages("north") == {}
 

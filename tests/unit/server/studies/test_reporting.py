@@ -18,6 +18,7 @@ from vitrael.core.errors import DataError
 from vitrael.core.metrics.intervals import pearson_interval, pearson_r
 from vitrael.privacy.evidence import NAMES
 from vitrael.privacy.gates import POLICIES
+from vitrael.privacy.suite import VOLUME_SUITE
 from vitrael.server.demo import site_home
 from vitrael.server.progress import STAGES
 from vitrael.server.studies.federated import collect_consents
@@ -66,7 +67,8 @@ def test_stages_curves_and_sites_are_told(report: dict[str, Any]) -> None:
     assert {stage["stage"] for stage in report["stages"]} == set(STAGES)
     assert all(stage["status"] == "finished" for stage in report["stages"])
     assert {curve["title"] for curve in report["curves"]} == {
-        *("Training of the codec", "Training of the teacher", "Training of the student")
+        *("Training of the codec", "Training of the patient encoder"),
+        *("Training of the teacher", "Training of the student"),
     }
     codec = next(c for c in report["curves"] if c["title"] == "Training of the codec")
     assert set(codec["series"]) == set(SITES)
@@ -95,11 +97,13 @@ def test_counts_of_patients_are_buckets(report: dict[str, Any], finished: Ended)
     assert {value for _, value in counts} == {"fewer than 11"}
     # Whatever else is a whole number, the report says what it counts: n, rounds, voxels, samples.
     whole = {path for path, value in fields(report) if type(value) is int}
-    assert {path.rpartition("/")[2] for path in whole} <= {
+    by_class = {path for path in whole if path.split("/")[-2] in {"planted", "caught"}}
+    assert {path.rpartition("/")[2] for path in by_class} <= VOLUME_SUITE.keys()
+    assert {path.rpartition("/")[2] for path in whole - by_class} <= {
         *("n", "least_n", "planted", "caught", "version", "seed", "volumes", "released"),
         *("target", "grid_vox", "round", "rounds", "samples", "references", "overview"),
         "size_bytes",
-        *("codec", "teacher", "asked", "kept"),
+        *("codec", "reid", "teacher", "asked", "kept"),
     }
     exact = {path.partition("/n")[0] for path in whole if path.endswith("/n")}
     assert exact <= {"/evidence/measurements", "/verdict/findings/measurement"} | {
