@@ -14,6 +14,8 @@ from typing import Final
 
 GROUP_IMAGES: Final = 20
 """Near-copies of one patient in a group."""
+MOST_LEARNED: Final = 100
+"""Patients that a model is made to know by heart at a site, at most."""
 LEAST_SOURCES: Final = 59
 """Distinct patients, all of them found, that a lower bound of 0.95 takes."""
 

@@ -49,7 +49,8 @@ def certify_filter(
     ``keep_others`` is the filter without the scans that the other visits show. ``genuine_BCDHW``
     are images that are no plants, for the mixtures. ``subgroup_PG`` holds the names of the
     subgroups of each source patient. A class of fewer than ``SMALLEST_COUNT`` plants, or groups,
-    is shown to nobody; of a division one of whose subgroups is smaller nothing is told.
+    is shown to nobody; of a division one of whose subgroups is smaller nothing is told, and nothing
+    of other visits where fewer patients have none.
     """
     ids, tallies = {}, {}
     dropped_of: list[np.ndarray] = []
@@ -58,10 +59,11 @@ def certify_filter(
         plant = table[name]
         ids[name] = content_ids(made, salt=salt)
         tallies[name] = Tally(0, 0)
-        if len(made) // plant.group_images >= SMALLEST_COUNT:
+        left_out = len(sources) - len(made) if name == "other_visit" else 0
+        if len(made) // plant.group_images >= SMALLEST_COUNT and not 0 < left_out < SMALLEST_COUNT:
             dropped_P = ~(keep_others if name == "other_visit" else keep)(made)
             tallies[name] = found_groups(dropped_P, plant)
-            if plant.must and len(dropped_P) == len(sources):
+            if plant.must and plant.group_images == 1 and "memorized" not in plant.needs:
                 dropped_of.append(dropped_P)
                 mixed[name] = on_levels(made[:_MIXED])
         told(done, len(table))

@@ -23,6 +23,7 @@ from vitrael.privacy.audit.pooling import (
 from vitrael.privacy.envelope import open_reply
 from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.keys import PublicKeys, roster_digest
+from vitrael.privacy.suite import MOST_LEARNED
 
 TALLY_STAGES: Final[tuple[StageName, ...]] = ("calibration", "screening", "rescreening", "audit")
 """Whose replies are tallies."""
@@ -78,6 +79,28 @@ def check_tally(stage: str, tally: SiteTally) -> None:
         )
     empty: dict[str, Sequence[Sequence[SiteTally]]] = {key: [[]] for key in TALLY_STAGES}
     pool_tallies({**empty, stage: [[tally]]})
+
+
+def check_planted(audit: SiteTally, *, planned: int) -> None:
+    """Raise DataError for an audit that tells of more plants than the study asked of a site.
+
+    The counts of all sites are added: with a number that nobody asked for, one site could pay for
+    what the others miss. ``planned`` is the study's share for a site, and of memorized samples
+    there are as many as a model learns patients at most.
+    """
+    counts = audit.get("counts", {})
+    for name, count in counts.items() if isinstance(counts, Mapping) else ():
+        part, _, kind = str(name).partition(".")
+        asked = part in {"plants", "negatives"} and kind.endswith(".shown")
+        if not asked and name != "must.patients":
+            continue
+        most = max(planned, MOST_LEARNED) if kind == "memorized.shown" else planned
+        if type(count) is not int or count > most:
+            raise DataError(
+                f"a site's tally is out of range: {name}",
+                why=f"the study asked for {most} at a site",
+                fix="run the same package version everywhere",
+            )
 
 
 def check_vote(site: str, votes: SiteTally, calibration: SiteTally) -> None:

@@ -261,7 +261,9 @@ def _screen(
         Conspicuous(
             synthetic=synthetic.paths[row],
             real=real.paths[found[row]] if row in found else "",
-            members=tuple(name for name, over in zip(MEMBERS, over_B4[row], strict=False) if over),
+            members=tuple(
+                name for name, over in zip(MEMBERS[:4], over_B4[row], strict=True) if over
+            ),
             score=float(members_B4[row].max()),
         )
         for row in order.tolist()

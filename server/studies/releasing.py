@@ -19,9 +19,16 @@ from vitrael.core.rng import stream
 from vitrael.core.study import Study
 from vitrael.core.version import package_version
 from vitrael.privacy.audit.pooling import conditioning_measurements, participation_measurement
-from vitrael.privacy.audit.tallies import TALLY_STAGES, check_certificate, pool_tallies, tally_key
+from vitrael.privacy.audit.tallies import (
+    TALLY_STAGES,
+    check_certificate,
+    check_planted,
+    pool_tallies,
+    tally_key,
+)
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import POLICIES, Verdict, decide
+from vitrael.privacy.leakage import split_plants
 from vitrael.privacy.release import states
 from vitrael.privacy.release.bundle import Contents, image_files, write_bundle
 from vitrael.privacy.release.catalogue import publish
@@ -56,9 +63,12 @@ def audit_samples(
     What the sites judge are the image files of the release themselves; they sign no others. The
     filter that they test is the one that voted in all rounds of ``screenings``.
     """
+    asked = run.study.synthesis.audit
+    planned = split_plants(asked.plants_per_class, len(run.study.roster.sites))
 
     def check(answer: Answer) -> None:
         usable_tally(answer)
+        check_planted(answer.reply.body, planned=planned)
         counts: Mapping[str, Any] = answer.reply.body["counts"]  # type: ignore[assignment]
         if counts.get("copies.samples", samples["count"]) != samples["count"]:
             raise DataError(

@@ -103,7 +103,7 @@ def build_report(
         sites=_sites(run, history, reasons=reasons),
         verdict=Verdict.model_validate(decision["verdict"]),
         evidence=evidence,
-        plants=_site_plants(_document(run, history, "audit").get("sites", {})),
+        plants=_site_plants(_document(run, history, "audit").get("sites", {})) if reasons else (),
         conditioning=_conditioning(run, history, tensors, evidence),
         curves=gather_curves(history),
         stages=tuple(sum_up_stage(record, reasons=reasons) for record in history),

@@ -8,7 +8,7 @@ every site kept that voted; ``kept``, how many each of them did; and how many ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -62,37 +62,38 @@ def screen_samples(
 ) -> dict[str, Any]:
     """Stage ``rescreening``: every site votes on a round of samples, as they would be released.
 
-    They are sent as the very files of a release: what these lose, the votes are given without.
+    They are sent as the very files of a release: what these lose, the votes are given without. A
+    site judges them in the order of their names, so each is named by its row.
     """
 
     def bring() -> Mapping[str, Tensors]:
         files = sample_files(run, samples, student=student)
-        return {"samples": {path: np.frombuffer(data, np.uint8) for path, data in files.items()}}
+        named = {f"{row:09d}": files[path] for row, path in enumerate(files)}
+        return {"samples": {name: np.frombuffer(data, np.uint8) for name, data in named.items()}}
 
     return _screen(run, "samples", samples, bring, calibration=calibration, number=number)
 
 
 def sample_files(run: StudyRun, samples: Mapping[str, Any], *, student: Digest) -> dict[str, bytes]:
-    """Return a round's samples as image files, in the order of their names."""
+    """Return a round's samples as image files, in their order."""
     data = run.study.synthesis.data
     drawn = Samples(
         run.objects.get_tensors(Digest(samples["images"]))["image"],
         run.objects.get_tensors(Digest(samples["conditions"]))["condition"],
         centered_affine(data.grid_vox, spacing=data.spacing_mm),
     )
-    files = image_files(
+    return image_files(
         synthetic_set(
             drawn, seed=samples["seed"], generator=student, data=data, first=samples["first"]
         )
     )
-    return {path: files[path] for path in sorted(files)}
 
 
 def _screen(
     run: StudyRun,
     phase: Phase,
     drawn: Mapping[str, Any],
-    bring: Any,  # noqa: ANN401 - a function without arguments, to what the task brings
+    bring: Callable[[], Mapping[str, Tensors]],
     *,
     calibration: Mapping[str, Any],
     number: int,

@@ -33,9 +33,10 @@ from vitrael.privacy.audit.plants.overtrained import COURSE, why_too_few
 pytestmark = pytest.mark.slow
 
 _MANY, _SOME, _FEW, _SURE = 300, 100, 60, 0.98
-_FALLS_SHORT = {"resample_half", "sdedit_10", "sdedit_20", "memorized"}
+_FALLS_SHORT = {"sdedit_20": 0.75, "memorized": 0.65}
 """What must be caught and is not surely enough, on volumes of 24 cubed: a release is refused. The
-figures stand in docs/measured/filter.md. No other class may join, and these are to leave."""
+least share of each that is caught all the same; the figures stand in docs/measured/filter.md. No
+other class may join, and these are to leave."""
 _NEGATIVES = 150
 _GENUINE = 300
 
@@ -121,7 +122,7 @@ def test_every_class_that_must_be_caught_reaches_its_bound_but_those_that_are_to
     # Phantoms have one contrast; what a model has by heart is shown below.
     assert VOLUME_PLANTS.keys() - shown == {"other_sequence", "memorized"}
     missed = [caught for caught in found if caught.plant.must and not _reaches(caught)]
-    new = [caught.line for caught in missed if caught.plant.name not in _FALLS_SHORT]
+    new = [c.line for c in missed if c.share < _FALLS_SHORT.get(c.plant.name, 1.0)]
     assert not new, "\n".join(new)
 
 
@@ -239,4 +240,4 @@ def test_samples_that_an_overtrained_model_has_by_heart_are_harvested_and_shown(
     assert not fresh.suffices
     table = {"memorized": VOLUME_PLANTS["memorized"]}
     (caught,) = _show(site, table, Means(memorized_BCDHW=harvest.image_MCDHW), _MANY)
-    assert _reaches(caught) or caught.plant.name in _FALLS_SHORT, caught.line
+    assert _reaches(caught) or caught.share >= _FALLS_SHORT["memorized"], caught.line

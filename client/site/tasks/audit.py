@@ -13,7 +13,11 @@ import numpy as np
 
 from vitrael.client.site.tasks import SiteContext, TaskResult
 from vitrael.client.site.tasks.certify import certify
-from vitrael.client.site.tasks.filtering import site_template, study_round_trip
+from vitrael.client.site.tasks.filtering import (
+    demand_same_codec,
+    site_template,
+    study_round_trip,
+)
 from vitrael.client.site.tasks.networks import site_compute
 from vitrael.client.site.tasks.screen import choose_filter, commitment_of, decode_images
 from vitrael.client.site.tasks.sign_release import AUDITED
@@ -60,6 +64,7 @@ def run(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> Task
     device = site_compute(context).device
     files = {name: np.asarray(a, np.uint8).tobytes() for name, a in inputs["released"].items()}
     released = _read_images(files, context)
+    demand_same_codec(context, inputs.get("codec"))
     round_trip = study_round_trip(context, inputs.get("codec"))
     audit = SiteAudit(context, released, round_trip, device=device)
     tested = certify(

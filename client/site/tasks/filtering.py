@@ -171,6 +171,20 @@ def study_encode(context: SiteContext, codec: Tensors | None) -> Encode | None:
     return encode
 
 
+def demand_same_codec(context: SiteContext, codec: Tensors | None) -> None:
+    """Raise DataError for another codec than the one that the filter was calibrated with.
+
+    What a filter is tested with, and what is usual among scans, follows from it.
+    """
+    path = _folder(context) / "codec.safetensors"
+    if path.is_file() and (codec is None or path.read_bytes() != pack_tensors(codec)):
+        raise DataError(
+            "the task brings another codec than the one of the calibration",
+            why="copies would be planted, and the usual told, by another model than the study's",
+            fix="let the coordinator send the codec that the study has trained",
+        )
+
+
 def site_template(learning: PatientImages, *, device: str) -> Template:
     """Return the template of the first scans of F: whom it is used on has not helped to make it."""
     return fit_template(learning.image_BCDHW[first_visits(learning)], device=device)

@@ -21,9 +21,15 @@ from vitrael.core.messages import Task
 from vitrael.core.protocols import SynthesisProtocol
 from vitrael.core.study import parse_study
 from vitrael.core.weights import Tensors
-from vitrael.privacy.audit.tallies import check_evidence, open_tallies, pool_tallies
+from vitrael.privacy.audit.tallies import (
+    check_evidence,
+    check_planted,
+    open_tallies,
+    pool_tallies,
+)
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import POLICIES, Verdict, decide
+from vitrael.privacy.leakage import split_plants
 from vitrael.privacy.release.manifest import (
     DOCUMENTS,
     MANIFEST,
@@ -173,4 +179,7 @@ def _check_measured(evidence: Evidence, replies: Mapping[str, bytes], context: S
     protocol = context.study.synthesis
     voted = rounds_voted(context)
     tallies = open_tallies(replies, context.members, protocol=protocol.digest, voted=voted)
+    planned = split_plants(protocol.audit.plants_per_class, len(context.study.roster.sites))
+    for audit in tallies["audit"][0]:
+        check_planted(audit, planned=planned)
     check_evidence(evidence, pool_tallies(tallies, confidence=protocol.audit.confidence))

@@ -33,10 +33,7 @@ from vitrael.core.weights import Tensors, load_weights
 from vitrael.privacy.audit.plants.harvest import Harvest, harvest_memorized
 from vitrael.privacy.leakage import SMALLEST_COUNT
 from vitrael.privacy.reid.calibrate import first_visits
-from vitrael.privacy.suite import LEAST_SOURCES
-
-MOST_PATIENTS: Final = 100
-"""A model of the study's size needs the longer the more patients it has to keep apart."""
+from vitrael.privacy.suite import LEAST_SOURCES, MOST_LEARNED
 
 _CHUNK: Final = 64
 
@@ -66,11 +63,11 @@ class Course:
     def __post_init__(self) -> None:
         if min(self.most_images, self.stretch_images, self.samples, self.wanted) < 1:
             raise DataError("a course of over-training needs images, samples and a goal above none")
-        if not self.wanted <= self.patients <= MOST_PATIENTS:
+        if not self.wanted <= self.patients <= MOST_LEARNED:
             raise DataError(
                 f"{self.patients} patients cannot be learned by heart",
-                why=f"{self.wanted} are wanted of them, and {MOST_PATIENTS} are the most",
-                fix=f"choose from {self.wanted} to {MOST_PATIENTS}",
+                why=f"{self.wanted} are wanted of them, and {MOST_LEARNED} are the most",
+                fix=f"choose from {self.wanted} to {MOST_LEARNED}",
             )
 
 

@@ -179,3 +179,22 @@ def test_plants_do_not_depend_on_the_filter(
     moved = replace(sources, image_PCDHW=sources.image_PCDHW[::-1].copy())
     _, third = _certify(keep_all, moved, strangers)
     assert third.digest != one.digest
+
+
+def test_other_visits_are_not_told_where_few_patients_have_none(
+    gallery: PatientImages, sources: Sources, strangers: PatientImages
+) -> None:
+    visits, rows = sources.visit_PCDHW, sources.visit_row_V
+    assert visits is not None
+    assert rows is not None
+    keep = _near(gallery.image_BCDHW)
+
+    def shown(without: int) -> int:
+        some = replace(
+            sources,
+            visit_PCDHW=visits[: PATIENTS - without],
+            visit_row_V=rows[: PATIENTS - without],
+        )
+        return _certify(keep, some, strangers)[0].plants["other_visit"].shown
+
+    assert [shown(0), shown(4), shown(11)] == [PATIENTS, 0, PATIENTS - 11]

@@ -26,7 +26,8 @@ from vitrael.privacy.audit.pooling import (
     screening_measurement,
     verification_measurement,
 )
-from vitrael.privacy.audit.power import Caught, Tally, show_to_filter
+from vitrael.privacy.audit.power import Caught, Certificate, Tally, show_to_filter
+from vitrael.privacy.audit.tallies import check_planted
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import POLICIES, judge
 from vitrael.privacy.reid.roles import keep_all
@@ -346,3 +347,22 @@ def test_site_that_judged_and_is_not_in_the_model_counts_for_nothing() -> None:
     sites = ("north", "harbour", "valley")
     assert participation_measurement(contributed=sites[:2], judged=sites).value == 1
     assert participation_measurement(contributed=(), judged=sites).value is None
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        make_certificate(21, 21),
+        make_certificate(20, 20, must=Caught(30.0, 30)),
+        make_certificate(20, 20, plants={"flip_x": Tally(10_000_000, 10_000_000)}),
+        make_certificate(20, 20, plants={"memorized": Tally(101, 101)}),
+    ],
+)
+def test_site_that_tells_of_more_plants_than_were_asked_cannot_pay_for_others(
+    part: Certificate,
+) -> None:
+    check_planted(make_tally(), planned=20)
+    fair = make_certificate(20, 20, plants={"memorized": Tally(72, 60)})
+    check_planted(make_tally(certificate=fair), planned=20)
+    with pytest.raises(DataError, match="out of range"):
+        check_planted(make_tally(certificate=part), planned=20)

@@ -180,6 +180,17 @@ def test_operating_point_of_another_version_is_refused_without_its_values(home: 
     assert caught.value.__cause__ is None
 
 
+def test_task_with_another_codec_than_the_calibrations_is_refused(home: Home) -> None:
+    home.consent()
+    context = context_of(home)
+    filtering.demand_same_codec(context, None)  # nothing was calibrated: there is no other
+    keep_filter(home, codec=CODEC)
+    filtering.demand_same_codec(context, CODEC)
+    for other in ({"w": CODEC["w"] + 1}, None):
+        with pytest.raises(DataError, match="another codec"):
+            filtering.demand_same_codec(context, other)
+
+
 def test_digests_of_the_audited_images_outlive_all_that_may_be_cleared(home: Home) -> None:
     home.consent()
     data = home.study.protocol.data

@@ -44,7 +44,7 @@ def good_tallies(home: Home) -> Replies:
     """Return every site's reply to each stage that is measured, as good as they can be."""
     sure = Estimate(0.5, 1e-4)
     audit_body = write_audit(
-        certificate=make_certificate(1_000, 1_000),
+        certificate=make_certificate(20, 20),
         plants_absent=400,
         fresh=Tally(2_000, 0),
         copies=Copies(3_000, 0, 0, 1.0, 1_000, 1_000),
