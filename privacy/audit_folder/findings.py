@@ -173,7 +173,13 @@ class Findings(Section):
         if self.copies_found:
             return EXIT_REFUSED
         partial = self.real.refused or self.synthetic.refused or not self.filter.calibrated
-        return EXIT_PARTIAL if partial else EXIT_OK
+        return EXIT_PARTIAL if partial or self._powerless else EXIT_OK
+
+    @property
+    def _powerless(self) -> bool:
+        """Whether nothing is known of any class that must be caught: finding none says nothing."""
+        must = [plant.outcome for plant in self.certificate.plants if plant.must]
+        return all(outcome == "not estimable" for outcome in must)
 
 
 CHANCE: Final = 0.05

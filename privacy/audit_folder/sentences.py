@@ -116,8 +116,9 @@ def _tell_power(findings: Findings) -> str:
     missed = [one.name for one in findings.certificate.plants if one.outcome == "not reached"]
     told = (
         f"Of {sum(counts.values())} classes of planted copies the filter is shown to catch as many "
-        f"as is demanded in {counts['reached']}; in {counts['not reached']} it is shown not to, "
-        f"and of {counts['not estimable']} the patients are too few to tell."
+        f"as is demanded in {counts['reached']}; in {counts['not reached']} it misses that, or is "
+        f"not shown to reach it, and of {counts['not estimable']} there are too few plants or "
+        "patients to tell."
     )
     return f"{told} Copies of these kinds may have passed: {', '.join(missed)}." if missed else told
 
