@@ -44,7 +44,10 @@ from vitrael.privacy.keys import KeyPair
 from vitrael.privacy.leakage import SMALLEST_COUNT, split_plants
 from vitrael.privacy.suite import VOLUME_SUITE, must_classes
 
-pytestmark = pytest.mark.xdist_group("leak")  # one worker makes what they share
+pytestmark = [
+    pytest.mark.federation,  # whole studies
+    pytest.mark.xdist_group("leak"),  # one worker makes what they share
+]
 
 _SIZES = {"T": 40, "F": 8, "C": 10, "A": 16, "U": 4}
 _RELEASED = 32

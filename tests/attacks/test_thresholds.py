@@ -40,7 +40,7 @@ from vitrael.privacy.audit.membership import (
 )
 from vitrael.privacy.audit.parts import write_audit
 from vitrael.privacy.audit.pooling import audit_measurements
-from vitrael.privacy.audit.power import Tally
+from vitrael.privacy.audit.power import Certificate, Tally
 from vitrael.privacy.evidence import Evidence
 from vitrael.privacy.gates import POLICIES, Gate, Verdict, judge
 
@@ -96,8 +96,9 @@ def _site_tally(
         for part in (training, held_out)
     ]
     return write_audit(
-        plants={},
+        certificate=Certificate(),
         fresh=Tally(0, 0),
+        plants_absent=0,
         copies=count_copies(
             _correlation(released, training),
             _correlation(released, held_out),

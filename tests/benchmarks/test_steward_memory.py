@@ -36,6 +36,7 @@ from vitrael.server.studies.federated import (
     collect_consents,
     scale_latents,
     train_codec,
+    train_patient_encoder,
     train_teacher,
 )
 from vitrael.server.studies.run import open_run
@@ -151,7 +152,7 @@ def test_steward_between_tasks_holds_less_than_700_mib(root: Path, tmp_path: Pat
         collect_consents(run)
         codec = train_codec(run)
         codec = Digest(scale_latents(run, codec)["codec"])
-        calibrate_filters(run, codec)
+        calibrate_filters(run, codec, train_patient_encoder(run, codec))
         train_teacher(run, codec)
         for task, kib in watched.seen.items():
             print(f"after {task}: {kib / 1024:.0f} MiB")

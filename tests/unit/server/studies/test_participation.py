@@ -21,7 +21,10 @@ from vitrael.server.studies.participation import (
 from vitrael.server.studies.pipeline import run_study
 from vitrael.server.studies.run import StageResult, StudyRun
 
-pytestmark = pytest.mark.xdist_group("tiny study")
+pytestmark = [
+    pytest.mark.federation,  # whole studies
+    pytest.mark.xdist_group("tiny study"),  # one worker makes what they share
+]
 
 ABSENT = "site valley: the disk of patient scans in ward seven is full"
 

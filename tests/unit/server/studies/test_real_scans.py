@@ -46,7 +46,7 @@ def test_few_real_subjects_end_with_a_verdict_and_nothing_published(
 
     outcome = json.loads((home / "outcome.json").read_text())
     assert outcome["outcome"] == "refuse"
-    assert outcome["unscreened"] == 16
+    assert outcome["unscreened"] == 16 + 8  # candidates and samples
     assert not outcome["publishable"]
     unknown = {sentence for kind, sentence in outcome["findings"] if kind == "not estimable"}
     assert any("filter.power.exact" in sentence for sentence in unknown)

@@ -33,7 +33,10 @@ from vitrael.server.studies.releasing import (
     sign_release,
 )
 
-pytestmark = pytest.mark.xdist_group("tiny study")
+pytestmark = [
+    pytest.mark.federation,  # whole studies
+    pytest.mark.xdist_group("tiny study"),  # one worker makes what they share
+]
 
 Documents = Callable[[Path], dict[str, Any]]
 

@@ -220,7 +220,7 @@ def test_member_outside_the_model_that_cannot_judge_is_told_before_the_judging(
         run = told.run()
         codec = train_codec(run)  # the control: rounds go on without it
         with pytest.raises(StudyError, match="valley is on the roster and takes no part") as caught:
-            calibrate_filters(run, codec)
+            calibrate_filters(run, codec, codec)  # asked of nobody: no encoder is needed
     assert f"write {run.roster} as roster.predecessor" in caught.value.fix
 
 
