@@ -16,7 +16,7 @@ from vitrael.server.study_cli import add_expert, drop_expert, offer, start, stop
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 _STUDY = click.Path(path_type=Path, dir_okay=False)
-_HOW_LONG = "This takes about ten minutes on two processors that do nothing else."
+_HOW_LONG = "This takes about fifteen minutes on two processors that do nothing else."
 
 
 @click.command(

@@ -270,7 +270,7 @@ def test_demo_says_how_long_its_own_study_takes_and_the_time_of_each_step(
     assert cli.run(["demo", "--home", str(tmp_path / "home"), *study]) == 1
     told = capsys.readouterr().err
     assert re.search(r"^ *\d+:\d\d drawing phantoms$", told, re.MULTILINE)
-    assert ("about ten minutes" in told) is own
+    assert ("about fifteen minutes" in told) is own
 
 
 @pytest.mark.parametrize(
