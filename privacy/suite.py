@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+MOST_GROUPS: Final = 60
+"""Patients who are each copied so often: 59 make a bound of 0.95."""
 GROUP_IMAGES: Final = 20
 """Near-copies of one patient in a group."""
 MOST_LEARNED: Final = 100

@@ -15,9 +15,7 @@ import numpy as np
 from vitrael.privacy.audit.plants import frames, geometry, intensity, rows
 from vitrael.privacy.audit.plants.classes import PlantClass, Way, always, drawn, join_table, mixed
 from vitrael.privacy.audit.plants.sources import Means, Sources
-from vitrael.privacy.suite import CLIP_SUITE, GROUP_IMAGES
-
-MOST_GROUPS: Final = 60
+from vitrael.privacy.suite import CLIP_SUITE, GROUP_IMAGES, MOST_GROUPS
 
 _PICTURE: Final = (3, 4)
 _COLUMNS: Final = 4

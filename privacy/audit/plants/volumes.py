@@ -17,10 +17,7 @@ import numpy as np
 from vitrael.privacy.audit.plants import geometry, intensity, mixtures, rows
 from vitrael.privacy.audit.plants.classes import PlantClass, Way, always, drawn, join_table, mixed
 from vitrael.privacy.audit.plants.sources import Means, Sources
-from vitrael.privacy.suite import GROUP_IMAGES, VOLUME_SUITE
-
-MOST_GROUPS: Final = 60
-"""Patients who are each copied 20 times: 59 make a bound of 0.95."""
+from vitrael.privacy.suite import GROUP_IMAGES, MOST_GROUPS, VOLUME_SUITE
 
 _SPACE: Final = (2, 3, 4)
 _AXIAL: Final = (2, 3)
