@@ -7,10 +7,11 @@ each calibration patient meets the whole gallery, so every null maximum and ever
 runs over the same number of patients.
 
 The members are joined by OR on one scale: each score, through Fisher's z, is counted in spreads of
-its own null, and the largest of all decides. Patients of the null are measured with mean and spread
-of the others alone, since a newcomer has no part in them either. The threshold is an order
-statistic of these largest scores, one place higher than among independent ones: two patients who
-are nearest to each other are both high, and a newcomer would have lifted one more
+its own null, and the largest of all decides. A spread is that of the upper half: how far scores
+fall below the mean says nothing of how high they rise. Patients of the null are measured with mean
+and spread of the others alone, since a newcomer has no part in them either. The threshold is an
+order statistic of these largest scores, one place higher than among independent ones: two patients
+who are nearest to each other are both high, and a newcomer would have lifted one more
 (``core.metrics.conformal``).
 """
 
@@ -46,10 +47,11 @@ LIFTED: Final = 1
 
 
 class Scale(Section):
-    """Mean and spread of Fisher's z over the null, one for each score."""
+    """Mean and upper spread of Fisher's z over the null, one for each score."""
 
     mean: tuple[float, ...]
     spread: tuple[float, ...]
+    """Root mean square of what is above the mean: only there a match is conspicuous."""
 
     def measure(self, score_BK: np.ndarray) -> np.ndarray:
         """Return scores in spreads of the null, ``[B, K]``."""
@@ -60,8 +62,8 @@ class OperatingPoint(Section):
     """The frozen scales and the threshold; they never leave the site, only their digest does."""
 
     best: Scale
-    """Of the two encoders, the registered similarity, and the margin among latents if there is a
-    codec."""
+    """Of the two encoders, the registered similarity, and the likelihood ratio of latents if there
+    is a codec."""
     region: Scale
     """Of each region."""
     regions: Scale
@@ -117,12 +119,9 @@ def null_matches(
     ``gallery`` is that of ``training``. Without calibration patients the left-out place stays
     empty; the null is then one patient short of size. None when nobody is left to compare with.
 
-    Each patient comes with the first visit, as it is and after the autoencoder, whichever matches
-    better, score by score; a newcomer is looked at once. Candidates come out of the autoencoder,
-    and the fresh patients of an audit as they were scanned: the larger of both looks holds the rate
-    for either. Its price is a rate below the nominal one, and so a filter that is less strict than
-    it could be: of looks that are alike, with a correlation of 0.98 between them, four fifths of
-    the rate are left, of 0.8 three fifths, and never less than half.
+    Each patient comes with the first visit, as a candidate comes: out of the autoencoder, if there
+    is one. A new patient's scan that has not been through it is no candidate, and the rate says
+    nothing of it.
     """
     left_out = first_visits(training)
     wide = extend_gallery(gallery, with_round_trips(calibration, round_trip))
@@ -135,14 +134,12 @@ def null_matches(
         allowed = allowed | (wide.patient_N[None, :] == substitute[:, None])
     if not allowed.any(1).all():
         return None
-    found: Matches | None = None
-    for form in (_as_it_is, round_trip) if round_trip else (_as_it_is,):
-        matches = match(form(training.image_BCDHW[left_out]), wide, allowed_BN=allowed)
-        if len(calibration):
-            fresh = form(calibration.image_BCDHW[first_visits(calibration)])
-            matches = match(fresh, gallery).behind(matches)
-        found = matches if found is None else found.larger(matches)
-    return found
+    come = round_trip or _as_it_is
+    matches = match(come(training.image_BCDHW[left_out]), wide, allowed_BN=allowed)
+    if len(calibration):
+        fresh = come(calibration.image_BCDHW[first_visits(calibration)])
+        matches = match(fresh, gallery).behind(matches)
+    return matches
 
 
 def name_filter(
@@ -243,15 +240,28 @@ def _as_it_is(image_BCDHW: np.ndarray) -> np.ndarray:
 
 
 def _scale(z_BK: np.ndarray) -> Scale:
-    spread = np.maximum(z_BK.std(0, ddof=1), _LEAST_SPREAD)
-    return Scale(mean=tuple(z_BK.mean(0).tolist()), spread=tuple(spread.tolist()))
+    mean_K = z_BK.mean(0)
+    over_BK = np.maximum(z_BK - mean_K, 0)
+    spread_K = np.sqrt((over_BK**2).sum(0) / np.maximum(1, (over_BK > 0).sum(0)))
+    spread = np.maximum(spread_K, _LEAST_SPREAD)
+    return Scale(mean=tuple(mean_K.tolist()), spread=tuple(spread.tolist()))
 
 
 def _among_others(z_BK: np.ndarray) -> np.ndarray:
-    """Return each row in mean and spread of all the other rows, column by column."""
+    """Return each row in mean and upper spread of all the other rows, column by column."""
     n = len(z_BK)
-    total, squares = z_BK.sum(0), (z_BK**2).sum(0)
-    mean = (total - z_BK) / (n - 1)
-    variance = (squares - z_BK**2) / (n - 1) - mean**2
-    spread = np.sqrt(np.maximum(variance * (n - 1) / max(1, n - 2), 0))
-    return np.asarray((z_BK - mean) / np.maximum(spread, _LEAST_SPREAD))
+    mean_BK = (z_BK.sum(0) - z_BK) / (n - 1)
+    falling = np.sort(z_BK, axis=0)[::-1]
+    # Of the largest 0, 1, 2, ... numbers: sum, and sum of squares.
+    sum_BK, squares_BK = (
+        np.concatenate([np.zeros((1, z_BK.shape[1])), np.cumsum(part, axis=0)])
+        for part in (falling, falling**2)
+    )
+    columns = zip(falling[::-1].T, mean_BK.T, strict=True)
+    below_BK = np.stack([np.searchsorted(z, mean, "right") for z, mean in columns], axis=1)
+    count_BK = n - below_BK
+    sum_BK, squares_BK = (np.take_along_axis(part, count_BK, 0) for part in (sum_BK, squares_BK))
+    own_BK = np.maximum(z_BK - mean_BK, 0)
+    over_BK = squares_BK - 2 * mean_BK * sum_BK + count_BK * mean_BK**2 - own_BK**2
+    spread_BK = np.sqrt(np.maximum(over_BK, 0) / np.maximum(1, count_BK - (own_BK > 0)))
+    return np.asarray((z_BK - mean_BK) / np.maximum(spread_BK, _LEAST_SPREAD))

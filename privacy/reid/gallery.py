@@ -39,7 +39,7 @@ class Gallery:
     """By encoder."""
     parts: Parts
     patient_N: np.ndarray
-    latent_NZ: torch.Tensor | None = None
+    latent_NS: torch.Tensor | None = None
     """None where there is no codec."""
 
     def __repr__(self) -> str:
@@ -83,7 +83,7 @@ def build_gallery(images: PatientImages, lens: Lens) -> Gallery:
         embedding_NE={name: see_identity(laid_NCDHW, lens, name) for name in ENCODERS},
         parts=join_parts(parts),
         patient_N=images.patient_B.copy(),
-        latent_NZ=None if latents is None else latents.see(images.image_BCDHW),
+        latent_NS=None if latents is None else latents.see(images.image_BCDHW),
     )
 
 
@@ -96,7 +96,7 @@ def extend_gallery(gallery: Gallery, images: PatientImages) -> Gallery:
         return gallery
     more = build_gallery(images, gallery.lens)
     first = int(gallery.patient_N.max()) + 1
-    latents = [one.latent_NZ for one in (gallery, more) if one.latent_NZ is not None]
+    latents = [one.latent_NS for one in (gallery, more) if one.latent_NS is not None]
     return Gallery(
         lens=gallery.lens,
         laid_NCDHW=np.concatenate([gallery.laid_NCDHW, more.laid_NCDHW]),
@@ -106,5 +106,5 @@ def extend_gallery(gallery: Gallery, images: PatientImages) -> Gallery:
         },
         parts=join_parts([gallery.parts, more.parts]),
         patient_N=np.concatenate([gallery.patient_N, first + more.patient_N]),
-        latent_NZ=torch.cat(latents) if latents else None,
+        latent_NS=torch.cat(latents) if latents else None,
     )

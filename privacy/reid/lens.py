@@ -160,7 +160,7 @@ def fit_lens(
     axes = plane_axes(tuple(volume.shape[1:]), along=template.along)
     bases = (fit_planes(volume, axis) for axis in axes)
     on_device = tuple(PlaneBasis(one.axis, one.basis_KV.to(template.device)) for one in bases)
-    latents = None if encode is None else fit_latents(images.image_BCDHW, encode)
+    latents = None if encode is None else fit_latents(images, encode)
     return Lens(template, encoders, parcels, on_device, latents, device)
 
 

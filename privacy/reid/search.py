@@ -9,7 +9,6 @@ Axes: B candidates, N scans of the gallery, R regions, P pairs.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 
 from vitrael.privacy.reid.gallery import Gallery
-from vitrael.privacy.reid.latents import margins
 from vitrael.privacy.reid.lens import (
     ENCODERS,
     Parts,
@@ -45,7 +43,7 @@ class Matches:
 
     best_BK: np.ndarray
     """The largest cosine of the copy encoder, of the patient encoder, the largest registered
-    similarity, and where there is a codec the margin among latents."""
+    similarity, and where there is a codec the likelihood ratio of latents."""
     region_BR: np.ndarray
     """The largest correlation over each region, and what the planes say."""
 
@@ -117,11 +115,10 @@ def _match_chunk(
     best.append(_registered(laid, scan_BP, side.cpu(), gallery, allowed_BN))
     work.pairs += scan_BP.numel()
     now = work.spend("registered", now)
-    if lens.latents is not None and gallery.latent_NZ is not None:
+    if lens.latents is not None and gallery.latent_NS is not None:
         seen = [lens.latents.see(one.given_BCDHW) for one in (views, mirrored)]
-        nearest = torch.maximum(*(one @ gallery.latent_NZ.T for one in seen))
-        only = _only(nearest, allowed_BN, otherwise=-math.inf)
-        best.append(margins(only, gallery.patient_N))
+        likely = torch.maximum(*(lens.latents.compare(one, gallery.latent_NS) for one in seen))
+        best.append(_only(likely, allowed_BN).amax(1))
         now = work.spend("latents", now)
     device = lens.template.device
     where = None if allowed_BN is None else allowed_BN.to(device)
@@ -216,9 +213,7 @@ def nearest_patients(similarity_BN: torch.Tensor, patient_N: np.ndarray) -> torc
     return similarity_BN[:, None].masked_fill(~theirs_BTN, -torch.inf).argmax(2)
 
 
-def _only(
-    similarity_BN: torch.Tensor, allowed_BN: torch.Tensor | None, *, otherwise: float = -1.0
-) -> torch.Tensor:
+def _only(similarity_BN: torch.Tensor, allowed_BN: torch.Tensor | None) -> torch.Tensor:
     if allowed_BN is None:
         return similarity_BN
-    return similarity_BN.masked_fill(~allowed_BN.to(similarity_BN.device), otherwise)
+    return similarity_BN.masked_fill(~allowed_BN.to(similarity_BN.device), -1.0)

@@ -82,14 +82,17 @@ def certify(
     negatives = draw_negatives(
         fresh, training, count, rng=stream(seed, "negatives"), categorical=(_SEX,)
     )
-    firsts = fresh.image_BCDHW[first_visits(fresh)]
+    # A candidate comes out of the autoencoder, and so do those who are no plants.
+    come = study_round_trip(context, codec) or np.asarray
+    negatives = {kind: come(negatives[kind]) for kind in NEGATIVE_KINDS}
+    firsts = come(fresh.image_BCDHW[first_visits(fresh)])
     certificate, planted = certify_filter(
         keep,
         sources,
         _means(context, sources, keep, codec=codec, denoiser=denoiser, seed=seed),
         table=_table(study.synthesis.audit.suite),
         keep_others=_without_visits(keep, sources, training),
-        negatives={kind: negatives[kind] for kind in NEGATIVE_KINDS},
+        negatives=negatives,
         genuine_BCDHW=np.concatenate([released_BCDHW, firsts]),
         subgroup_PG=_subgroups(sources.condition_PK),
         salt=new_salt(),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
+from vitrael.core.records import PatientImages
 from vitrael.core.rng import stream
-from vitrael.privacy.reid.latents import NEXT_PATIENTS, fit_latents, margins
+from vitrael.privacy.reid.latents import fit_latents
 
 _GRID = (1, 4, 4, 4)
 
@@ -37,49 +37,75 @@ def _redrawn(latent: np.ndarray, sigma: float, name: str) -> np.ndarray:
     return (again @ turn.T + 3.0).reshape(latent.shape)
 
 
-def test_margin_is_to_the_next_patients_and_not_to_the_patients_own_scans() -> None:
-    cosine = torch.tensor([[0.9, 0.88, 0.5, 0.4], [0.1, 0.2, 0.6, 0.7]])
-    patient = np.array([0, 0, 1, 2])
-    assert margins(cosine, patient).tolist() == pytest.approx([(0.9 - 0.45) / 2, (0.7 - 0.4) / 2])
+def _images(latent: np.ndarray, patient: np.ndarray | None = None) -> PatientImages:
+    patient = np.arange(len(latent)) if patient is None else patient
+    facts = np.zeros((len(latent), 4), np.float32)
+    return PatientImages(latent, facts, patient, np.zeros(len(latent), np.int64))
 
 
-def test_scan_that_is_not_allowed_counts_nowhere() -> None:
-    cosine = torch.tensor([[-torch.inf, 0.5, 0.3]])
-    assert margins(cosine, np.arange(3)).tolist() == pytest.approx([0.1])
-    alone = torch.tensor([[-torch.inf, 0.5, -torch.inf]])
-    assert margins(alone, np.arange(3)).tolist() == pytest.approx([0.25])
+def test_score_is_the_likelihood_ratio_of_correlated_to_uncorrelated_normals() -> None:
+    latents = fit_latents(_images(_people("F", 40)), _encode)
+    one, other = _people("T", 3), _people("A", 5)
+    spread = latents.spread
+    full = torch.eye(one[0].size, dtype=torch.float64) * spread.rest.double()
+    basis = spread.basis_KZ.double()
+    full += basis.T @ torch.diag(spread.variance_K.double() - spread.rest.double()) @ basis
+    # The generator adds noise to x, and draws from the posterior of what was noised.
+    shared = full @ torch.linalg.inv(full + 0.1 * torch.eye(len(full)).double()) @ full
+    joint = torch.cat([torch.cat([full, shared], 1), torch.cat([shared, full], 1)])
+    mean = spread.mean_Z.double()
+    pair = torch.distributions.MultivariateNormal(torch.cat([mean, mean]), joint)
+    alone = torch.distributions.MultivariateNormal(mean, full)
+    x, y = (torch.from_numpy(part).double().flatten(1) for part in (one, other))
+    expected = torch.stack(
+        [pair.log_prob(torch.cat([a.expand_as(y), y], 1)) - alone.log_prob(y) for a in x]
+    )
+    expected = expected - alone.log_prob(x)[:, None]
+    told = latents.compare(latents.see(one), latents.see(other))
+    nats_a_number = (expected / one[0].size).float()
+    assert nats_a_number.max() > -4.0  # the control: not all are as unlikely as can be
+    assert torch.allclose(told, nats_a_number.tanh(), atol=1e-4)
 
 
 def test_patient_who_was_noised_and_denoised_stands_out_and_a_stranger_does_not() -> None:
     gallery, strangers = _people("T", 120), _people("A", 200)
-    latents = fit_latents(_people("F", 40), _encode)
-    known, owner = latents.see(gallery), np.arange(len(gallery))
+    latents = fit_latents(_images(_people("F", 40)), _encode)
+    known = latents.see(gallery)
 
-    def margin(image: np.ndarray) -> np.ndarray:
-        return margins(latents.see(image) @ known.T, owner).numpy()
+    def likely(image: np.ndarray) -> np.ndarray:
+        return latents.compare(latents.see(image), known).amax(1).numpy()
 
-    usual = np.quantile(margin(strangers), 0.95)
+    usual = np.quantile(likely(strangers), 0.95)
     near, far = (_redrawn(gallery[:60], sigma, "again") for sigma in (0.5, 20.0))
-    assert (margin(near) > usual).mean() >= 0.95
-    assert (margin(far) > usual).mean() < 0.3  # nothing of the patient is left
-    found = (latents.see(near) @ known.T).argmax(1).numpy()
-    assert (found == owner[:60]).mean() >= 0.95
+    assert (likely(near) > usual).mean() >= 0.95
+    assert (likely(far) > usual).mean() < 0.3  # nothing of the patient is left
+    found = latents.compare(latents.see(near), known).argmax(1).numpy()
+    assert (found == np.arange(60)).mean() >= 0.95
+
+
+def test_the_fewer_patients_the_more_the_covariance_is_shrunk() -> None:
+    few, many = (fit_latents(_images(_people("F", count)), _encode) for count in (6, 200))
+    ratios = [float(one.spread.rest / one.spread.variance_K.max()) for one in (few, many)]
+    assert ratios[0] > 3 * ratios[1]
+    alone = fit_latents(_images(_people("F", 1)), _encode)
+    assert torch.isfinite(alone.see(_people("T", 3))).all()
+
+
+def test_visits_of_a_patient_are_left_out_together() -> None:
+    once = _people("F", 8)
+    again = np.concatenate([once, once, once])
+    patient = np.tile(np.arange(8), 3)
+    told = fit_latents(_images(again, patient), _encode).spread
+    wrong = fit_latents(_images(again), _encode).spread  # the control: each by itself
+    assert told.rest > 2 * wrong.rest
 
 
 def test_one_image_is_seen_as_it_is_among_many() -> None:
-    latents = fit_latents(_people("F", 40), _encode)
+    latents = fit_latents(_images(_people("F", 40)), _encode)
     many = _people("T", 5)
     alone = torch.cat([latents.see(one[None]) for one in many])
-    assert torch.allclose(latents.see(many), alone, atol=1e-6)
-    assert torch.allclose(alone.norm(dim=1), torch.ones(5), atol=1e-5)
-
-
-def test_margin_looks_at_so_many_patients() -> None:
-    cosine = torch.zeros(1, NEXT_PATIENTS + 30)
-    cosine[0, 0] = 1.0
-    cosine[0, NEXT_PATIENTS + 1 :] = -0.5  # too far to count
-    assert margins(cosine, np.arange(cosine.shape[1])).item() == pytest.approx(0.5)
+    assert torch.allclose(latents.see(many), alone, rtol=1e-5, atol=1e-4)
 
 
 def test_what_is_private_is_not_shown() -> None:
-    assert repr(fit_latents(_people("F", 12), _encode)) == "Latents(private)"
+    assert repr(fit_latents(_images(_people("F", 12)), _encode)) == "Latents(private)"
