@@ -13,13 +13,14 @@ from typing import Any, Final
 from vitrael.core.digest import Digest, digest_json
 from vitrael.core.errors import DataError, EnvelopeError, VerificationError
 from vitrael.core.messages import IN_VOTES, StageName
-from vitrael.core.metrics.intervals import CONFIDENCE
+from vitrael.core.metrics.intervals import CONFIDENCE, clopper_pearson
 from vitrael.privacy.audit.parts import SiteTally
 from vitrael.privacy.audit.pooling import (
     audit_measurements,
     screening_measurement,
     verification_measurement,
 )
+from vitrael.privacy.audit.power import Tally
 from vitrael.privacy.envelope import open_reply
 from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.keys import PublicKeys, roster_digest
@@ -30,6 +31,8 @@ TALLY_STAGES: Final[tuple[StageName, ...]] = ("calibration", "screening", "rescr
 _VOTES: Final = tuple(stage for stage in TALLY_STAGES if stage in IN_VOTES)
 Tallies = Mapping[str, Sequence[Sequence[SiteTally]]]
 """For each stage its rounds, and for each of these the tally of every site in their order."""
+_PROOF: Final = 0.999
+"""Two-sided: once in a thousand an honest site drops so few."""
 _TOLERANCE: Final = 1e-9
 """Relative: pooled again elsewhere, the last digits may differ."""
 
@@ -111,6 +114,23 @@ def check_vote(site: str, votes: SiteTally, calibration: SiteTally) -> None:
             f"the votes of {site} are refused",
             why="its operating point is not the one that it froze before",
             fix="let the site restore its records, or start a fresh study",
+        )
+
+
+def check_drops(site: str, votes: Tally, *, chance: float) -> None:
+    """Raise VerificationError when a site is proven to drop less than chance alone does.
+
+    Each site drops ``chance`` of what it is shown whatever its filter says, so one that keeps
+    everything votes by no filter: an honest one is taken for it once in a thousand at most, and 0
+    of 227 at 3 % are proof.
+    """
+    _, high = clopper_pearson(votes.dropped, votes.shown, confidence=_PROOF)
+    if high < chance:
+        raise VerificationError(
+            f"the votes of {site} are refused",
+            why=f"it dropped {votes.dropped} of {votes.shown} images, and {chance:.0%} of all are "
+            "dropped by chance alone",
+            fix="ask the site whether it votes with the filter that it froze",
         )
 
 

@@ -24,7 +24,7 @@ from vitrael.core.records import Samples
 from vitrael.core.weights import Tensors
 from vitrael.privacy.audit.arms import measure_acceptance
 from vitrael.privacy.audit.power import Tally
-from vitrael.privacy.audit.tallies import check_vote
+from vitrael.privacy.audit.tallies import check_drops, check_vote
 from vitrael.privacy.distill import Phase
 from vitrael.privacy.evidence import Measurement
 from vitrael.privacy.release.bundle import image_files
@@ -108,6 +108,11 @@ def _screen(
             _votes(answer, count)
             site = answer.reply.site
             check_vote(site, answer.reply.body, frozen.get(site, {}))
+            if answer.reply.body.get("estimable"):
+                before = tally_votes(run.documents(stage)[:number]).get(site, Tally(0, 0))
+                dropped = before.dropped + int((~_votes(answer, count)).sum())
+                chance = run.study.synthesis.screening.extra_rejections
+                check_drops(site, Tally(before.shown + count, dropped), chance=chance)
 
         answers = ask_sites(run, stage, bring(), round_index=number, check=check)
         keep = np.ones(count, dtype=bool)

@@ -70,16 +70,16 @@ def voted(keep: np.ndarray, *, estimable: bool = True) -> TaskResult:
     )
 
 
-def put_candidates(run: StudyRun, *, seed: int = 1) -> dict[str, Any]:
+def put_candidates(run: StudyRun, *, seed: int = 1, count: int = CANDIDATES) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    images = rng.random((CANDIDATES, 1, 16, 16, 16)).astype(np.float16)
-    condition = rng.random((CANDIDATES, 4), dtype=np.float32)
+    images = rng.random((count, 1, 16, 16, 16)).astype(np.float16)
+    condition = rng.random((count, 4), dtype=np.float32)
     return {
         "images": run.objects.put_tensors({"image": images}),
         "conditions": run.objects.put_tensors({"condition": condition}),
         "seed": seed,
         "first": 0,
-        "count": CANDIDATES,
+        "count": count,
     }
 
 
@@ -159,6 +159,29 @@ def test_site_that_froze_no_point_cannot_vote_as_calibrated(
         run = told.run()
         document = screen_candidates(run, candidates=put_candidates(run), calibration=calibration)
     assert set(document["sites"]) == {"north", "harbour"}
+
+
+def test_site_that_is_proven_to_drop_less_than_chance_votes_by_no_filter(tmp_path: Path) -> None:
+    home = prepare_homes(tmp_path, STUDY.replace("target = 16", "target = 60"))
+    count = 120
+    everything, few = np.ones(count, bool), np.arange(count) >= 2
+    tasks = {"north": everything, "harbour": few, "valley": few}
+    with federation(home, tasks={s: {"screening": votes(keep)} for s, keep in tasks.items()}) as t:
+        run = t.run()
+        first, second = (
+            screen_candidates(
+                run,
+                candidates=put_candidates(run, seed=number, count=count),
+                calibration=CALIBRATION,
+                number=number,
+            )
+            for number in range(2)
+        )
+        record = run.ledger.history(run.study.protocol.digest)[-1]
+    assert "north" in first["sites"]  # the control: chance keeps 120 of 120 once in 39
+    assert list(record.details["absent"]) == ["north"]
+    assert "0 of 240 images, and 3% of all are dropped by chance" in str(record.details["absent"])
+    assert second["unscreened"] == count
 
 
 # Rounds
