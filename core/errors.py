@@ -101,6 +101,12 @@ class NetworkError(VitraelError):
     exit_code = 5
 
 
+class RefusedError(VitraelError):
+    """The work was done, and what came of it is refused."""
+
+    exit_code = EXIT_REFUSED
+
+
 class DataError(VitraelError):
     """Data that cannot be used."""
 

@@ -24,7 +24,7 @@ from typing import Final, Generic, Literal, TypeVar
 import numpy as np
 
 from vitrael.core.digest import Digest, digest_bytes
-from vitrael.core.errors import DataError
+from vitrael.core.errors import DataError, RefusedError
 from vitrael.core.protocols import MOST_VOTES
 from vitrael.core.weights import Tensors
 
@@ -119,7 +119,7 @@ def distill(steps: Steps[Drawn, Student], plan: Plan) -> Distilled[Drawn, Studen
     """Return the student and its kept samples.
 
     No more is drawn than is still missing, so that no site votes on what nobody needs. Raises
-    DataError, which says how many were kept, as soon as what is wanted cannot be had any more with
+    RefusedError, which says how many were kept, as soon as what is wanted cannot be had any more with
     the votes that are left: no student is trained on fewer, and no smaller set is released.
     """
     candidates = gather("candidates", steps.draw, steps.screen, plan)
@@ -136,7 +136,7 @@ def gather(
     found, first = 0, 0
     while missing := plan.wanted(phase) - found:
         if missing > plan.votes_left(phase) - first:
-            raise DataError(
+            raise RefusedError(
                 f"the study is refused: {found} of the {plan.wanted(phase)} {phase} that it needs "
                 f"were kept of {first}",
                 why=f"a site gives at most {MOST_VOTES} votes for each image that is wanted, and "
@@ -192,12 +192,12 @@ def weight_digests(tensors: Tensors) -> dict[str, Digest]:
 
 
 def refuse_same_weights(student: Mapping[str, Digest], teacher: Mapping[str, Digest]) -> None:
-    """Raise DataError where a tensor of the student's is the teacher's, or there is none at all."""
+    """Raise RefusedError where a tensor of the student's is the teacher's; DataError without one."""
     if not student or not teacher:
         raise DataError("the student's weights cannot be told from the teacher's")
     known = set(teacher.values())
     if same := sorted(name for name, digest in student.items() if digest in known):
-        raise DataError(
+        raise RefusedError(
             "the student's weights are the teacher's",
             why=f"{len(same)} of its {len(student)} tensors, {same[0]} the first",
             fix="train the student from fresh weights, on kept candidates alone",

@@ -40,6 +40,8 @@ from vitrael.privacy.reid.search import Matches, match
 _LARGEST_R: Final = 1 - 1e-6
 """Above it Fisher's z is no longer told apart from that of equal images."""
 _LEAST_SPREAD: Final = 1e-3
+_OF_LATENTS: Final = 3
+"""From this column on the best matches are those among latents, two of one member."""
 _FEWEST: Final = 3
 """Patients of a null without whom a spread of the others is none."""
 LIFTED: Final = 1
@@ -62,8 +64,8 @@ class OperatingPoint(Section):
     """The frozen scales and the threshold; they never leave the site, only their digest does."""
 
     best: Scale
-    """Of the two encoders, the registered similarity, and the likelihood ratio of latents if there
-    is a codec."""
+    """Of the two encoders, the registered similarity, and if there is a codec the likelihood ratio
+    and the margin among latents."""
     region: Scale
     """Of each region."""
     regions: Scale
@@ -95,7 +97,10 @@ class OperatingPoint(Section):
         largest = self.region.measure(matches.region_BR).max(1, keepdims=True)
         spread, mean = np.array(self.regions.spread), np.array(self.regions.mean)
         regions_B1 = (largest - mean) / spread
-        return np.concatenate([best_BK[:, :3], regions_B1, best_BK[:, 3:]], axis=1)
+        told = [best_BK[:, :_OF_LATENTS], regions_B1]
+        if best_BK.shape[1] > _OF_LATENTS:
+            told.append(best_BK[:, _OF_LATENTS:].max(1, keepdims=True))
+        return np.concatenate(told, axis=1)
 
 
 @dataclass(frozen=True, slots=True)

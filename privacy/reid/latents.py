@@ -3,16 +3,21 @@
 A generator that noises a scan part of the way and denoises it leaves each direction of the latents
 as it usually is, and correlated with that of the scan: much where patients differ more than the
 noise, hardly where they differ less (SDEdit, Meng et al. 2022, arXiv 2108.01073). An image that
-owes nothing to the scan is not correlated with it. So what is asked of each scan of the gallery is
-a likelihood ratio, of two normal vectors that are correlated to two that are not:
+owes nothing to the scan is not correlated with it. So each scan of the gallery is asked two things.
+
+*How likely* it is that the image came from it so, beside that it did not: the log-likelihood ratio
+of two normal vectors that are correlated to two that are not,
 
     sum over directions of  -log(1 - w^2) / 2 - [w^2 (x^2 + y^2) - 2 w x y] / (2 (1 - w^2))
 
 with x, y candidate and scan in spreads of the direction and ``w = variance / (variance + noise)``.
 
+*How much nearer* it is than the next patients' scans, by a cosine in which no direction outweighs
+the others: what was blended or blurred is weaker than a scan drawn anew, and still somebody's.
+
 Mean, directions and variances come from split F, as all that the filter has learned. Axes: B
-images, N scans of the gallery, Z numbers of a latent, K directions, S numbers that are seen: Z, and
-one more.
+images, N scans of the gallery, M patients, Z numbers of a latent, K directions, S numbers that are
+seen: K along the directions, and Z of what is left.
 """
 
 from __future__ import annotations
@@ -26,15 +31,20 @@ import torch
 
 from vitrael.core.records import PatientImages
 
-_NOISE: Final = 0.1
-"""Variance that the generator drew anew, of latents whose channels have variance one: a third of
-their spread."""
+NEXT_PATIENTS: Final = 20
+"""Behind the best, whose mean the margin is measured from."""
+_NOISE: Final = 0.05
+"""Variance that a generator drew anew, of latents whose channels have variance one."""
+_FLOOR: Final = 0.3
+"""Variance that is added to each direction before all are evened out."""
 _SHRINKAGES: Final = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 _FOLDS: Final = 8
 _LEAST_VARIANCE: Final = 1e-6
 
 Encode = Callable[[np.ndarray], np.ndarray]
 """The study's codec: from images ``[B, C, D, H, W]`` to scaled latents ``[B, ...]``."""
+Each = tuple[torch.Tensor, torch.Tensor]
+"""``[K]``, a number for each direction, and one for every direction outside the basis."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -47,14 +57,36 @@ class Spread:
     rest: torch.Tensor
     """Variance of every direction outside the basis."""
 
-    def log_density(self, latent_BZ: torch.Tensor) -> torch.Tensor:
-        """Return ``[B]``, but for a constant."""
+    def split(self, latent_BZ: torch.Tensor) -> torch.Tensor:
+        """Return ``[B, S]``: how far from the mean, along the directions and besides."""
         offset_BZ = latent_BZ - self.mean_Z
         along_BK = offset_BZ @ self.basis_KZ.T
-        left_B = offset_BZ.square().sum(1) - along_BK.square().sum(1)
-        outside = latent_BZ.shape[1] - len(self.variance_K)
-        volume = self.variance_K.log().sum() + outside * self.rest.log()
-        return -((along_BK.square() / self.variance_K).sum(1) + left_B / self.rest + volume) / 2
+        return torch.cat([along_BK, offset_BZ - along_BK @ self.basis_KZ], dim=1)
+
+    def each(self, of: Callable[[torch.Tensor], torch.Tensor]) -> Each:
+        """Return a function of the variance of every direction."""
+        return of(self.variance_K), of(self.rest)
+
+    def total(self, of: Each) -> torch.Tensor:
+        """Return the sum over all directions, those outside the basis too."""
+        along_K, left = of
+        return along_K.sum() + (len(self.mean_Z) - len(along_K)) * left
+
+    def products(self, seen_BS: torch.Tensor, known_NS: torch.Tensor, weight: Each) -> torch.Tensor:
+        """Return ``[B, N]``: scalar products, every direction with its weight."""
+        directions = len(self.variance_K)
+        along_BN = (seen_BS[:, :directions] * weight[0]) @ known_NS[:, :directions].T
+        return along_BN + weight[1] * (seen_BS[:, directions:] @ known_NS[:, directions:].T)
+
+    def squares(self, seen_BS: torch.Tensor, weight: Each) -> torch.Tensor:
+        """Return ``[B]``: products with themselves."""
+        directions, square_BS = len(self.variance_K), seen_BS.square()
+        return square_BS[:, :directions] @ weight[0] + weight[1] * square_BS[:, directions:].sum(1)
+
+    def log_density(self, latent_BZ: torch.Tensor) -> torch.Tensor:
+        """Return ``[B]``, but for a constant."""
+        apart_B = self.squares(self.split(latent_BZ), self.each(torch.reciprocal))
+        return -(apart_B + self.total(self.each(torch.log))) / 2
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -69,33 +101,31 @@ class Latents:
         return "Latents(private)"
 
     def see(self, image_BCDHW: np.ndarray) -> torch.Tensor:
-        """Return ``[B, S]``: latents, weighed so that a product of two is ``w x y / (1 - w^2)``.
+        """Return ``[B, S]``."""
+        return self.spread.split(_flat(self.encode(image_BCDHW)))
 
-        The last number is the image's own term, the sum of ``w^2 x^2 / (2 (1 - w^2))``.
-        """
-        spread = self.spread
-        offset_BZ = _flat(self.encode(image_BCDHW)) - spread.mean_Z
-        along_BK = offset_BZ @ spread.basis_KZ.T
-        left_B = offset_BZ.square().sum(1) - along_BK.square().sum(1)
-        weigh_K, weigh = (_scalar_weight(one) for one in (spread.variance_K, spread.rest))
-        evened_BZ = weigh.sqrt() * offset_BZ
-        evened_BZ += (along_BK * (weigh_K.sqrt() - weigh.sqrt())) @ spread.basis_KZ
-        own_B = (along_BK.square() * weigh_K * _correlation(spread.variance_K)).sum(1)
-        own_B += left_B * weigh * _correlation(spread.rest)
-        return torch.cat([evened_BZ, own_B[:, None] / 2], dim=1)
-
-    def compare(self, seen_BS: torch.Tensor, known_NS: torch.Tensor) -> torch.Tensor:
+    def likely(self, seen_BS: torch.Tensor, known_NS: torch.Tensor) -> torch.Tensor:
         """Return ``[B, N]`` in [-1, 1]: of each scan the log-likelihood ratio.
 
         It is the tanh of nats per number of the latent: Fisher's z, through which every score of
         the filter is read, gives them back.
         """
-        spread, numbers = self.spread, seen_BS.shape[1] - 1
-        outside = numbers - len(spread.variance_K)
-        usual = _information(spread.variance_K).sum() + outside * _information(spread.rest)
-        product_BN = seen_BS[:, :-1] @ known_NS[:, :-1].T
-        nats_BN = usual + product_BN - seen_BS[:, -1:] - known_NS[None, :, -1]
-        return (nats_BN / numbers).tanh()
+        spread, to = self.spread, self.spread.each
+        # x y w / (1 - w^2) in units of the direction: one over noise (1 + w).
+        product = to(lambda variance: 1 / (_NOISE * (1 + _correlation(variance))))
+        own = to(lambda v: _correlation(v) / (2 * _NOISE * (1 + _correlation(v))))
+        usual = to(lambda variance: -(1 - _correlation(variance).square()).log() / 2)
+        nats_BN = spread.total(usual) + spread.products(seen_BS, known_NS, product)
+        nats_BN = nats_BN - spread.squares(seen_BS, own)[:, None] - spread.squares(known_NS, own)
+        return (nats_BN / len(spread.mean_Z)).tanh()
+
+    def cosines(self, seen_BS: torch.Tensor, known_NS: torch.Tensor) -> torch.Tensor:
+        """Return ``[B, N]``: cosines, the directions evened out."""
+        even = self.spread.each(lambda variance: 1 / (variance + _FLOOR))
+        long_B, long_N = (
+            self.spread.squares(seen, even).sqrt().clamp_min(1e-6) for seen in (seen_BS, known_NS)
+        )
+        return self.spread.products(seen_BS, known_NS, even) / (long_B[:, None] * long_N)
 
 
 def fit_latents(images: PatientImages, encode: Encode) -> Latents:
@@ -136,18 +166,25 @@ def _shrink(sample: Spread, share: float) -> Spread:
     return Spread(sample.mean_Z, sample.basis_KZ, variance_K, rest)
 
 
+def margins(cosine_BN: torch.Tensor, patient_N: np.ndarray) -> torch.Tensor:
+    """Return ``[B]`` in [-1, 1]: half of how much nearer the best patient is than the next twenty.
+
+    A patient is as near as the nearest of the scans; -inf marks a scan that is not allowed. With
+    one patient alone it is half the cosine.
+    """
+    _, number_N = np.unique(patient_N, return_inverse=True)
+    number_BN = torch.from_numpy(number_N).to(cosine_BN.device).expand_as(cosine_BN)
+    best_BM = torch.full((len(cosine_BN), int(number_N.max()) + 1), -torch.inf)
+    best_BM = best_BM.to(cosine_BN).scatter_reduce(1, number_BN, cosine_BN, "amax")
+    near_BM = best_BM.topk(min(1 + NEXT_PATIENTS, best_BM.shape[1]), dim=1).values
+    there_BM = near_BM[:, 1:].isfinite()
+    next_B = near_BM[:, 1:].masked_fill(~there_BM, 0).sum(1) / there_BM.sum(1).clamp_min(1)
+    return (near_BM[:, 0] - next_B) / 2
+
+
 def _correlation(variance: torch.Tensor) -> torch.Tensor:
-    """Return ``w``: how much of a direction is still the patient's."""
+    """Return ``w``: how much of a direction is still the scan's."""
     return variance / (variance + _NOISE)
-
-
-def _scalar_weight(variance: torch.Tensor) -> torch.Tensor:
-    """Return ``w / (1 - w^2)`` in units of the direction: one over ``noise (1 + w)``."""
-    return 1 / (_NOISE * (1 + _correlation(variance)))
-
-
-def _information(variance: torch.Tensor) -> torch.Tensor:
-    return -(1 - _correlation(variance).square()).log() / 2
 
 
 def _flat(latent: np.ndarray) -> torch.Tensor:

@@ -9,6 +9,7 @@ Axes: B candidates, N scans of the gallery, R regions, P pairs.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from vitrael.privacy.reid.gallery import Gallery
+from vitrael.privacy.reid.latents import margins
 from vitrael.privacy.reid.lens import (
     ENCODERS,
     Parts,
@@ -43,7 +45,7 @@ class Matches:
 
     best_BK: np.ndarray
     """The largest cosine of the copy encoder, of the patient encoder, the largest registered
-    similarity, and where there is a codec the likelihood ratio of latents."""
+    similarity, and where there is a codec likelihood ratio and margin among latents."""
     region_BR: np.ndarray
     """The largest correlation over each region, and what the planes say."""
 
@@ -78,7 +80,7 @@ def match(
 ) -> Matches:
     """Return how near candidates come to the allowed scans; each is judged for itself."""
     work = work or Work()
-    count = 3 if gallery.lens.latents is None else 4
+    count = 3 if gallery.lens.latents is None else 5
     whole = Matches(
         np.empty((0, count), np.float32), np.empty((0, gallery.lens.scores), np.float32)
     )
@@ -112,13 +114,19 @@ def _match_chunk(
     shortlist.append(nearest_patients(_only(nearer.cpu(), allowed_BN), gallery.patient_N))
     scan_BP = torch.cat(shortlist, 1)
     laid = torch.from_numpy(np.stack([views.laid_BCDHW[:, 0], mirrored.laid_BCDHW[:, 0]]))
-    best.append(_registered(laid, scan_BP, side.cpu(), gallery, allowed_BN))
-    work.pairs += scan_BP.numel()
+    best.append(_registered(laid, scan_BP, side.cpu(), gallery, allowed_BN, work=work))
     now = work.spend("registered", now)
     if lens.latents is not None and gallery.latent_NS is not None:
         seen = [lens.latents.see(one.given_BCDHW) for one in (views, mirrored)]
-        likely = torch.maximum(*(lens.latents.compare(one, gallery.latent_NS) for one in seen))
-        best.append(_only(likely, allowed_BN).amax(1))
+        likely, near = (
+            _only(
+                torch.maximum(*(compare(one, gallery.latent_NS) for one in seen)),
+                allowed_BN,
+                otherwise=-math.inf,
+            )
+            for compare in (lens.latents.likely, lens.latents.cosines)
+        )
+        best += [likely.amax(1), margins(near, gallery.patient_N)]
         now = work.spend("latents", now)
     device = lens.template.device
     where = None if allowed_BN is None else allowed_BN.to(device)
@@ -137,21 +145,26 @@ def _registered(
     side_BN: torch.Tensor,
     gallery: Gallery,
     allowed_BN: torch.Tensor | None,
+    *,
+    work: Work,
 ) -> torch.Tensor:
     """Return ``[B]``: the best registered similarity with the scans of the shortlist.
 
-    Of the mirror images the one that is nearer before registration is taken.
+    Of the mirror images the one that is nearer before registration is taken. A scan that several
+    members have found is registered once.
     """
-    count = len(scan_BP)
+    count, scans = len(scan_BP), len(gallery.laid_NCDHW)
     row_BP = torch.arange(count)[:, None] + count * side_BN.gather(1, scan_BP)
+    pair_P, place_BP = (row_BP * scans + scan_BP).unique(return_inverse=True)
     found = registered_pairs(
         laid_2BDHW.flatten(0, 1),
         torch.from_numpy(gallery.laid_NCDHW[:, 0]),
         gallery.lens.template,
-        row_P=row_BP.flatten(),
-        scan_P=scan_BP.flatten(),
+        row_P=pair_P // scans,
+        scan_P=pair_P % scans,
     ).cpu()
-    similarity_BP = found.reshape(scan_BP.shape)
+    work.pairs += len(pair_P)
+    similarity_BP = found[place_BP]
     if allowed_BN is not None:
         similarity_BP = similarity_BP.masked_fill(~allowed_BN.gather(1, scan_BP), -1.0)
     return similarity_BP.amax(1)
@@ -213,7 +226,9 @@ def nearest_patients(similarity_BN: torch.Tensor, patient_N: np.ndarray) -> torc
     return similarity_BN[:, None].masked_fill(~theirs_BTN, -torch.inf).argmax(2)
 
 
-def _only(similarity_BN: torch.Tensor, allowed_BN: torch.Tensor | None) -> torch.Tensor:
+def _only(
+    similarity_BN: torch.Tensor, allowed_BN: torch.Tensor | None, *, otherwise: float = -1.0
+) -> torch.Tensor:
     if allowed_BN is None:
         return similarity_BN
-    return similarity_BN.masked_fill(~allowed_BN.to(similarity_BN.device), -1.0)
+    return similarity_BN.masked_fill(~allowed_BN.to(similarity_BN.device), otherwise)

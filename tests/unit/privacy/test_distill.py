@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitrael.core.errors import DataError
+from vitrael.core.errors import DataError, RefusedError
 from vitrael.core.interfaces import Generator
 from vitrael.core.protocols import MOST_VOTES
 from vitrael.core.records import SampleRequest, Samples
@@ -170,7 +170,7 @@ def test_image_depends_on_its_index_and_on_no_round() -> None:
 @pytest.mark.parametrize("share", [1.0, 0.9])
 def test_cap_on_votes_refuses_a_teacher_that_copies(share: float) -> None:
     study = make_study(share)
-    with pytest.raises(DataError, match=r"of the 60 candidates that it needs were kept"):
+    with pytest.raises(RefusedError, match=r"of the 60 candidates that it needs were kept"):
         run(study)
     assert study.learned == []
     shown = sum(count for _, count in study.shown)
@@ -180,7 +180,7 @@ def test_cap_on_votes_refuses_a_teacher_that_copies(share: float) -> None:
 def test_nothing_is_asked_that_could_not_suffice() -> None:
     """Of 240 votes for 60, four rounds leave six, and 56 are missing."""
     study = make_study(answer=lambda images: np.arange(len(images)) < 1)
-    with pytest.raises(DataError, match="4 of the 60 candidates"):
+    with pytest.raises(RefusedError, match="4 of the 60 candidates"):
         run(study)
     assert [count for _, count in study.shown] == [60, 59, 58, 57]
     enough = make_study(answer=lambda images: np.arange(len(images)) % 3 < 1)  # the control
@@ -189,7 +189,7 @@ def test_nothing_is_asked_that_could_not_suffice() -> None:
 
 
 def test_cap_refuses_a_student_that_copies_patients() -> None:
-    with pytest.raises(DataError, match="0 of the 40 samples that it needs were kept"):
+    with pytest.raises(RefusedError, match="0 of the 40 samples that it needs were kept"):
         run(make_study(), train=lambda _rounds: Copyist(REAL + 0.01, 1.0, 0.05))
 
 
@@ -210,7 +210,7 @@ def test_plan_that_cannot_be_had_is_refused(changes: dict[str, Any]) -> None:
 
 def test_votes_of_earlier_attempts_count_against_the_cap() -> None:
     study = make_study(1.0)
-    with pytest.raises(DataError, match="candidates"):
+    with pytest.raises(RefusedError, match="candidates"):
         run(study, replace(PLAN, given_before={"candidates": 180, "samples": 0}))
     assert [count for _, count in study.shown] == [60]
     run(make_study(0.0), replace(PLAN, given_before={"candidates": 180, "samples": 0}))
@@ -264,7 +264,7 @@ def test_images_that_no_filter_can_judge_are_refused(kind: str) -> None:
 )
 def test_student_with_weights_of_the_teachers_is_refused(tensors: dict[str, np.ndarray]) -> None:
     known = {"bias": np.zeros(4), "steps": np.arange(9), "sources": REAL}
-    with pytest.raises(DataError, match="weights"):
+    with pytest.raises((DataError, RefusedError), match="weights"):
         refuse_same_weights(weight_digests(tensors), weight_digests(known))
     # The control: fresh weights share the constants that all networks begin with.
     fresh = {**known, "sources": patients(40, seed=9)}

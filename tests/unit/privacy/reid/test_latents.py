@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import stream
-from vitrael.privacy.reid.latents import fit_latents
+from vitrael.privacy.reid.latents import _NOISE, NEXT_PATIENTS, fit_latents, margins
 
 _GRID = (1, 4, 4, 4)
 
@@ -45,26 +46,67 @@ def _images(latent: np.ndarray, patient: np.ndarray | None = None) -> PatientIma
 
 def test_score_is_the_likelihood_ratio_of_correlated_to_uncorrelated_normals() -> None:
     latents = fit_latents(_images(_people("F", 40)), _encode)
-    one, other = _people("T", 3), _people("A", 5)
+    mean = latents.spread.mean_Z.numpy().reshape(_GRID)
+    one, other = (mean + 0.2 * (_people(name, 4) - mean) for name in ("T", "A"))
     spread = latents.spread
     full = torch.eye(one[0].size, dtype=torch.float64) * spread.rest.double()
     basis = spread.basis_KZ.double()
     full += basis.T @ torch.diag(spread.variance_K.double() - spread.rest.double()) @ basis
     # The generator adds noise to x, and draws from the posterior of what was noised.
-    shared = full @ torch.linalg.inv(full + 0.1 * torch.eye(len(full)).double()) @ full
+    shared = full @ torch.linalg.inv(full + _NOISE * torch.eye(len(full)).double()) @ full
     joint = torch.cat([torch.cat([full, shared], 1), torch.cat([shared, full], 1)])
-    mean = spread.mean_Z.double()
-    pair = torch.distributions.MultivariateNormal(torch.cat([mean, mean]), joint)
-    alone = torch.distributions.MultivariateNormal(mean, full)
+    middle = spread.mean_Z.double()
+    pair = torch.distributions.MultivariateNormal(torch.cat([middle, middle]), joint)
+    alone = torch.distributions.MultivariateNormal(middle, full)
     x, y = (torch.from_numpy(part).double().flatten(1) for part in (one, other))
     expected = torch.stack(
         [pair.log_prob(torch.cat([a.expand_as(y), y], 1)) - alone.log_prob(y) for a in x]
     )
     expected = expected - alone.log_prob(x)[:, None]
-    told = latents.compare(latents.see(one), latents.see(other))
+    told = latents.likely(latents.see(one), latents.see(other))
     nats_a_number = (expected / one[0].size).float()
     assert nats_a_number.max() > -4.0  # the control: not all are as unlikely as can be
     assert torch.allclose(told, nats_a_number.tanh(), atol=1e-4)
+
+
+def test_margin_is_to_the_next_patients_and_not_to_the_patients_own_scans() -> None:
+    cosine = torch.tensor([[0.9, 0.88, 0.5, 0.4], [0.1, 0.2, 0.6, 0.7]])
+    patient = np.array([0, 0, 1, 2])
+    assert margins(cosine, patient).tolist() == pytest.approx([(0.9 - 0.45) / 2, (0.7 - 0.4) / 2])
+
+
+def test_scan_that_is_not_allowed_counts_nowhere() -> None:
+    cosine = torch.tensor([[-torch.inf, 0.5, 0.3]])
+    assert margins(cosine, np.arange(3)).tolist() == pytest.approx([0.1])
+    alone = torch.tensor([[-torch.inf, 0.5, -torch.inf]])
+    assert margins(alone, np.arange(3)).tolist() == pytest.approx([0.25])
+
+
+def test_margin_looks_at_so_many_patients() -> None:
+    cosine = torch.zeros(1, NEXT_PATIENTS + 30)
+    cosine[0, 0] = 1.0
+    cosine[0, NEXT_PATIENTS + 1 :] = -0.5  # too far to count
+    assert margins(cosine, np.arange(cosine.shape[1])).item() == pytest.approx(0.5)
+
+
+def test_weaker_scan_is_less_likely_and_as_near() -> None:
+    gallery, strangers = _people("T", 120), _people("A", 200)
+    latents = fit_latents(_images(_people("F", 40)), _encode)
+    known, mean = latents.see(gallery), latents.spread.mean_Z.numpy().reshape(_GRID)
+    weaker = mean + 0.4 * (gallery - mean)
+    likely, near = (
+        [found(latents.see(image), known) for image in (weaker, strangers)]
+        for found in (latents.likely, latents.cosines)
+    )
+    caught = [
+        (ours > theirs.quantile(0.95)).float().mean().item()
+        for ours, theirs in (
+            [one.amax(1) for one in likely],
+            [margins(one, np.arange(120)) for one in near],
+        )
+    ]
+    assert caught[1] >= 0.95
+    assert caught[0] < caught[1] - 0.1
 
 
 def test_patient_who_was_noised_and_denoised_stands_out_and_a_stranger_does_not() -> None:
@@ -73,13 +115,13 @@ def test_patient_who_was_noised_and_denoised_stands_out_and_a_stranger_does_not(
     known = latents.see(gallery)
 
     def likely(image: np.ndarray) -> np.ndarray:
-        return latents.compare(latents.see(image), known).amax(1).numpy()
+        return latents.likely(latents.see(image), known).amax(1).numpy()
 
     usual = np.quantile(likely(strangers), 0.95)
     near, far = (_redrawn(gallery[:60], sigma, "again") for sigma in (0.5, 20.0))
     assert (likely(near) > usual).mean() >= 0.95
     assert (likely(far) > usual).mean() < 0.3  # nothing of the patient is left
-    found = latents.compare(latents.see(near), known).argmax(1).numpy()
+    found = latents.likely(latents.see(near), known).argmax(1).numpy()
     assert (found == np.arange(60)).mean() >= 0.95
 
 

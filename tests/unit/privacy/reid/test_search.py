@@ -11,7 +11,8 @@ from vitrael.core.data.phantoms.cohorts import draw_scan
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import stream
 from vitrael.privacy.reid.gallery import Gallery, build_gallery
-from vitrael.privacy.reid.lens import Encoders, fit_lens, see_parts, view
+from vitrael.privacy.reid.lens import Encoders, Work, fit_lens, see_parts, view
+from vitrael.privacy.reid.pairs import registered_pairs
 from vitrael.privacy.reid.planes import best_planes, fit_planes
 from vitrael.privacy.reid.reference import build_reference, registered_similarity
 from vitrael.privacy.reid.regions import cell_edge
@@ -65,6 +66,28 @@ def test_patient_who_is_not_allowed_takes_no_place() -> None:
     allowed_BN = torch.tensor([[False, True, True, True]])
     scan_BT = nearest_patients(similarity_BN.masked_fill(~allowed_BN, -1.0), np.arange(4))
     assert scan_BT.tolist() == [[2, 1, 3]]
+
+
+def test_scan_that_several_members_find_is_registered_once(gallery: Gallery) -> None:
+    """And counts as it did: each candidate has its best of all pairs that were named."""
+    candidates = np.concatenate([_people("T", 4).image_BCDHW, _people("S", 4).image_BCDHW])
+    work = Work()
+    found = match(candidates, gallery, work=work).best_BK[:, 2]
+    assert 8 * 3 <= work.pairs <= 8 * 6  # both encoders are one here, and each names three of nine
+    laid = view(candidates, gallery.lens.template).laid_BCDHW[:, 0]
+    row_P, scan_P = (
+        axis.flatten() for axis in torch.meshgrid(torch.arange(8), torch.arange(12), indexing="ij")
+    )
+    every = registered_pairs(
+        torch.from_numpy(laid),
+        torch.from_numpy(gallery.laid_NCDHW[:, 0]),
+        gallery.lens.template,
+        row_P=row_P,
+        scan_P=scan_P,
+    ).reshape(8, 12)
+    assert found[:4] == pytest.approx(every.amax(1)[:4].numpy(), abs=1e-6)
+    assert (every[:4].argmax(1) == torch.arange(4)).all()
+    assert found[4:].max() < found[:4].min()  # the control: strangers
 
 
 def test_slice_is_found_in_a_stranger_who_was_turned_and_inverted(gallery: Gallery) -> None:

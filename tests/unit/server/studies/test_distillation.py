@@ -26,7 +26,7 @@ from vitrael.core.data.conditions import unscale_conditions
 from vitrael.core.data.measure import measure_volumes
 from vitrael.core.data.phantoms.cohorts import draw_scan
 from vitrael.core.digest import Digest
-from vitrael.core.errors import DataError
+from vitrael.core.errors import RefusedError
 from vitrael.core.geometry import centered_affine
 from vitrael.core.rng import stream
 from vitrael.core.study import parse_study
@@ -133,7 +133,7 @@ def test_student_with_weights_of_the_teachers_is_refused(
     with federation(finished_home) as told:
         run = told.run()
         image = run.objects.get_tensors(found["candidates 1"]["images"])["image"]
-        with pytest.raises(DataError, match="the student's weights are the teacher's"):
+        with pytest.raises(RefusedError, match="the student's weights are the teacher's"):
             student_of(run, found, image, teacher="student 1")
         last = run.ledger.history(run.study.protocol.digest)[-1]
     assert (last.key.stage, last.status, last.output) == ("student", "failed", None)

@@ -22,7 +22,7 @@ from tests.unit.server.studies.conftest import Ended
 from tests.unit.server.studies.test_federated import answer_with
 from vitrael.client.site.tasks import TaskResult, TaskRunner
 from vitrael.core.digest import Digest, digest_bytes
-from vitrael.core.errors import DataError, QuorumError
+from vitrael.core.errors import DataError, QuorumError, RefusedError
 from vitrael.core.messages import Task
 from vitrael.core.study import parse_study
 from vitrael.core.weights import Tensors, module_tensors
@@ -312,7 +312,7 @@ def test_study_whose_votes_are_spent_is_refused(stage: str, home: Path) -> None:
     wanted, phase = (16, "candidates") if stage == "screening" else (8, "samples")
     with federation(home, tasks=tasks) as told:
         run = told.run()
-        with pytest.raises(DataError, match=f"0 of the {wanted} {phase} that it needs were kept"):
+        with pytest.raises(RefusedError, match=f"0 of the {wanted} {phase} that it needs were kept"):
             distilled(run)
         shown = sum(one["count"] for one in run.documents(stage))
         stages = {record.key.stage for record in run.history()}
