@@ -33,8 +33,9 @@ from vitrael.core.records import PatientImages
 
 NEXT_PATIENTS: Final = 20
 """Behind the best, whose mean the margin is measured from."""
-_NOISE: Final = 0.05
+_NOISE: Final = 0.1
 """Variance that a generator drew anew, of latents whose channels have variance one."""
+_DULLEST: Final = 1e-3
 _FLOOR: Final = 0.3
 """Variance that is added to each direction before all are evened out."""
 _SHRINKAGES: Final = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
@@ -117,7 +118,19 @@ class Latents:
         usual = to(lambda variance: -(1 - _correlation(variance).square()).log() / 2)
         nats_BN = spread.total(usual) + spread.products(seen_BS, known_NS, product)
         nats_BN = nats_BN - spread.squares(seen_BS, own)[:, None] - spread.squares(known_NS, own)
+        nats_BN = nats_BN - self._dullness(seen_BS)[:, None]
         return (nats_BN / len(spread.mean_Z)).tanh()
+
+    def _dullness(self, seen_BS: torch.Tensor) -> torch.Tensor:
+        """Return ``[B]``, in nats: how much likelier an image is among those as near to the mean.
+
+        An average of many patients is near to it as nobody is, and so near to everybody who is.
+        It is held against strangers of its own kind; of most images it is 0.
+        """
+        spread, directions = self.spread, len(self.spread.variance_K)
+        apart_B = (seen_BS[:, :directions].square() / spread.variance_K).sum(1)
+        share_B = (apart_B / directions).clamp(_DULLEST, 1.0)
+        return ((1 - 1 / share_B) * apart_B - directions * share_B.log()) / 2
 
     def cosines(self, seen_BS: torch.Tensor, known_NS: torch.Tensor) -> torch.Tensor:
         """Return ``[B, N]``: cosines, the directions evened out."""

@@ -46,8 +46,8 @@ def _images(latent: np.ndarray, patient: np.ndarray | None = None) -> PatientIma
 
 def test_score_is_the_likelihood_ratio_of_correlated_to_uncorrelated_normals() -> None:
     latents = fit_latents(_images(_people("F", 40)), _encode)
-    mean = latents.spread.mean_Z.numpy().reshape(_GRID)
-    one, other = (mean + 0.2 * (_people(name, 4) - mean) for name in ("T", "A"))
+    one = 1.5 * (_people("T", 4) - 3.0) + 3.0  # farther from the mean than an average
+    other = _redrawn(one, 0.4, "again")
     spread = latents.spread
     full = torch.eye(one[0].size, dtype=torch.float64) * spread.rest.double()
     basis = spread.basis_KZ.double()
@@ -65,7 +65,7 @@ def test_score_is_the_likelihood_ratio_of_correlated_to_uncorrelated_normals() -
     expected = expected - alone.log_prob(x)[:, None]
     told = latents.likely(latents.see(one), latents.see(other))
     nats_a_number = (expected / one[0].size).float()
-    assert nats_a_number.max() > -4.0  # the control: not all are as unlikely as can be
+    assert nats_a_number.diagonal().abs().max() < 2.0  # the control: where tanh tells numbers apart
     assert torch.allclose(told, nats_a_number.tanh(), atol=1e-4)
 
 
@@ -87,6 +87,20 @@ def test_margin_looks_at_so_many_patients() -> None:
     cosine[0, 0] = 1.0
     cosine[0, NEXT_PATIENTS + 1 :] = -0.5  # too far to count
     assert margins(cosine, np.arange(cosine.shape[1])).item() == pytest.approx(0.5)
+
+
+def test_average_of_many_is_nobody() -> None:
+    gallery, strangers = _people("T", 120), _people("A", 200)
+    latents = fit_latents(_images(_people("F", 40)), _encode)
+    rows = stream(4, "groups").integers(0, 120, (60, 30))
+    average, known = gallery[rows].mean(1), latents.see(gallery)
+
+    def found(image: np.ndarray) -> torch.Tensor:
+        return latents.likely(latents.see(image), known).amax(1)
+
+    assert (found(average) > found(strangers).quantile(0.95)).float().mean() <= 0.05
+    one = gallery[rows[:, 0]]  # the control
+    assert (found(one) > found(strangers).quantile(0.95)).float().mean() == 1.0
 
 
 def test_weaker_scan_is_less_likely_and_as_near() -> None:
