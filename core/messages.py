@@ -24,7 +24,7 @@ from pydantic import (
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, canonical_json, digest_json
 from vitrael.core.errors import EnvelopeError
-from vitrael.core.protocols import Name, parse_digest
+from vitrael.core.protocols import Name, Protocol, SynthesisProtocol, parse_digest
 from vitrael.core.rounds import LONGEST_DEADLINE_S
 
 StageName = Literal[
@@ -38,6 +38,7 @@ StageName = Literal[
     "screening",
     "rescreening",
     "audit",
+    "arms",
     "signing",
     "expert",
     "outlooks",
@@ -59,6 +60,7 @@ STAGES: Final[Mapping[str, tuple[StageName, ...]]] = {
         "screening",
         "rescreening",
         "audit",
+        "arms",
         "signing",
     ),
     "experts": (*_FIRST, "expert", "outlooks", "averaged", "relay", "comparison"),
@@ -79,6 +81,13 @@ ENVELOPE = "envelope"
 
 ENTRY_NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 """What an entry of a Parcel may be called; each is also a plain file's name."""
+
+
+def stages_of(protocol: Protocol) -> tuple[StageName, ...]:
+    """Return what a study asks of the sites: ``arms`` only where its protocol compares them."""
+    stages = STAGES[protocol.aim]
+    compares = isinstance(protocol, SynthesisProtocol) and protocol.distillation.compare
+    return stages if compares else tuple(stage for stage in stages if stage != "arms")
 
 
 def parcel_size(parcel: Parcel) -> int:

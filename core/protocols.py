@@ -169,6 +169,12 @@ class Distillation(Section):
 
     target: int = Field(ge=8, description="kept candidates from which the student learns")
     released: int = Field(ge=1, description="kept student samples in the synthetic set")
+    compare: bool = Field(default=False, description="teacher, random filter and student, attacked")
+
+    @property
+    def compared(self) -> int:
+        """Return how many samples of each arm an attacker is shown; more make no ratio surer."""
+        return min(self.released, 512) if self.compare else 0
 
     @property
     def most_votes(self) -> Mapping[str, int]:

@@ -119,8 +119,8 @@ def distill(steps: Steps[Drawn, Student], plan: Plan) -> Distilled[Drawn, Studen
     """Return the student and its kept samples.
 
     No more is drawn than is still missing, so that no site votes on what nobody needs. Raises
-    RefusedError, which says how many were kept, as soon as what is wanted cannot be had any more with
-    the votes that are left: no student is trained on fewer, and no smaller set is released.
+    RefusedError, which says how many were kept, as soon as what is wanted cannot be had any more
+    with the votes that are left: no student is trained on fewer, and no smaller set is released.
     """
     candidates = gather("candidates", steps.draw, steps.screen, plan)
     student = steps.train(candidates)
@@ -192,7 +192,10 @@ def weight_digests(tensors: Tensors) -> dict[str, Digest]:
 
 
 def refuse_same_weights(student: Mapping[str, Digest], teacher: Mapping[str, Digest]) -> None:
-    """Raise RefusedError where a tensor of the student's is the teacher's; DataError without one."""
+    """Raise RefusedError where a tensor of the student's is the teacher's, DataError without any.
+
+    A whole number or a constant is no tensor that was learned.
+    """
     if not student or not teacher:
         raise DataError("the student's weights cannot be told from the teacher's")
     known = set(teacher.values())

@@ -1,7 +1,8 @@
 """Evidence: measured numbers with interval, n, method and the digests of what they are about.
 
 A number that could not be measured is evidence too: its value is None and its reason says why.
-``NAMES`` lists every measurement that a study of the ``empirical`` path produces.
+``NAMES`` lists every measurement that a study of the ``empirical`` path produces; those of a
+comparison of arms, where its protocol asks for one, stand in ``audit.arm_counts``.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 
 from vitrael.core.data.phantoms.echo_sites import TABLE
 from vitrael.core.errors import EXIT_OK, EXIT_PARTIAL
-from vitrael.core.messages import IN_VOTES, STAGES
+from vitrael.core.messages import IN_VOTES, STAGES, stages_of
 from vitrael.core.protocols import MOST_VOTES, ExpertsProtocol
 from vitrael.core.study import Study
 from vitrael.privacy.release.manifest import RECALLED
@@ -27,8 +27,8 @@ from vitrael.server.rehearsal import rehearse
 from vitrael.server.studies.recording import Recorder
 from vitrael.server.studies.tables import read_comparison, show_whole
 
-_ONCE = frozenset(STAGES["synthesis"]) - {"codec", "reid", "teacher"}
-"""Stages that ask each site once; the others go by rounds."""
+_BY_ROUNDS = frozenset({"codec", "reid", "teacher"})
+"""Stages of rounds that the protocol counts; the others ask each site once."""
 _STARTING_S = 600.0
 _FUSION_S = 600.0
 """What the coordinator itself does in a study of experts: a hundred times what was measured."""
@@ -75,12 +75,13 @@ def longest_run_s(study: Study) -> float:
 
     Each exchange may take its deadline, and the wait for a site before it; all rounds of a
     screening together bring at most as many images as four of the first. The coordinator trains the
-    student and draws candidates and samples.
+    student and draws candidates and samples; where arms are compared, once more for these.
     """
     if isinstance(study.protocol, ExpertsProtocol):
         return _longest_experts_s(study, study.protocol)
     protocol, generator = study.synthesis, study.synthesis.generator
-    exchanges = len(_ONCE) + sum(config.rounds for config in protocol.trained.values())
+    exchanges = len({*stages_of(protocol)} - _BY_ROUNDS)
+    exchanges += sum(config.rounds for config in protocol.trained.values())
     exchanges += len(IN_VOTES) * (MOST_VOTES - 1)
     most = protocol.distillation.most_votes
     images = (
@@ -88,6 +89,9 @@ def longest_run_s(study: Study) -> float:
         + most["screening"] * generator.teacher.sampling_steps
         + most["rescreening"] * generator.student.sampling_steps
     )
+    if compared := protocol.distillation.compared:
+        steps = generator.teacher.sampling_steps + 2 * generator.student.sampling_steps
+        images += generator.student.training.length_images + compared * steps
     own_s = images * math.prod(protocol.data.grid_vox) / _VOXELS_A_SECOND
     return _STARTING_S + exchanges * (protocol.federation.deadline_s + ABSENT_S) + own_s
 

@@ -52,13 +52,15 @@ def _explain_synthesis(study: Study, protocol: SynthesisProtocol) -> dict[str, s
     grid = "x".join(map(str, protocol.data.grid_vox))
     screening = (
         f"each site drops what comes closer to its patients than "
-        f"{protocol.screening.false_match_rate:.0%} of strangers do"
+        f"{protocol.screening.false_match_rate:.0%} of strangers do, and "
+        f"{protocol.screening.extra_rejections:.0%} more by chance, so that a drop proves nothing"
         if protocol.screening.enabled
         else "OFF: no candidate is judged, and the gates will refuse"
     )
-    below = [f"{key} below {least:,}" for key, least in find_shortfalls(study).items()]
-    below += [] if protocol.screening.enabled else ["protocol.screening.enabled = false"]
-    short = " and ".join(below)
+    below = [f"{key} to {least:,} or more" for key, least in find_shortfalls(study).items()]
+    wrong = [f"raise {', '.join(below)}"] if below else []
+    wrong += [] if protocol.screening.enabled else ["set protocol.screening.enabled to true"]
+    short = " and ".join(wrong)
     return {
         "license": protocol.license,
         "path": f"{protocol.path}, judged by the policy {protocol.policy}",
@@ -78,7 +80,9 @@ def _explain_synthesis(study: Study, protocol: SynthesisProtocol) -> dict[str, s
         "released": f"{protocol.distillation.released} samples of a student that learned from "
         f"{protocol.distillation.target} kept candidates; each site gives at most {MOST_VOTES} "
         "votes for each",
-        "gates": f"WILL REFUSE: {short}" if short else "its own numbers reach what they need",
+        "gates": f"WILL REFUSE, whatever is measured: {short}"
+        if short
+        else "no number of this document is too small for them; what is measured decides",
     }
 
 

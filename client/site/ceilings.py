@@ -13,11 +13,13 @@ from typing import Final
 
 from vitrael.client.site.settings import Limits
 from vitrael.core.errors import ConsentError, DataError
-from vitrael.core.messages import IN_VOTES, STAGES, Consent, Task
+from vitrael.core.messages import IN_VOTES, Consent, Task, stages_of
 from vitrael.core.protocols import SynthesisProtocol
 from vitrael.core.study import Study
 
 _FLOAT_BYTES: Final = 4
+_ARMS: Final = 3
+"""Sets of samples that come down at once where they are compared."""
 
 
 def check_study(
@@ -40,7 +42,7 @@ def check_study(
             f"the study asks for {consent.max_rounds} rounds of a stage and {most} are allowed",
             fix=f"run `vitrael site consent STUDY --rounds {most}`, which ends it there, or raise",
         )
-    wanted = STAGES[study.protocol.aim]
+    wanted = stages_of(study.protocol)
     given = wanted if limits.stages is None else limits.stages
     if missing := sorted(set(wanted) - set(given)):
         raise _too_much(
@@ -61,12 +63,13 @@ def check_task(
     """Raise ConsentError, which names the ceiling, for a task beyond what the site gives.
 
     ``consent`` is the one that covers the task; the others are as ``check_study`` takes them. A
-    stage that studies of this aim do not have is refused as well.
+    stage that this study does not have is refused as well.
     """
-    if task.stage not in STAGES[study.protocol.aim]:
+    if task.stage not in stages_of(study.protocol):
+        arms = task.stage == "arms" and isinstance(study.protocol, SynthesisProtocol)
         raise ConsentError(
             f"the study that was consented to has no stage {task.stage}",
-            why=f"its aim is {study.protocol.aim}",
+            why="it compares no arms" if arms else f"its aim is {study.protocol.aim}",
             fix="ask for a stage of the study",
         )
     if limits.stages is not None and task.stage not in limits.stages:
@@ -113,7 +116,8 @@ def check_votes(task: Task, study: Study, *, asked: int | None, given: int) -> N
 
 
 def _check_candidates(protocol: SynthesisProtocol, limits: Limits) -> None:
-    candidates = max(protocol.distillation.target, protocol.distillation.released)
+    wanted = protocol.distillation
+    candidates = max(wanted.target, wanted.released, _ARMS * wanted.compared)
     parcel = candidates * math.prod(protocol.data.grid_vox) * _FLOAT_BYTES
     if parcel > limits.parcel_bytes:
         raise _too_much(

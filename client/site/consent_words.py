@@ -86,6 +86,7 @@ def _say_synthesis(consent: Consent, protocol: SynthesisProtocol) -> dict[str, s
         f"{protocol.screening.extra_rejections:.0%} of all by chance"
     )
     epsilon = "no epsilon" if privacy.epsilon is None else f"epsilon {privacy.epsilon:g}"
+    compared = protocol.distillation.compared
     return {
         "policy": f"{privacy.policy}. {POLICIES[protocol.policy].title}",
         "privacy": f"{privacy.path} path, {epsilon}",
@@ -94,6 +95,7 @@ def _say_synthesis(consent: Consent, protocol: SynthesisProtocol) -> dict[str, s
         "also leaves": "weights and loss curves of codec, patient encoder and teacher in the clear "
         "to the coordinator, how fast you train, sums over patients, counts and measurements of "
         "calibration, screening and audit, the counts below",
+        **({"and": _say_arms(compared)} if compared else {}),
         "others see": "every site sees the common teacher, its unscreened candidates, the "
         "student's unscreened samples and the common patient encoder, which tells patients apart; "
         "by the size of a round how many of the last were dropped by anyone; and, to sign a "
@@ -107,6 +109,14 @@ def _say_synthesis(consent: Consent, protocol: SynthesisProtocol) -> dict[str, s
         "Evidence); whoever has many samples knows the means and covariances of age, sex and "
         "volumes over all sites",
     }
+
+
+def _say_arms(compared: int) -> str:
+    return (
+        f"of {compared:,} samples each of teacher, random filter and student, how many a network "
+        "of yours takes for your patients, beyond the votes and without drops by chance; every "
+        "site sees these samples"
+    )
 
 
 def _say_kept(protocol: ExpertsProtocol) -> str:

@@ -162,6 +162,13 @@ _AUDIT = frozenset(
         *(f"membership.{part}_error" for part in ("attack", "placebo", "control")),
     }
 )
+_ARMS = frozenset(
+    {
+        *("arms.samples", "arms.held_out", "arms.held_out_hits"),
+        *(f"arms.{arm}_hits" for arm in ("teacher", "random", "student")),
+        *(f"arms.teacher_and_{arm}" for arm in ("random", "student")),
+    }
+)
 
 _ATTACKS = (
     *(f"experts.members_by_{way}" for way in ("nearness", "likelihood", "match")),
@@ -207,6 +214,7 @@ RULES: Final[Mapping[StageName, StageRule]] = {
         FilterBody, labels=frozenset({"candidates"}), arrays={"votes": {"keep": _SAMPLE_VOTES}}
     ),
     "audit": StageRule(FilterBody, labels=_AUDIT),
+    "arms": StageRule(MeasuredBody, labels=_ARMS),
     "signing": StageRule(SigningBody),
     "expert": StageRule(ExpertBody, own_weights={"expert": "net.head."}),
     "outlooks": StageRule(OutlooksBody, labels=_RISK, arrays={"outlooks": _OUTLOOKS}),

@@ -7,7 +7,7 @@ of each subgroup beside that of all.
 *Arms.* An attacker who is no member of the filter counts whom it re-identifies among samples of the
 teacher, of a student of as many candidates drawn at random, and of the student of those that the
 filter kept. The random filter must show no fall: if it does, retraining made it and not the filter.
-Real scans of held-out patients tell how often the attacker takes a stranger for a patient.
+Scans of held-out patients tell how often the attacker takes a stranger for a patient.
 
 Axes: N samples of each arm, K candidates, G divisions into subgroups.
 """
@@ -17,10 +17,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
+from vitrael.core.configs import Section
 from vitrael.core.digest import Digest
 from vitrael.core.errors import DataError
 from vitrael.core.metrics.bootstrap import paired_ratio
@@ -37,10 +38,14 @@ LARGEST_RATIO: Final = 0.7
 Attack = Callable[[np.ndarray], np.ndarray]
 """From images to ``[B]`` bool: whether each is taken for a patient of the training scans."""
 Outcome = Literal["falls", "does not fall", "not estimable"]
+ARMS: Final = ("teacher", "random", "student")
+"""Unfiltered, as many at random, as many as the filter kept."""
+HELD_OUT: Final = "held_out"
 
 _SHARE = "Clopper-Pearson"
 _ACCEPTED = f"kept by all sites, each of which also drops a few by chance; {_SHARE}"
-_RATIO = "paired bootstrap of samples with equal conditions and seeds"
+RATIO: Final = "paired bootstrap of samples with equal conditions and seeds"
+REIDENTIFIED: Final = f"re-identified by an attacker outside the filter; {_SHARE}"
 
 
 def measure_acceptance(
@@ -93,8 +98,7 @@ def random_subset(count: int, kept: int, *, rng: np.random.Generator) -> np.ndar
     return np.sort(rng.choice(count, kept, replace=False))
 
 
-@dataclass(frozen=True, slots=True)
-class Fall:
+class Fall(Section):
     """Whether one arm is re-identified less often than the teacher."""
 
     verdict: Outcome
@@ -103,8 +107,7 @@ class Fall:
     """Of "it is not", by paired bootstrap."""
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Section):
     """How often each arm is re-identified, and whether that falls by the filter."""
 
     verdict: Outcome
@@ -114,6 +117,14 @@ class Comparison:
     random_filter: Fall
     """The control: it must not fall."""
     measurements: tuple[Measurement, ...]
+
+
+class Paired(NamedTuple):
+    """Hits of one arm beside those of the teacher, and what is resampled together."""
+
+    arm_N: np.ndarray
+    teacher_N: np.ndarray
+    cluster_N: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -145,10 +156,29 @@ def compare_arms(
 ) -> Comparison:
     """Return the re-identified share of each arm, both ratios to the teacher's, and a verdict.
 
-    It falls when the student's share is at most ``LARGEST_RATIO`` of the teacher's, and below it at
-    ``confidence``, while the random filter's does not fall. It is not estimable when that falls
-    too, and when the teacher is not proven to be re-identified more often than ``held_out``, one
-    real image of each held-out patient: then there is nothing that could fall.
+    When it falls, and when nothing is estimable, ``conclude`` says; ``held_out`` holds one image of
+    each held-out patient. Raises DataError as ``attack_arms``.
+    """
+    hits = attack_arms(arms, attack, attacker=attacker, members=members)
+    count = len(arms.teacher)
+    cluster_N = np.arange(count) if arms.cluster_N is None else arms.cluster_N
+    strangers_B = attacked(attack, held_out)
+    found = {
+        name: reidentified(
+            name, int(hit_N.sum()), len(hit_N), inputs=(attacker,), confidence=confidence
+        )
+        for name, hit_N in (*hits.items(), (HELD_OUT, strangers_B))
+    }
+    paired = {
+        name: Paired(hits[name], hits["teacher"], cluster_N) for name in ("student", "random")
+    }
+    return conclude(found, paired, rng=rng, confidence=confidence)
+
+
+def attack_arms(
+    arms: Arms, attack: Attack, *, attacker: Digest, members: Sequence[Digest]
+) -> dict[str, np.ndarray]:
+    """Return for each of ``ARMS`` ``[N]`` bool: which of its images are taken for a patient.
 
     Raises DataError for arms of unequal size, for an attack whose digest ``attacker`` is among
     ``members`` of the filter, which found by construction nothing that the filter left, and for
@@ -160,45 +190,76 @@ def compare_arms(
             why="what the filter let pass, its own member finds nothing in",
             fix="attack with a network of another kind, that was trained apart",
         )
-    images = {"teacher": arms.teacher, "random": arms.random_filter, "student": arms.student}
-    count = len(arms.teacher)
-    cluster_N = np.arange(count) if arms.cluster_N is None else arms.cluster_N
-    if {len(one) for one in images.values()} | {len(cluster_N)} != {count}:
+    images = dict(zip(ARMS, (arms.teacher, arms.random_filter, arms.student), strict=True))
+    sizes = {len(one) for one in images.values()}
+    if arms.cluster_N is not None:
+        sizes.add(len(arms.cluster_N))
+    if len(sizes) != 1:
         raise DataError("the arms are not paired", why="each needs a sample for every condition")
-    hits = {name: _attacked(attack, one) for name, one in images.items()}
-    found = {
-        name: _reidentified(name, hit_N, inputs=(attacker,), confidence=confidence)
-        for name, hit_N in (*hits.items(), ("held_out", _attacked(attack, held_out)))
-    }
-    why = _nothing_to_fall(found["teacher"], found["held_out"])
-    falls = {
-        name: _fall(name, hits, cluster_N, why=why, rng=rng, confidence=confidence)
-        for name in ("student", "random")
-    }
-    verdict = falls["student"].verdict
-    if verdict == falls["random"].verdict == "falls":
-        verdict, why = "not estimable", "a random filter falls too: the fall is not the filter's"
-    told = (*found.values(), *(fall.ratio for fall in falls.values()))
-    return Comparison(verdict, why, falls["student"], falls["random"], told)
+    return {name: attacked(attack, one) for name, one in images.items()}
 
 
-def _attacked(attack: Attack, images: np.ndarray) -> np.ndarray:
+def attacked(attack: Attack, images: np.ndarray) -> np.ndarray:
+    """Return ``[B]`` bool: the attack's answer; raise DataError for anything else."""
     hit_B = np.asarray(attack(images))
     if hit_B.shape != (len(images),) or hit_B.dtype != np.bool_:
         raise DataError("the attack's answer is refused", why="it gives one bool for each image")
     return hit_B
 
 
-def _reidentified(
-    arm: str, hit_N: np.ndarray, *, inputs: tuple[Digest, ...], confidence: float
+def conclude(
+    found: Mapping[str, Measurement],
+    paired: Mapping[str, Paired],
+    *,
+    rng: np.random.Generator,
+    confidence: float = CONFIDENCE,
+    method: str = RATIO,
+) -> Comparison:
+    """Return what the shares of ``ARMS`` and of the held-out patients say, and the paired hits.
+
+    It falls when the student's share is at most ``LARGEST_RATIO`` of the teacher's, and below it at
+    ``confidence``, while the random filter's does not fall. It is not estimable when that falls
+    too, and when the teacher is not proven to be re-identified more often than the held-out: then
+    there is nothing that could fall.
+    """
+    why = nothing_to_fall(found["teacher"], found[HELD_OUT])
+    falls = {
+        name: fall(
+            f"arms.{name}.ratio", hits, why=why, rng=rng, confidence=confidence, method=method
+        )
+        for name, hits in paired.items()
+    }
+    verdict = falls["student"].verdict
+    if verdict == falls["random"].verdict == "falls":
+        verdict, why = "not estimable", "a random filter falls too: the fall is not the filter's"
+    told = (*found.values(), *(one.ratio for one in falls.values()))
+    return Comparison(
+        verdict=verdict,
+        reason=why,
+        student=falls["student"],
+        random_filter=falls["random"],
+        measurements=told,
+    )
+
+
+def reidentified(
+    arm: str,
+    hits: float,
+    trials: int,
+    *,
+    inputs: tuple[Digest, ...] = (),
+    confidence: float = CONFIDENCE,
 ) -> Measurement:
-    method = f"re-identified by an attacker outside the filter; {_SHARE}"
-    unit = "held-out patients" if arm == "held_out" else "samples"
+    """Return the share of an arm's samples, or of ``HELD_OUT`` patients, that was re-identified.
+
+    ``hits`` need not be whole: of several sites it is their mean.
+    """
+    unit = "held-out patients" if arm == HELD_OUT else "samples"
     name = f"arms.{arm}.reidentified"
-    return _share(name, int(hit_N.sum()), len(hit_N), method, confidence, unit=unit, inputs=inputs)
+    return _share(name, hits, trials, REIDENTIFIED, confidence, unit=unit, inputs=inputs)
 
 
-def _nothing_to_fall(teacher: Measurement, held_out: Measurement) -> str:
+def nothing_to_fall(teacher: Measurement, held_out: Measurement) -> str:
     """Return why no fall could be seen, or nothing."""
     if teacher.low is None or held_out.high is None:
         return f"the samples or the held-out patients are fewer than {SMALLEST_COUNT}"
@@ -207,28 +268,28 @@ def _nothing_to_fall(teacher: Measurement, held_out: Measurement) -> str:
     return ""
 
 
-def _fall(
-    arm: str,
-    hits: Mapping[str, np.ndarray],
-    cluster_N: np.ndarray,
+def fall(
+    name: str,
+    hits: Paired,
     *,
     why: str,
     rng: np.random.Generator,
     confidence: float,
+    method: str = RATIO,
 ) -> Fall:
     """Return how one arm stands to the teacher's, or not estimable for the reason ``why``.
 
     No resample of an arm without a hit has one, so the upper bound is then that of its share.
     """
-    name, unit = f"arms.{arm}.ratio", "conditions"
+    unit = "conditions"
     if why:
-        ratio = not_estimable(name, why, method=_RATIO, unit=unit, confidence=confidence)
-        return Fall("not estimable", ratio, 1.0)
-    compared = paired_ratio(hits[arm], hits["teacher"], cluster_N, rng=rng, confidence=confidence)
+        ratio = not_estimable(name, why, method=method, unit=unit, confidence=confidence)
+        return Fall(verdict="not estimable", ratio=ratio, p=1.0)
+    compared = paired_ratio(*hits, rng=rng, confidence=confidence)
     low, high = compared.interval
-    if not hits[arm].any():
+    if not hits.arm_N.any():
         most = clopper_pearson(0, compared.clusters, confidence=confidence).high
-        high = max(high, most / float(hits["teacher"].mean()))
+        high = max(high, most / float(hits.teacher_N.mean()))
     ratio = Measurement(
         name=name,
         value=compared.value,
@@ -237,15 +298,15 @@ def _fall(
         n=compared.clusters,
         unit=unit,
         confidence=confidence,
-        method=_RATIO,
+        method=method,
     )
     fell = compared.value <= LARGEST_RATIO and compared.p < 1 - confidence
-    return Fall("falls" if fell else "does not fall", ratio, compared.p)
+    return Fall(verdict="falls" if fell else "does not fall", ratio=ratio, p=compared.p)
 
 
 def _share(
     name: str,
-    hits: int,
+    hits: float,
     trials: int,
     method: str,
     confidence: float,

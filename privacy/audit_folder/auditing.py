@@ -41,6 +41,7 @@ from vitrael.privacy.audit_folder.findings import (
     FolderFacts,
     Neighbor,
     Neighbors,
+    RefusedFile,
     SameFile,
 )
 from vitrael.privacy.audit_folder.images import FolderImages
@@ -55,6 +56,8 @@ from vitrael.privacy.reid.lens import MEMBERS
 _SHARE: Final = "conspicuous.share"
 _METHOD: Final = "frozen operating point, Clopper-Pearson"
 _CHUNK: Final = 64
+_RATES: Final = (0.05, 0.1, 0.15, 0.2)
+"""That too few patients for a smaller one are told of; beyond them a threshold says little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class Order:
     seed: int = 0
     budget: Budget = field(default_factory=Budget)
     most_plants: int = 60
-    """Of a class."""
+    """Patients who are copied in each class, at most."""
     classes: frozenset[str] | None = None
     """Of plants, by name; None for all."""
 
@@ -123,6 +126,7 @@ def audit_folders(
         grid=real.grid.shape(real.kind),
         seed=order.seed,
         images_budget=order.budget.length_images,
+        plants=order.most_plants,
         real=_facts(real),
         synthetic=_facts(synthetic),
         notes=tuple(_notes(real, synthetic)),
@@ -172,7 +176,9 @@ def _judge(
         with watch.over("training"):
             cross = fit_filter(images, budget=order.budget, seed=order.seed, tell=tell)
     except DataError as error:  # files that are equal are told all the same
-        return _unjudged(real, order.rate, f"no filter can be made of these images: {error.what}")
+        why = f" ({error.why})" if error.why else ""
+        reason = f"no filter can be made of these images: {error.what}{why}"
+        return _unjudged(real, order.rate, reason)
     with watch.over("null"):
         point, _ = calibrate(cross, rate=order.rate, seed=order.seed)
     if point is None:
@@ -212,10 +218,19 @@ _NO_VISITS: Final = (
 def _why_no_filter(real: FolderImages, rate: float) -> str:
     if real.kind == "clip":
         return "there is no filter for clips yet; copies are found by bytes and content alone"
-    patients, least = len(real.patients), max(LEAST_PATIENTS, least_null_patients(rate))
-    if patients < least:
-        return f"a rate of {rate:g} takes {least} patients, and the real folder has {patients}"
-    return ""
+    patients, least = len(real.patients), _least_patients(rate)
+    if patients >= least:
+        return ""
+    larger = next((each for each in _RATES if rate < each and _least_patients(each) <= patients), 0)
+    helps = f", or give --rate {larger:g}, which takes {_least_patients(larger)}" if larger else ""
+    return (
+        f"a rate of {rate:g} takes {least} patients, and the real folder has {patients}; add the "
+        f"images of {least - patients} more patients{helps}"
+    )
+
+
+def _least_patients(rate: float) -> int:
+    return max(LEAST_PATIENTS, least_null_patients(rate))
 
 
 def _unjudged(real: FolderImages, rate: float, reason: str) -> _Judged:
@@ -297,6 +312,10 @@ def _facts(folder: FolderImages) -> FolderFacts:
         patients=len(folder.patients),
         told=folder.told,
         refused=dict(sorted(folder.reasons.items())),
+        refused_files=tuple(
+            RefusedFile(file=one.place, reason=one.reason)
+            for one in sorted(folder.refused, key=lambda one: one.place)
+        ),
         left_out=dict(sorted(folder.left_out.items())),
     )
 

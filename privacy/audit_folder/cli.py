@@ -20,8 +20,10 @@ _FOLDER = click.Path(path_type=Path)
     name="audit-folder",
     epilog="Exit codes: 6 when copies were found (files that are equal, or more conspicuous images "
     "than chance explains); else 7 when the audit is incomplete: images were refused, or nothing "
-    "could be estimated since the real patients are too few or there is no filter for the kind; "
-    "else 0, which means that nothing was found beyond the nominal rate, and no more than that. "
+    "could be estimated since the real patients or the plants are too few or there is no filter "
+    "for the kind; else 0, which means that nothing was found beyond the nominal rate, and no more "
+    "than that. 1 when a folder, the table or the place of the report cannot be used, 2 for a "
+    "wrong call, such as a folder that is not there. "
     "Example: 'vitrael audit-folder scans generated --patients patients.csv'.",
 )
 @click.argument("real", type=_FOLDER)
@@ -32,15 +34,17 @@ _FOLDER = click.Path(path_type=Path)
     help="Table with the columns file and patient; also visit, sex, scanner and contrast.",
 )
 @click.option(
-    "--kind", type=click.Choice(["picture", "clip", "volume"]), help="Of a folder that mixes them."
+    "--kind",
+    type=click.Choice(["picture", "clip", "volume"]),
+    help="Which images of a folder that mixes kinds.",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, max=0.5, min_open=True),
     default=0.05,
     show_default=True,
-    help="Share of strangers' images that may be conspicuous: 0.05 takes 39 patients, 0.01 takes "
-    "199.",
+    help="Share of strangers' images that may be conspicuous: 0.1 takes 19 patients, 0.05 takes "
+    "39, 0.01 takes 199.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -56,7 +60,8 @@ _FOLDER = click.Path(path_type=Path)
     type=click.IntRange(min=1),
     default=60,
     show_default=True,
-    help="Patients of whom copies are planted, in each class; 59 make a bound of 0.95.",
+    help="Patients to copy in each class of planted copies, at most; each is copied once. When all "
+    "are caught, 60 show 0.95 at most: a demand of 0.98 takes 149, and 0.99 takes 299.",
 )
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option(
@@ -64,7 +69,7 @@ _FOLDER = click.Path(path_type=Path)
     type=_FOLDER,
     default=Path("audit-report"),
     show_default=True,
-    help="Folder of the report; nothing is written over.",
+    help="Folder of the report, new or empty; nothing is written over.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write JSON on standard output.")
 @click.pass_context
@@ -94,18 +99,18 @@ def audit_folder(
     Whose each real image is decides the result: it is told by --patients, else by BIDS names, else
     by DICOM, else by one folder for each patient.
     """
-    from vitrael.core.data.files import demand_free  # noqa: PLC0415
     from vitrael.core.workbench.progress import Progress  # noqa: PLC0415
     from vitrael.privacy.audit_folder.auditing import Order, audit_folders  # noqa: PLC0415
     from vitrael.privacy.audit_folder.encoders import Budget  # noqa: PLC0415
     from vitrael.privacy.audit_folder.pair import read_pair  # noqa: PLC0415
     from vitrael.privacy.audit_folder.report import (  # noqa: PLC0415
+        demand_report_folder,
         document_of,
         summarize,
         write_report,
     )
 
-    demand_free(out)
+    demand_report_folder(out)
     tell = Progress()
     folders = read_pair(real, synthetic, kind=kind, patients=patients, workers=workers, tell=tell)
     order = Order(rate=rate, seed=seed, budget=Budget(length_images=images), most_plants=plants)

@@ -18,6 +18,14 @@ FORMAT: Final = "vitrael-audit-folder/1"
 Outcome = Literal["reached", "not reached", "not estimable", "reported"]
 
 
+class RefusedFile(Section):
+    """A file that should have been an image of the audit."""
+
+    file: str
+    """Below the folder; of a DICOM series its first."""
+    reason: str
+
+
 class FolderFacts(Section):
     """What one folder held."""
 
@@ -26,6 +34,8 @@ class FolderFacts(Section):
     told: tuple[str, ...]
     refused: dict[str, int]
     """Images that could not be used, by their reason."""
+    refused_files: tuple[RefusedFile, ...] = ()
+    """Each of them, by name."""
     left_out: dict[str, int]
     """Other files, by their reason."""
 
@@ -44,7 +54,8 @@ class Conspicuous(Section):
 
     synthetic: str
     real: str = ""
-    """The real image that it comes nearest to; empty where there were too many to ask."""
+    """The real image that the filter finds most like it, which need not be the nearest by plain
+    distance; empty where there were too many to ask."""
     members: tuple[str, ...]
     score: float
     """The largest of the members, in spreads of the null."""
@@ -57,6 +68,8 @@ class PlantOutcome(Section):
     says: str
     must: bool
     demanded: float | None
+    takes: int | None = None
+    """Plants that show what is demanded when all are caught: with fewer it is not estimable."""
     caught: Measurement
     outcome: Outcome
 
@@ -117,7 +130,7 @@ class Distances(Section):
 
 
 class Neighbor(Section):
-    """The nearest real image of a synthetic one."""
+    """The real image at the least plain distance from a synthetic one."""
 
     synthetic: str
     real: str
@@ -144,6 +157,8 @@ class Findings(Section):
     grid: tuple[int, int, int]
     seed: int
     images_budget: int
+    plants: int
+    """Patients who were copied in each class, at most."""
     real: FolderFacts
     synthetic: FolderFacts
     notes: tuple[str, ...]
@@ -172,8 +187,19 @@ class Findings(Section):
         """The exit code of the command: 6 copies, 7 an incomplete audit, 0 neither."""
         if self.copies_found:
             return EXIT_REFUSED
-        partial = self.real.refused or self.synthetic.refused or not self.filter.calibrated
-        return EXIT_PARTIAL if partial or self._powerless else EXIT_OK
+        return EXIT_PARTIAL if self.gaps else EXIT_OK
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """Why the audit is incomplete, each in one clause."""
+        gaps = []
+        if self.real.refused or self.synthetic.refused:
+            gaps.append("files were refused")
+        if not self.filter.calibrated:
+            gaps.append("disguised copies could not be looked for")
+        elif self._powerless:
+            gaps.append("of no class that must be caught the filter's power is known")
+        return tuple(gaps)
 
     @property
     def _powerless(self) -> bool:

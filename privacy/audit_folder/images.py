@@ -129,7 +129,9 @@ def put_together(
         for one, digest in zip(images.told, images.content_digest, strict=True)
     ]
     codes = {name: code for code, name in enumerate(dict.fromkeys(names))}
-    told = [sentence_of(teller, patients=len(codes), images=len(names)), *notes]
+    told = [*notes]
+    if side == "real" or teller != "file":
+        told.insert(0, sentence_of(teller, patients=len(codes), images=len(names)))
     doubles = len(names) - len(set(images.content_digest))
     if doubles:
         told.append(f"Images that another of the folder repeats exactly: {doubles}.")

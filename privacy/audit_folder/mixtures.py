@@ -40,6 +40,6 @@ def votes_agree(
         told=partial(tell, "vote on mixtures with plants"),
     )
     if not changed.shown:
-        why = f"1 % of plants takes {LEAST_GENUINE} synthetic images that are no plants"
+        why = f"that takes {LEAST_GENUINE} synthetic images that are no planted copies"
         return not_estimable(_LABEL, why, method=_METHOD, unit="images")
     return share_dropped(_LABEL, [changed], unit="images", method=_METHOD)

@@ -50,7 +50,7 @@ def read_pair(
     """Return the images of both folders, on one grid.
 
     Raises UsageError when one folder is the other or lies inside of it; CohortError when the
-    folders hold different kinds of images, and what ``read_folder`` raises.
+    folders hold different kinds of images; and what ``read_folder`` raises.
     """
     demand_apart(real, synthetic)
     first = read_folder(
@@ -96,7 +96,7 @@ def demand_one_kind(real: FolderImages, synthetic: FolderImages) -> None:
         raise CohortError(
             "the two folders hold different kinds of images",
             why=f"the real one is of {real.kind}s, the synthetic one of {synthetic.kind}s",
-            fix="give two folders of one kind, or say which kind the audit is of",
+            fix="give two folders of one kind; --kind chooses one where a folder mixes several",
         )
     if real.grid != synthetic.grid:
         raise CohortError(

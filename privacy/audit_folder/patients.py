@@ -46,6 +46,8 @@ _VISIT_COLUMNS: Final = ("visit", "session", "visit_id", "session_id", "ses", "t
 _CONTRAST_COLUMNS: Final = ("contrast", "modality")
 _SCANNER_COLUMNS: Final = ("scanner",)
 _CONTRASTS: Final = frozenset({"T1w", "T2w", "FLAIR", ENHANCED})
+_NAMED: Final = 4
+"""How many files an error names."""
 _LACKS: Final[Mapping[Teller, str]] = {
     "table": NOT_LISTED,
     "bids": UNCLEAR_NAME,
@@ -103,9 +105,10 @@ def read_patients(path: Path, root: Path, *, places: Collection[str], side: Side
     known ``visit`` (or ``session``), ``age``, ``sex``, ``scanner`` and ``contrast``. Files are
     named as seen from the real folder; where that finds none, as seen from the table. Those of
     the synthetic folder are named as seen from the table alone, since both folders may have files
-    of one name. Raises CohortError when the table cannot be read, lacks a column, or names no file
-    of the real folder.
+    of one name. Raises CohortError when the table is missing or cannot be read, lacks a column,
+    names no file of the real folder, or names two patients for one file.
     """
+    demand_table(path)
     table = read_table(path)
     file_column = _first(_FILE_COLUMNS, table.columns)
     patient_column = _first(SUBJECT_COLUMNS, table.columns)
@@ -130,16 +133,31 @@ def read_patients(path: Path, root: Path, *, places: Collection[str], side: Side
             fix="write each path as seen from the folder, such as scans/a.png",
         )
     told_of: dict[str, Told] = {}
+    named: dict[str, set[str]] = {}
     for place, told in placed:
         if place in known:
             own = known[place]
             told_of[own] = told if own not in told_of else _agree(told_of[own], told)
+            if told.patient and told.refused != FORMULA:
+                named.setdefault(own, set()).add(told.patient)
+    _demand_one_patient(path, named)
     absent = sum(
         place not in known and not (path.absolute().parent / cell).is_file()
         for (place, _), (cell, _) in zip(placed, rows, strict=True)
         if place
     )
     return PatientTable(told_of, absent)
+
+
+def demand_table(path: Path) -> None:
+    """Raise CohortError unless there is a file where a table should be."""
+    if not path.is_file():
+        raise CohortError(
+            f"the table of patients {_shown(path)} cannot be read",
+            why="it is a folder" if path.is_dir() else "there is none at this path",
+            fix="check the path behind --patients; only where names or folders tell the patients, "
+            "leave it out",
+        )
 
 
 def tell_patients(
@@ -203,6 +221,18 @@ def _read_row(row: Row) -> Told:
         scanner=cell(_SCANNER_COLUMNS),
         refused=refused,
     )
+
+
+def _demand_one_patient(path: Path, named: Mapping[str, Collection[str]]) -> None:
+    """Raise CohortError, which names the files, where rows of one file name two patients."""
+    torn = sorted(place for place, names in named.items() if len(names) > 1)
+    if torn:
+        more = f" and {len(torn) - _NAMED} more" if len(torn) > _NAMED else ""
+        raise CohortError(
+            f"the table of patients {_shown(path)} names two patients for one file",
+            why=f"{', '.join(torn[:_NAMED])}{more}",
+            fix="leave one row for each file, with the patient whose it is",
+        )
 
 
 def _agree(first: Told, second: Told) -> Told:

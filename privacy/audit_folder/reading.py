@@ -22,7 +22,7 @@ from vitrael.core.data.planar import Clip, Picture
 from vitrael.core.data.scan import Scan
 from vitrael.core.data.video import read_video
 from vitrael.core.digest import Digest, digest_bytes
-from vitrael.core.errors import CohortError, ScanError
+from vitrael.core.errors import CohortError, ScanError, UsageError
 from vitrael.core.workbench.progress import Tell, silent
 from vitrael.privacy.audit_folder.found import (
     KINDS,
@@ -36,7 +36,13 @@ from vitrael.privacy.audit_folder.found import (
     run_each,
 )
 from vitrael.privacy.audit_folder.images import FolderImages, Images, ReadImage, put_together
-from vitrael.privacy.audit_folder.patients import Side, Told, read_patients, tell_patients
+from vitrael.privacy.audit_folder.patients import (
+    Side,
+    Told,
+    demand_table,
+    read_patients,
+    tell_patients,
+)
 from vitrael.privacy.audit_folder.prepare import Grid, Kind, prepare_image
 
 _REASONS: Final = 3
@@ -56,10 +62,12 @@ def read_folder(
     """Return the images of a folder, all of one kind and each prepared by itself.
 
     The kind is that of all images; a folder that mixes them needs ``kind``, and the others are
-    refused. ``patients`` is a table, see ``patients``. Raises CohortError when the folder is
-    missing, empty, mixed, or holds nothing that can be used; for a table that does not fit; and,
-    for the real folder, when one image stands there under two patients.
+    refused. ``patients`` is a table, see ``patients``. Raises UsageError when the folder is missing
+    or a file; CohortError when it is empty, mixed, or holds nothing that can be used; for a table
+    that does not fit; and, for the real folder, when one image stands there under two patients.
     """
+    if patients is not None:
+        demand_table(patients)
     grid = grid or Grid()
     found = _find(root, kind=kind, workers=workers, side=side)
     kind = kind or _one_kind(found.images, side=side)
@@ -156,30 +164,44 @@ def _sums(image: FoundImage) -> Mapping[Digest, str]:
 
 def _find(root: Path, *, kind: Kind | None, workers: int, side: Side) -> FoundFolder:
     if not root.is_dir():
-        raise CohortError(
+        raise UsageError(
             f"the {side} folder cannot be read",
             why="it is a file" if root.exists() else "there is none at this path",
-            fix="check the path",
+            fix="give the real folder first, then the synthetic one",
         )
     found = find_images(root, kind=kind, workers=workers)
     if not found.places:
-        raise CohortError(f"the {side} folder is empty", fix="check the path")
-    if not any(kind in {None, image.kind} for image in found.images):
-        others = [*_other_kinds(found.images, kind)] if kind else []
-        raise _nothing_usable([*found.refused, *others], side=side)
+        raise CohortError(
+            f"the {side} folder is empty",
+            why="there is nothing to compare",
+            fix="check the path",
+        )
+    if not found.images:
+        raise _nothing_usable(found.refused, side=side)
+    if kind and not any(image.kind == kind for image in found.images):
+        raise CohortError(
+            f"the {side} folder holds no {PLURALS[kind]}",
+            why=f"it holds {_tell_kinds(found.images)}",
+            fix="leave --kind out, or name a kind that both folders hold",
+        )
     return found
 
 
 def _one_kind(images: Sequence[FoundImage], *, side: Side) -> Kind:
     counts = Counter(image.kind for image in images)
     if len(counts) > 1:
-        parts = [_count(counts[kind], kind) for kind in KINDS if counts[kind]]
         raise CohortError(
             f"the {side} folder mixes kinds of images",
-            why=f"it holds {', '.join(parts[:-1])} and {parts[-1]}",
-            fix="say which kind the audit is of, or give a folder of one kind",
+            why=f"it holds {_tell_kinds(images)}",
+            fix="choose one with --kind, or give a folder of one kind",
         )
     return next(iter(counts))
+
+
+def _tell_kinds(images: Sequence[FoundImage]) -> str:
+    counts = Counter(image.kind for image in images)
+    parts = [_count(counts[kind], kind) for kind in KINDS if counts[kind]]
+    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
 
 def _count(number: int, kind: Kind) -> str:

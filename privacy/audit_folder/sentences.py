@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from vitrael.privacy.audit_folder.certificate import most_shown
 from vitrael.privacy.audit_folder.findings import CHANCE, Findings
+from vitrael.privacy.suite import PICTURE_SUITE, VOLUME_SUITE
+
+_MOST_LISTED: Final = 6
+"""Classes that a sentence names; the table has all."""
+_MEMBERS: Final[Mapping[str, str]] = {
+    "copy": "copy encoder",
+    "patient": "patient encoder",
+    "registered": "registered similarity",
+    "regions": "regions",
+}
 
 NOT_CLAIMED: Final = (
     (
@@ -18,7 +30,7 @@ NOT_CLAIMED: Final = (
         "scan; other attacks ask for that, and none is made here."
     ),
     (
-        "Distances to the nearest real image prove nothing by themselves: datasets that passed "
+        "Plain distances between images prove nothing by themselves: datasets that passed "
         "every such test were attacked with success. They may raise a suspicion and can remove "
         "none."
     ),
@@ -28,6 +40,11 @@ NOT_CLAIMED: Final = (
         "so."
     ),
 )
+
+
+def tell_members(names: Iterable[str]) -> str:
+    """Return which members of the filter said so, in words."""
+    return ", ".join(_MEMBERS.get(name, name) for name in names)
 
 
 def tell_found(findings: Findings) -> tuple[str, ...]:
@@ -52,44 +69,89 @@ def tell_not_estimated(findings: Findings) -> tuple[str, ...]:
     if not findings.filter.calibrated:
         told.append(
             f"Disguised copies could not be looked for: {findings.filter.reason}. Only files with "
-            "equal bytes or equal content were found for sure, if there are any."
+            "equal bytes or equal values are found for sure, if there are any."
         )
         return tuple(told)
-    few = [one.name for one in findings.certificate.plants if one.outcome == "not estimable"]
+    few = [one.says for one in findings.certificate.plants if one.outcome == "not estimable"]
     if few:
         told.append(
             "Whether the filter catches as much as is demanded of it cannot be told of "
-            f"{len(few)} classes of planted copies, for want of patients: {', '.join(few)}."
+            f"{_count(len(few), 'class')} of planted copies: {_list(few)}."
         )
+        told.append(_tell_limit(findings))
+    suite = PICTURE_SUITE if findings.kind == "picture" else VOLUME_SUITE
     for reason, names in findings.certificate.not_made.items():
         if names:
-            told.append(f"Not planted, since {reason}: {', '.join(names)}.")
+            says = [suite[name].says if name in suite else name for name in names]
+            told.append(f"Not planted, since {reason}: {'; '.join(says)}.")
     agreement = findings.certificate.agreement
     if agreement.value is None:
-        told.append(f"Votes in mixtures of 1 % and 40 % plants: {agreement.reason}.")
+        told.append(
+            "Whether the filter votes alike among 1 % and among 40 % of planted copies was not "
+            f"tried: {agreement.reason}."
+        )
     unknown = [one.says for one in findings.certificate.negatives if one.outcome == "not estimable"]
     if unknown:
-        told.append(f"How often the filter drops what is nobody's copy: {', '.join(unknown)}.")
+        told.append(
+            "How often the filter drops these, which are nobody's copies, could not be measured: "
+            f"{', '.join(unknown)}."
+        )
     small = [one.name for one in findings.certificate.subgroups if one.caught.value is None]
     if small:
         told.append(f"Too few patients for a number of their own: {', '.join(small)}.")
-    return tuple(told)
+    return tuple(one for one in told if one)
+
+
+def _tell_limit(findings: Findings) -> str:
+    """Return what so few plants can show at best, and how many more would show the demand."""
+    open_ = [one for one in findings.certificate.plants if one.outcome == "not estimable"]
+    shown = max((one.caught.n for one in findings.certificate.plants), default=0)
+    wanted = {
+        (one.takes, one.demanded)
+        for one in open_
+        if one.takes and one.demanded and one.takes > shown and one.demanded < 1
+    }
+    if not wanted or not shown:
+        return ""
+    takes = ", ".join(f"{demanded:.0%} takes {count}" for count, demanded in sorted(wanted))
+    return (
+        f"{_count(shown, 'plant')} of a class, one of each patient, show at most "
+        f"{most_shown(shown):.1%} even when all are caught; to show {takes}. There are as many as "
+        f"--plants ({findings.plants}) and the patients of the real folder "
+        f"({findings.real.patients}) allow."
+    )
+
+
+def _list(says: Sequence[str]) -> str:
+    more = len(says) - _MOST_LISTED
+    told = "; ".join(says[:_MOST_LISTED])
+    return f"{told}; and {more} more, in the table" if more > 0 else told
+
+
+def _count(number: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def _tell_same(findings: Findings) -> str:
     counts = Counter(one.how for one in findings.same_files)
     if not counts:
         return "No synthetic file is a real one, by its bytes or by its decoded values."
-    return (
-        f"COPIES: {counts['bytes']} synthetic files are real ones byte for byte, and "
-        f"{counts['content']} more hold exactly the values of a real one."
-    )
+    told = []
+    if counts["bytes"]:
+        told.append(
+            f"{_count(counts['bytes'], 'synthetic file')} equal to a real one byte for byte"
+        )
+    if counts["content"]:
+        values = "with exactly the values of a real one, written anew"
+        told.append(f"{_count(counts['content'], 'synthetic file')} {values}")
+    return f"COPIES: {'; '.join(told)}."
 
 
 def _tell_patients(findings: Findings) -> str:
     if not findings.shared_patients:
         return ""
-    return f"Patients who are named in both folders: {findings.shared_patients}."
+    return f"Patients who are named in both folders: {findings.shared_patients}. Ask how that came."
 
 
 def _tell_conspicuous(findings: Findings) -> str:
@@ -113,14 +175,13 @@ def _tell_power(findings: Findings) -> str:
     if not findings.filter.calibrated:
         return ""
     counts = Counter(one.outcome for one in findings.certificate.plants if one.demanded is not None)
-    missed = [one.name for one in findings.certificate.plants if one.outcome == "not reached"]
+    missed = [one.says for one in findings.certificate.plants if one.outcome == "not reached"]
     told = (
         f"Of {sum(counts.values())} classes of planted copies the filter is shown to catch as many "
         f"as is demanded in {counts['reached']}; in {counts['not reached']} it misses that, or is "
-        f"not shown to reach it, and of {counts['not estimable']} there are too few plants or "
-        "patients to tell."
+        f"not shown to reach it, and of {counts['not estimable']} there are too few plants to tell."
     )
-    return f"{told} Copies of these kinds may have passed: {', '.join(missed)}." if missed else told
+    return f"{told} Copies of these kinds may have passed: {_list(missed)}." if missed else told
 
 
 def _tell_negatives(findings: Findings) -> str:
@@ -136,7 +197,7 @@ def _tell_neighbors(findings: Findings) -> str:
     if neighbors is None:
         return ""
     return (
-        "A synthetic image lies nearer to its nearest real patient than a stranger does in "
+        "By plain distance a synthetic image lies nearer to a real patient than a stranger does in "
         f"{neighbors.nearer_share:.0%} of all pairs (50 %: neither nearer nor farther). That "
         "proves nothing by itself."
     )

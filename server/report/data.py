@@ -16,6 +16,7 @@ from vitrael.core.configs import Section
 from vitrael.core.digest import Digest
 from vitrael.core.protocols import Name
 from vitrael.core.study import Study
+from vitrael.privacy.audit.arms import Comparison
 from vitrael.privacy.evidence import Evidence, Measurement
 from vitrael.privacy.gates import POLICIES, Verdict
 from vitrael.privacy.leakage import BUCKETS, bucket_of
@@ -129,6 +130,8 @@ class Screening(Section):
     votes: tuple[SiteVote, ...]
     subgroups: tuple[Measurement, ...] = ()
     """The share that was kept of each sex and band of age."""
+    shifted: tuple[str, ...] = ()
+    """Those that are not shown to be kept as often as all."""
 
 
 class SitePlants(Section):
@@ -185,6 +188,8 @@ class ReportData(Section):
     evidence: Evidence
     plants: tuple[SitePlants, ...] = ()
     """One for each site that was audited."""
+    arms: Comparison | None = None
+    """Teacher, random filter and student; None where the protocol compares none."""
     conditioning: Conditioning | None = None
     curves: tuple[Curve, ...] = ()
     stages: tuple[StageSummary, ...] = ()

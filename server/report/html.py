@@ -19,8 +19,10 @@ import jinja2
 import numpy as np
 
 from vitrael.core.digest import write_atomically
+from vitrael.privacy.audit.arms import RATIO_BAND
 from vitrael.privacy.evidence import NAMES
 from vitrael.privacy.gates import Finding
+from vitrael.server.report.arms import read_arms
 from vitrael.server.report.charts import draw_interval, draw_lines, draw_scatter
 from vitrael.server.report.data import SCHEMA, ReportData
 from vitrael.server.report.montage import PLANES, draw_overview, draw_planes
@@ -85,6 +87,8 @@ def render_report(data: ReportData, *, images: ReportImages | None, twin: bool =
             data=data,
             twin=twin,
             reading=read_verdict(data),
+            arms=None if data.arms is None else read_arms(data.arms),
+            band=RATIO_BAND,
             names=NAMES,
             planes=PLANES,
             count=_count_pictures(images),

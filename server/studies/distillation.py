@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -58,10 +58,14 @@ from vitrael.server.studies.screening import (
     votes_before,
 )
 
+StudentStage = Literal["student", "random student"]
 _SEX = COVARIATES.index("sex")
 _REDRAWS = 20
-_TRAINING: Final = "training"
-"""Folder of the checkpoints."""
+_TRAINING: Final[Mapping[StudentStage, str]] = {
+    "student": "training",
+    "random student": "training-random",
+}
+"""Folders of the checkpoints."""
 _CONDITIONS: Final[Mapping[Phase, tuple[str, ...]]] = {
     "candidates": ("candidate conditions",),
     "samples": ("release conditions",),
@@ -132,8 +136,8 @@ def distill_study(
 ) -> Distilled[dict[str, Any], Digest]:
     """Draw, screen, retrain and screen again; each round of each step is a stage of its own.
 
-    Raises DataError when not as many are kept as the protocol wants: no smaller student is trained
-    and no smaller set is made.
+    Raises RefusedError when not as many are kept as the protocol wants: no smaller student is
+    trained and no smaller set is made.
     """
     wanted = run.study.synthesis.distillation
     plan = Plan(wanted.target, wanted.released, given_before=votes_before(run))
@@ -191,7 +195,7 @@ def sample_candidates(
     inputs = {"codec": codec, "teacher": teacher, "condition": condition, "share": asdict(share)}
 
     def work() -> StageResult:
-        generator = _generator(run, part, codec=codec, weights=teacher)
+        generator = open_generator(run, part, codec=codec, weights=teacher)
         return _draw(run, generator, "candidates", condition, share=share, dtype=np.float16)
 
     return run.stage("candidates", inputs, work, round_index=share.number)
@@ -210,7 +214,7 @@ def draw_samples(
     inputs = {"codec": codec, "student": student, "condition": condition, "share": asdict(share)}
 
     def work() -> StageResult:
-        generator = _generator(run, part, codec=codec, weights=student)
+        generator = open_generator(run, part, codec=codec, weights=student)
         return _draw(run, generator, "samples", condition, share=share, dtype=np.float32)
 
     return run.stage("samples", inputs, work, round_index=share.number)
@@ -247,12 +251,20 @@ def _draw(
     return StageResult(document, {"count": share.count})
 
 
-def train_student(run: StudyRun, *, codec: Digest, teacher: Digest, rounds: Rounds) -> Digest:
+def train_student(
+    run: StudyRun,
+    *,
+    codec: Digest,
+    teacher: Digest,
+    rounds: Rounds,
+    stage: StudentStage = "student",
+) -> Digest:
     """Stage ``student``: a denoiser with fresh weights, trained on the kept candidates alone.
 
+    Another ``stage`` has rounds that keep others, and the same fresh weights and random numbers.
     Each is learned with age and sex as they were asked, and the volumes that it shows. A training
     that was stopped or killed goes on from its last checkpoint, a minute old at most, or a fiftieth
-    of its time. Raises DataError for a student with weights of the teacher's.
+    of its time. Raises RefusedError for a student with weights of the teacher's.
     """
     protocol = run.study.synthesis
     learned = [[dict(one.drawn), np.flatnonzero(one.keep_B).tolist()] for one in rounds]
@@ -279,8 +291,8 @@ def train_student(run: StudyRun, *, codec: Digest, teacher: Digest, rounds: Roun
             part.training,
             length_images=part.training.length_images,
             rng=torch_stream(protocol.seed, "student training"),
-            progress=lambda done, total: run.tell("student", 0, "progress", done=done, total=total),
-            checkpoints=_open_checkpoints(run, inputs, compute),
+            progress=lambda done, total: run.tell(stage, 0, "progress", done=done, total=total),
+            checkpoints=_open_checkpoints(run, inputs, compute, stage=stage),
             bf16=compute.bf16,
         )
         weights = module_tensors(student)
@@ -290,8 +302,8 @@ def train_student(run: StudyRun, *, codec: Digest, teacher: Digest, rounds: Roun
         curves = {"coordinator": {"images": curve.images, "loss": curve.losses["total"]}}
         return StageResult(document, {"curves": curves, "learned_from": len(images)})
 
-    weights = Digest(run.stage("student", inputs, work)["denoiser"])
-    shutil.rmtree(run.home / _TRAINING, ignore_errors=True)
+    weights = Digest(run.stage(stage, inputs, work)["denoiser"])
+    shutil.rmtree(run.home / _TRAINING[stage], ignore_errors=True)
     return weights
 
 
@@ -329,13 +341,13 @@ def _gather(run: StudyRun, rounds: Rounds, key: str, name: str) -> np.ndarray:
 
 
 def _open_checkpoints(
-    run: StudyRun, inputs: Mapping[str, Any], compute: Compute
+    run: StudyRun, inputs: Mapping[str, Any], compute: Compute, *, stage: StudentStage
 ) -> FileCheckpoints:
     """Return what an attempt has left of this very training, with this machine and software."""
     threads = run.study.performance.coordinator_threads
     machine = [lock_digest(), compute.device, compute.bf16, threads]
     key = digest_json([run.study.protocol.digest, dict(inputs), *machine])
-    return FileCheckpoints(run.home / _TRAINING, key=key)
+    return FileCheckpoints(run.home / _TRAINING[stage], key=key)
 
 
 def _compute(run: StudyRun) -> Compute:
@@ -354,9 +366,10 @@ def _codec(run: StudyRun, weights: Digest, compute: Compute) -> KLCodec:
     return codec.to(compute.device)
 
 
-def _generator(
+def open_generator(
     run: StudyRun, part: DiffusionConfig, *, codec: Digest, weights: Digest
 ) -> LatentGenerator:
+    """Return a denoiser of the study behind its codec, ready to draw."""
     protocol, compute = run.study.synthesis, _compute(run)
     denoiser = build_denoiser(protocol.generator, part, seed=protocol.seed)
     load_weights(denoiser, run.objects.get_tensors(weights))

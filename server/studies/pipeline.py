@@ -13,6 +13,7 @@ from vitrael.core.protocols import ExpertsProtocol
 from vitrael.privacy.audit.tallies import TALLY_STAGES
 from vitrael.privacy.gates import LEAKS, Verdict
 from vitrael.server.objects import DamagedError
+from vitrael.server.studies.arms import compare_arms_of
 from vitrael.server.studies.canary import try_sites
 from vitrael.server.studies.distillation import distill_study, synthesize
 from vitrael.server.studies.expert_report import write_report_of_experts
@@ -125,7 +126,10 @@ def _run_synthesis(run: StudyRun) -> int:
     tallies: dict[str, list[dict[str, Any]]] = {
         stage: run.documents(stage) for stage in TALLY_STAGES
     }
-    decision = judge_release(run, samples=samples, tallies=tallies)
+    arms = compare_arms_of(
+        run, codec=codec, teacher=teacher, condition=scale["condition"], distilled=distilled
+    )
+    decision = judge_release(run, samples=samples, tallies=tallies, arms=arms)
     verdict = Verdict.model_validate(decision["verdict"])
     if verdict.passed:
         bundle = assemble_bundle(run, student=student, samples=samples, decision=decision)

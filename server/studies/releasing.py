@@ -18,6 +18,7 @@ from vitrael.core.records import Samples
 from vitrael.core.rng import stream
 from vitrael.core.study import Study
 from vitrael.core.version import package_version
+from vitrael.privacy.audit.arm_counts import read_comparison
 from vitrael.privacy.audit.pooling import conditioning_measurements, participation_measurement
 from vitrael.privacy.audit.tallies import (
     TALLY_STAGES,
@@ -101,10 +102,12 @@ def judge_release(
     *,
     samples: Mapping[str, Any],
     tallies: Mapping[str, Sequence[Mapping[str, Any]]],
+    arms: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Stage ``gates``: pool the tallies into Evidence and let the policy decide.
 
-    ``tallies`` holds the documents of every round of ``TALLY_STAGES``.
+    ``tallies`` holds the documents of every round of ``TALLY_STAGES``, ``arms`` that of the
+    comparison, whose measurements are told beside the others; no gate asks for them.
 
     A site of the roster that was absent from one of the stages counts as one that measured nothing,
     and whoever is in the model has to have judged what came of it.
@@ -131,6 +134,7 @@ def judge_release(
                 confidence=confidence,
                 inputs=(drawn,),
             ),
+            *(compared.measurements if (compared := read_comparison(arms)) else ()),
         )
         evidence = Evidence(protocol=protocol.digest, measurements=measurements)
         verdict = decide(evidence, POLICIES[protocol.policy])
@@ -146,6 +150,7 @@ def judge_release(
         "contributors": contributors,
         "judges": judges,
         "policy": POLICIES[protocol.policy].model_dump(mode="json"),
+        **({"arms": dict(arms)} if arms else {}),
     }
     return run.stage("gates", inputs, work)
 

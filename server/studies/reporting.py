@@ -20,6 +20,8 @@ from vitrael.core.metrics.intervals import (
     pearson_interval,
 )
 from vitrael.core.protocols import COVARIATES
+from vitrael.privacy.audit.arm_counts import read_comparison
+from vitrael.privacy.audit.arms import shifted
 from vitrael.privacy.audit.parts import read_shown
 from vitrael.privacy.distill import Phase
 from vitrael.privacy.evidence import Evidence, Measurement
@@ -103,6 +105,7 @@ def build_report(
         sites=_sites(run, history, reasons=reasons),
         verdict=Verdict.model_validate(decision["verdict"]),
         evidence=evidence,
+        arms=read_comparison(_document(run, history, "arms")),
         plants=_site_plants(_document(run, history, "audit").get("sites", {})) if reasons else (),
         conditioning=_conditioning(run, history, tensors, evidence),
         curves=gather_curves(history),
@@ -152,11 +155,18 @@ def _screening(run: StudyRun, phase: Phase) -> Screening | None:
     if not rounds:
         return None
     measured = measure_kept(run, phase)
-    return sum_up_votes(rounds, subgroups=[m for m in measured if _SUBGROUP.search(m.name)])
+    return sum_up_votes(
+        rounds,
+        subgroups=[m for m in measured if _SUBGROUP.search(m.name)],
+        apart=[name.split(".")[-2] for name in shifted(measured)],
+    )
 
 
 def sum_up_votes(
-    rounds: Sequence[Mapping[str, Any]], *, subgroups: Sequence[Measurement] = ()
+    rounds: Sequence[Mapping[str, Any]],
+    *,
+    subgroups: Sequence[Measurement] = (),
+    apart: Sequence[str] = (),
 ) -> Screening:
     """Return what came of all rounds of a screening."""
     asked = sum(int(one["count"]) for one in rounds)
@@ -177,6 +187,7 @@ def sum_up_votes(
         rounds=len(rounds),
         votes=votes,
         subgroups=tuple(subgroups),
+        shifted=tuple(apart),
     )
 
 

@@ -34,6 +34,7 @@ WORK: Final = frozenset(
     {
         *("codec", "latents", "reid", "teacher", "candidates", "student"),
         *("samples", "synthesis", "relay", "fusion"),
+        *("random student", "arm samples"),
     }
 )
 """Stages that are work done, and no site's judgment or word: kept when the roster is amended."""

@@ -85,6 +85,11 @@ class Start:
         bent = bend_each(scans, turn_deg=5, stretch_frac=0.05, shift_vox=5, rng=rng)
         return np.concatenate([bent, self.hospital.fresh.image_BCDHW[:40]])
 
+    @cached_property
+    def known(self) -> torch.Tensor:
+        """What the copy encoder sees of the training scans, which no clock counts."""
+        return embed(self, torch.from_numpy(self.hospital.training.image_BCDHW))
+
     def student(self) -> HybridUNet:
         return build_denoiser(self.config, self.config.student, seed=5)
 
@@ -230,10 +235,28 @@ class PeerUNet(nn.Module):
 
 def run_peer(start: Start, folder: Path) -> Done:
     """Return what the script makes of it."""
-    from monai.inferers import LatentDiffusionInferer
+    clock, scheduler = Clock(), peer_scheduler(start)
+    assert len(start.known) == start.screener.gallery.patients
+    images = clock.run("generate", lambda: generate_by_peer(start, scheduler, folder))
+    # As usual: the threshold is a high percentile of validation scans against training scans.
+    calibration = start.hospital.calibration.image_BCDHW
+    threshold = similar_by_peer(start, calibration).quantile(0.95)
+    screened = clock.run("screen", lambda: similar_by_peer(start, images))
+    keep = (screened <= threshold).numpy()
+    if not keep.any():
+        keep[:] = True
+    student = start.student()
+    kept, condition = torch.from_numpy(images[keep]), torch.from_numpy(start.condition[keep])
+    clock.run("retrain", lambda: retrain_by_peer(start, scheduler, student, kept, condition))
+    found = (similar_by_peer(start, start.copies) > threshold).numpy()
+    return Done(clock.seconds, images, found, student)
+
+
+def peer_scheduler(start: Start) -> Any:
+    """Return the noise schedule of the teacher, as MONAI's scheduler for 50 steps."""
     from monai.networks.schedulers import DDIMScheduler
 
-    clock, config = Clock(), start.config.teacher
+    config = start.config.teacher
     scheduler = DDIMScheduler(
         num_train_timesteps=config.timesteps,
         schedule="scaled_linear_beta",
@@ -243,74 +266,73 @@ def run_peer(start: Start, folder: Path) -> Done:
         clip_sample=False,
     )
     scheduler.set_timesteps(50)
+    return scheduler
+
+
+@torch.no_grad()
+def generate_by_peer(start: Start, scheduler: Any, folder: Path) -> np.ndarray:
+    """Return candidates as they come back from the files that they were written to."""
+    from monai.inferers import LatentDiffusionInferer
+
     inferer = LatentDiffusionInferer(scheduler, scale_factor=1.0)
     codec, told = PeerCodec(start.codec), torch.from_numpy(start.condition)
     shape = tuple(start.fresh_latents.shape[1:])
-
-    @torch.no_grad()
-    def generate() -> np.ndarray:
-        for at in range(0, CANDIDATES, 8):
-            rows = range(at, at + 8)
-            noise = torch.stack(
-                [torch.randn(shape, generator=torch_stream(7, "candidate", r)) for r in rows]
-            )
-            images = inferer.sample(
-                noise, codec, PeerUNet(start.teacher), scheduler,
-                conditioning=told[at : at + 8], verbose=False,
-            )  # fmt: skip
-            for row, image in zip(rows, images, strict=True):
-                nibabel.save(
-                    nibabel.Nifti1Image(image[0].numpy(), np.diag([8.0, 8.0, 8.0, 1.0])),
-                    folder / f"{row:03d}.nii.gz",
-                )
-        paths = sorted(folder.glob("*.nii.gz"))
-        return np.stack([nibabel.load(path).get_fdata(dtype=np.float32)[None] for path in paths])
-
-    images = clock.run("generate", generate)
-    gallery = start.screener.gallery
-    scans = torch.from_numpy(start.hospital.training.image_BCDHW)
-    known = embed(start, scans)
-
-    def similar(image: np.ndarray) -> torch.Tensor:
-        """Return the correlation with the best of the nearest scans, registered."""
-        candidates = torch.from_numpy(np.ascontiguousarray(image))
-        near = torch.cdist(embed(start, candidates), known).topk(NEAREST, largest=False).indices
-        best = []
-        for row, scan in enumerate(near):
-            fixed = scans[scan, 0]
-            laid = register_affinely(candidates[row].expand(NEAREST, -1, -1, -1).clone(), fixed)
-            best.append(correlate(laid, fixed).max())
-        return torch.stack(best)
-
-    # As usual: the threshold is a high percentile of validation scans against training scans.
-    threshold = similar(start.hospital.calibration.image_BCDHW).quantile(0.95)
-    keep = clock.run("screen", lambda: similar(images)).numpy() <= threshold.numpy()
-    if not keep.any():
-        keep[:] = True
-    student = start.student()
-    kept, kept_condition = torch.from_numpy(images[keep]), told[torch.from_numpy(keep)]
-
-    def retrain() -> None:
-        optimizer = torch.optim.Adam(
-            student.parameters(), lr=start.config.student.training.learning_rate
+    for at in range(0, CANDIDATES, 8):
+        rows = range(at, at + 8)
+        noise = torch.stack(
+            [torch.randn(shape, generator=torch_stream(7, "candidate", r)) for r in rows]
         )
-        batch, rng = start.config.student.training.batch_images, torch_stream(1, "peer")
-        net = PeerUNet(student.train())
-        for _ in range(STUDENT_IMAGES // batch):
-            rows = torch.randint(len(kept), (batch,), generator=rng)
-            noise = torch.randn((batch, *shape), generator=rng)
-            steps = torch.randint(0, config.timesteps, (batch,), generator=rng)
-            with torch.no_grad():
-                z_0 = codec.encode_stage_2_inputs(kept[rows])
-            optimizer.zero_grad(set_to_none=True)
-            noisy = scheduler.add_noise(z_0, noise, steps)
-            target = scheduler.get_velocity(z_0, noise, steps)
-            functional.mse_loss(net(noisy, steps, kept_condition[rows]), target).backward()
-            optimizer.step()
+        images = inferer.sample(
+            noise, codec, PeerUNet(start.teacher), scheduler,
+            conditioning=told[at : at + 8], verbose=False,
+        )  # fmt: skip
+        for row, image in zip(rows, images, strict=True):
+            nibabel.save(
+                nibabel.Nifti1Image(image[0].numpy(), np.diag([8.0, 8.0, 8.0, 1.0])),
+                folder / f"{row:03d}.nii.gz",
+            )
+    paths = sorted(folder.glob("*.nii.gz"))
+    return np.stack([nibabel.load(path).get_fdata(dtype=np.float32)[None] for path in paths])
 
-    clock.run("retrain", retrain)
-    assert gallery.patients == len(scans)
-    return Done(clock.seconds, images, (similar(start.copies) > threshold).numpy(), student)
+
+def similar_by_peer(start: Start, image: np.ndarray) -> torch.Tensor:
+    """Return the correlation of each image with the best of its nearest scans, registered."""
+    scans = torch.from_numpy(start.hospital.training.image_BCDHW)
+    candidates = torch.from_numpy(np.ascontiguousarray(image))
+    apart = torch.cdist(embed(start, candidates), start.known)
+    near = apart.topk(NEAREST, largest=False).indices
+    best = []
+    for row, scan in enumerate(near):
+        fixed = scans[scan, 0]
+        laid = register_affinely(candidates[row].expand(NEAREST, -1, -1, -1).clone(), fixed)
+        best.append(correlate(laid, fixed).max())
+    return torch.stack(best)
+
+
+def retrain_by_peer(
+    start: Start,
+    scheduler: Any,
+    student: HybridUNet,
+    kept: torch.Tensor,
+    condition: torch.Tensor,
+) -> None:
+    """Train the student on what was kept; each batch is encoded anew."""
+    config, codec = start.config, PeerCodec(start.codec)
+    optimizer = torch.optim.Adam(student.parameters(), lr=config.student.training.learning_rate)
+    batch, rng = config.student.training.batch_images, torch_stream(1, "peer")
+    shape = tuple(start.fresh_latents.shape[1:])
+    net = PeerUNet(student.train())
+    for _ in range(STUDENT_IMAGES // batch):
+        rows = torch.randint(len(kept), (batch,), generator=rng)
+        noise = torch.randn((batch, *shape), generator=rng)
+        steps = torch.randint(0, config.teacher.timesteps, (batch,), generator=rng)
+        with torch.no_grad():
+            z_0 = codec.encode_stage_2_inputs(kept[rows])
+        optimizer.zero_grad(set_to_none=True)
+        noisy = scheduler.add_noise(z_0, noise, steps)
+        target = scheduler.get_velocity(z_0, noise, steps)
+        functional.mse_loss(net(noisy, steps, condition[rows]), target).backward()
+        optimizer.step()
 
 
 @torch.no_grad()

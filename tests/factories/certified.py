@@ -15,6 +15,7 @@ import torch
 
 from tests.factories.filter_power import Hospital
 from tests.factories.trained import VOLUME_RANGES, VOLUME_SPACING_MM, Trained, begin
+from vitrael.core.configs import BrainLDMConfig
 from vitrael.core.data.measure import measure_volumes
 from vitrael.core.data.phantoms.cohorts import draw_scan
 from vitrael.core.models import SYSTEMS
@@ -95,9 +96,13 @@ def learn_denoiser(
     *,
     seed: int,
     length_images: int,
+    by_heart: bool = False,
 ) -> Trained:
-    """Return the model with a denoiser that learned from these images, from fresh weights."""
-    config = model.config
+    """Return the model with a denoiser that learned from these images, from fresh weights.
+
+    ``by_heart`` is without what keeps a network from learning images by heart.
+    """
+    config = _by_heart(model.config, length_images) if by_heart else model.config
     with torch.no_grad():
         parts = torch.from_numpy(image_BCDHW).split(_CHUNK)
         latents = torch.cat([model.codec.encode(part) for part in parts])
@@ -111,7 +116,16 @@ def learn_denoiser(
         length_images=length_images,
         rng=torch_stream(seed, "denoiser training"),
     )
-    return dataclasses.replace(model, denoiser=denoiser)
+    return dataclasses.replace(model, config=config, denoiser=denoiser)
+
+
+def _by_heart(config: BrainLDMConfig, length_images: int) -> BrainLDMConfig:
+    """Return the config with smaller steps, and so more, every condition told, no long average."""
+    little = length_images // 20
+    settled = {"batch_images": 8, "warmup_images": little, "ema_halflife_images": little}
+    training = config.teacher.training.model_copy(update=settled)
+    part = config.teacher.model_copy(update={"training": training, "condition_dropout": 0.0})
+    return config.model_copy(update={"teacher": part})
 
 
 def sample_of(model: Trained, condition_BK: np.ndarray, *, seed: int) -> np.ndarray:

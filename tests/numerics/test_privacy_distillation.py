@@ -1,8 +1,10 @@
 """Privacy distillation does what it is for: the student is re-identified less, and no less useful.
 
-The teacher is a mixture: half of what it draws comes from a network that knows a few patients by
-heart, the other half from one that never saw a patient of the site. The attacker is a network of
-another shape, trained on other patients, that no filter holds.
+The teacher is a mixture: three of four of its samples come from a network that knows a few patients
+by heart, the fourth from one that never saw a patient of the site. The attacker is a network of
+another shape, trained on other patients, that no filter holds. Students learn without what keeps
+a network from learning by heart, as the first network does: where a student of the random filter
+forgets its patients too, nothing is proven, and the comparison says so.
 """
 
 from __future__ import annotations
@@ -43,9 +45,10 @@ from vitrael.privacy.reid.template import lay_onto
 
 pytestmark = pytest.mark.slow
 
-_CANDIDATES, _SAMPLES = 600, 384
-_BY_HEART, _BY_HEART_IMAGES = 12, 12_000
-_STUDENT_IMAGES = 16_000
+_CANDIDATES, _SAMPLES = 240, 384
+_BY_HEART, _BY_HEART_IMAGES = 8, 8_000
+_ONE_HONEST_IN = 4
+_STUDENT_IMAGES = 12_000
 _VERIFIED, _NULL, _ATTACKERS = 200, 300, 64
 _BLOCK_VOX = 4
 _RIDGE = 0.1
@@ -62,7 +65,7 @@ def site() -> Certified:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A teacher that has some patients by heart: every other sample is asked of one of them."""
+    """A teacher that has some patients by heart: three of four samples are asked of one of them."""
 
     by_heart: Trained
     honest: Trained
@@ -72,18 +75,24 @@ class Mixture:
 
     def conditions(self, first: int, count: int) -> np.ndarray:
         """Return what the samples from ``first`` on are asked for."""
-        rows = np.arange(first, first + count)
-        known = self.known_PK[(rows // 2) % len(self.known_PK)]
-        return np.where((rows % 2 == 0)[:, None], known, self.other_BK[rows % len(self.other_BK)])
+        owner, rows = _owners(first, count), np.arange(first, first + count)
+        other = self.other_BK[rows % len(self.other_BK)]
+        return np.where((owner >= 0)[:, None], self.known_PK[owner], other)
 
     def draw(self, first: int, count: int) -> np.ndarray:
         """Return the samples from ``first`` on."""
-        asked = self.conditions(first, count)
-        even = np.arange(first, first + count) % 2 == 0
+        asked, heart = self.conditions(first, count), _owners(first, count) >= 0
         images = np.empty((count, 1, *self.honest.grid_vox), np.float32)
-        images[even] = sample_of(self.by_heart, asked[even], seed=SEED + first)
-        images[~even] = sample_of(self.honest, asked[~even], seed=SEED + first)
+        images[heart] = sample_of(self.by_heart, asked[heart], seed=SEED + first)
+        images[~heart] = sample_of(self.honest, asked[~heart], seed=SEED + first)
         return images
+
+
+def _owners(first: int, count: int) -> np.ndarray:
+    """Return whom of the patients known by heart each sample is asked of, -1 for none."""
+    rows = np.arange(first, first + count)
+    place = rows - rows // _ONE_HONEST_IN - 1
+    return np.where(rows % _ONE_HONEST_IN == 0, -1, place % _BY_HEART)
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,7 @@ def teacher(site: Certified) -> Mixture:
         known.condition_BK,
         seed=SEED + 5,
         length_images=_BY_HEART_IMAGES,
+        by_heart=True,
     )
     return Mixture(by_heart, disjoint_model(), known.condition_BK, site.others.condition_BK)
 
@@ -154,10 +164,10 @@ class Distillation:
 def distillation(site: Certified, teacher: Mixture) -> Distillation:
     candidates, asked = teacher.draw(0, _CANDIDATES), teacher.conditions(0, _CANDIDATES)
     keep = site.screener(candidates)
-    even = np.arange(_CANDIDATES) % 2 == 0
+    heart = _owners(0, _CANDIDATES) >= 0
     print(
-        f"\nkept {keep.sum()} of {_CANDIDATES}: of those by heart {keep[even].mean():.3f}, "
-        f"of the others {keep[~even].mean():.3f}"
+        f"\nkept {keep.sum()} of {_CANDIDATES}: of those by heart {keep[heart].mean():.3f}, "
+        f"of the others {keep[~heart].mean():.3f}"
     )
     kept = np.flatnonzero(keep)
     drawn = random_subset(_CANDIDATES, len(kept), rng=stream(SEED, "random filter"))
@@ -170,12 +180,12 @@ def distillation(site: Certified, teacher: Mixture) -> Distillation:
             asked[rows],
             seed=SEED + 11,
             length_images=_STUDENT_IMAGES,
+            by_heart=True,
         )
         return sample_of(model, wanted, seed=SEED + _CANDIDATES)
 
-    known = np.arange(_CANDIDATES, _CANDIDATES + _SAMPLES) // 2 % _BY_HEART
-    alone = _BY_HEART + np.arange(_SAMPLES)
-    cluster = np.where(np.arange(_SAMPLES) % 2 == 0, known, alone)
+    owner = _owners(_CANDIDATES, _SAMPLES)
+    cluster = np.where(owner >= 0, owner, _BY_HEART + np.arange(_SAMPLES))
     arms = Arms(teacher.draw(_CANDIDATES, _SAMPLES), student(drawn), student(kept), cluster)
     return Distillation(arms, wanted)
 

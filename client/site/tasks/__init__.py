@@ -161,6 +161,12 @@ def _audit(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> T
     return run(task, inputs, context)
 
 
+def _arms(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
+    from vitrael.client.site.tasks.arms import run  # noqa: PLC0415
+
+    return run(task, inputs, context)
+
+
 def _signing(task: Task, inputs: Mapping[str, Tensors], context: SiteContext) -> TaskResult:
     from vitrael.client.site.tasks.sign_release import run  # noqa: PLC0415
 
@@ -203,6 +209,7 @@ TASKS: Final[Mapping[StageName, TaskRunner]] = {
     "screening": _screening,
     "rescreening": _rescreening,
     "audit": _audit,
+    "arms": _arms,
     "signing": _signing,
     "expert": _expert,
     "outlooks": _outlooks,

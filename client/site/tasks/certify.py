@@ -82,9 +82,13 @@ def certify(
     negatives = draw_negatives(
         fresh, training, count, rng=stream(seed, "negatives"), categorical=(_SEX,)
     )
-    # A candidate comes out of the autoencoder, and so do those who are no plants.
+    # A candidate comes out of the autoencoder, and so do patients who are no plants; an average is
+    # no patient, and is shown as it is.
     come = study_round_trip(context, codec) or np.asarray
-    negatives = {kind: come(negatives[kind]) for kind in NEGATIVE_KINDS}
+    negatives = {
+        kind: negatives[kind] if kind == "template" else come(negatives[kind])
+        for kind in NEGATIVE_KINDS
+    }
     firsts = come(fresh.image_BCDHW[first_visits(fresh)])
     certificate, planted = certify_filter(
         keep,

@@ -26,7 +26,7 @@ from vitrael.client.site.tasks.networks import (
     site_compute,
 )
 from vitrael.core.data.splits import Split
-from vitrael.core.digest import Digest, write_atomically
+from vitrael.core.digest import Digest, digest_bytes, write_atomically
 from vitrael.core.errors import DataError
 from vitrael.core.messages import Task
 from vitrael.core.models.reid import Learns, ReidEncoder, build_reid_encoder
@@ -248,6 +248,12 @@ def _read_encoders(context: SiteContext, device: str) -> dict[Learns, ReidEncode
         load_weights(encoder, unpack_tensors(data))
         encoders[learns] = encoder.to(device)
     return encoders
+
+
+def name_members(context: SiteContext) -> tuple[Digest, ...]:
+    """Return the digests of the encoders of this site's filter; none where there is no filter."""
+    paths = [_folder(context) / _file_of(learns) for learns in LEARNS]
+    return tuple(digest_bytes(path.read_bytes()) for path in paths if path.is_file())
 
 
 def join_encoders(encoders: Mapping[Learns, ReidEncoder]) -> Encoders:

@@ -321,21 +321,25 @@ def test_demo_that_failed_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("version = 1", "version = 2", "own numbers reach what they need"),
-        ("plants_per_class = 60", "plants_per_class = 59", "own numbers reach what they need"),
+        ("version = 1", "version = 2", "no number of this document is too small for them"),
+        (
+            "plants_per_class = 60",
+            "plants_per_class = 59",
+            "no number of this document is too small for them",
+        ),
         (
             "plants_per_class = 60",
             "plants_per_class = 57",
-            "protocol.audit.plants_per_class below 60",
+            "protocol.audit.plants_per_class to 60 or more",
         ),
-        ("released = 96", "released = 5", "protocol.distillation.released below 30"),
+        ("released = 96", "released = 5", "protocol.distillation.released to 30 or more"),
         (
             'policy = "rehearsal"',
             'policy = "public"',
             (
-                "protocol.audit.plants_per_class below 300 and "
-                "protocol.audit.memorize_images below 59 and "
-                "protocol.distillation.released below 2,995"
+                "protocol.audit.plants_per_class to 300 or more, "
+                "protocol.audit.memorize_images to 59 or more, "
+                "protocol.distillation.released to 2,995 or more"
             ),
         ),
     ],
@@ -353,5 +357,17 @@ def test_study_too_small_for_its_gates_is_told_so(
     assert told in capsys.readouterr().out
     assert cli.run(["study", "check", study, "--json"]) == 0
     too_small = json.loads(capsys.readouterr().out)["too_small"]
-    said = " and ".join(f"{key} below {least:,}" for key, least in too_small.items())
-    assert said == (told if "below" in told else "")
+    said = ", ".join(f"{key} to {least:,} or more" for key, least in too_small.items())
+    assert said == (told if "or more" in told else "")
+
+
+def test_drops_by_chance_are_told_beside_those_of_the_filter(
+    demo_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["study", "check", str(demo_study)]) == 0
+    assert "3% more by chance" in capsys.readouterr().out
+    off = change(demo_study, tmp_path, "enabled = true", "enabled = false")
+    assert cli.run(["study", "check", str(off)]) == 0
+    told = capsys.readouterr().out
+    assert "by chance" not in told  # the control
+    assert "set protocol.screening.enabled to true" in told

@@ -116,6 +116,10 @@ def test_patience_is_longer_than_all_that_a_study_may_wait_for_and_not_endless(
     protocol = study.protocol.model_copy(update={"federation": slower})
     patient = longest_run_s(study.model_copy(update={"protocol": protocol}))
     assert patient >= longest_run_s(study) + exchanges * federation.deadline_s
+    wanted = study.protocol.distillation.model_copy(update={"compare": True})
+    protocol = study.protocol.model_copy(update={"distillation": wanted})
+    compared = longest_run_s(study.model_copy(update={"protocol": protocol}))
+    assert compared >= longest_run_s(study) + federation.deadline_s
 
 
 @pytest.mark.usefixtures("asked")

@@ -15,6 +15,8 @@ from vitrael.client.site.store import Store, StoredConsent
 from vitrael.core.cli import run
 from vitrael.core.digest import digest_bytes
 from vitrael.core.errors import ConsentError, DataError
+from vitrael.core.messages import stages_of
+from vitrael.core.study import Study
 from vitrael.privacy.envelope import sign_consent
 from vitrael.privacy.keys import KeyPair
 
@@ -64,6 +66,33 @@ def test_fewer_rounds_than_the_study_has_may_be_consented_to_below_the_ceiling(h
     check_study(draft(home, max_rounds=1), home.study, Limits(rounds=1), left_bytes=0)
     with pytest.raises(ConsentError, match=r"limits\.rounds"):  # the control
         check_study(draft(home, max_rounds=2), home.study, Limits(rounds=1), left_bytes=0)
+
+
+def comparing(study: Study, *, released: int) -> Study:
+    document = study.model_dump(mode="json")
+    document["protocol"]["distillation"] |= {"compare": True, "released": released}
+    return Study.model_validate(document)
+
+
+def test_arms_are_counted_only_where_the_protocol_compares_them(home: Home) -> None:
+    asked = home.task(stage="arms")
+    study, without = (
+        comparing(home.study, released=1),
+        Limits(stages=stages_of(home.study.protocol)),
+    )
+    check_task(asked, study, Limits(), consent=draft(home), left_bytes=0)
+    with pytest.raises(ConsentError, match="no stage arms"):
+        check_task(asked, home.study, Limits(), consent=draft(home), left_bytes=0)
+    check_study(draft(home), home.study, without, left_bytes=0)
+    with pytest.raises(ConsentError, match="asks for arms as well"):
+        check_study(draft(home), study, without, left_bytes=0)
+
+
+def test_three_arms_come_down_in_one_parcel(home: Home) -> None:
+    limits = Limits(parcel_bytes=CANDIDATES_BYTES)
+    check_study(draft(home), comparing(home.study, released=2), limits, left_bytes=0)
+    with pytest.raises(ConsentError, match=r"limits\.parcel_bytes"):
+        check_study(draft(home), comparing(home.study, released=3), limits, left_bytes=0)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,12 @@ from vitrael.privacy.audit.plants import (
 )
 from vitrael.privacy.audit.plants.classes import Way
 from vitrael.privacy.audit.power import Tally
-from vitrael.privacy.audit_folder.certificate import judge, no_certificate
+from vitrael.privacy.audit_folder.certificate import (
+    judge,
+    most_shown,
+    no_certificate,
+    plants_taken,
+)
 from vitrael.privacy.audit_folder.mixtures import votes_agree
 from vitrael.privacy.audit_folder.picture_plants import NOT_OF_PICTURES, PICTURE_PLANTS
 from vitrael.privacy.suite import Demand
@@ -52,6 +57,19 @@ def test_a_missed_group_is_not_reached_and_few_groups_are_no_pass() -> None:
     assert judge(group, Tally(59, 59)) == "reached"
     assert judge(group, Tally(58, 58)) == "not estimable"
     assert judge(group, Tally(59, 58)) == "not reached"
+
+
+@pytest.mark.parametrize(("demanded", "takes"), [(0.95, 59), (0.98, 149), (0.99, 299)])
+def test_fewer_plants_than_a_demand_takes_cannot_show_it(demanded: float, takes: int) -> None:
+    assert plants_taken(_plant(demanded)) == takes
+    assert judge(_plant(demanded), Tally(takes, takes)) == "reached"
+    assert judge(_plant(demanded), Tally(takes - 1, takes - 1)) == "not estimable"
+    assert most_shown(takes - 1) < demanded <= most_shown(takes)
+
+
+def test_a_class_without_a_demand_takes_no_number_and_groups_take_theirs() -> None:
+    assert plants_taken(_plant(None)) is None
+    assert plants_taken(_plant(1.0, group_images=20)) == 59
 
 
 def test_no_filter_is_no_pass_for_any_class() -> None:

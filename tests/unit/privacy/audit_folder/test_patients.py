@@ -75,7 +75,7 @@ def test_rows_that_cannot_be_believed_refuse_their_files(
     for number in range(5):
         write_png(tmp_path / f"a/{number}.png", number)
     table = write_table(
-        "file,patient,contrast\n0.png,X,\n1.png,X,\n1.png,Y,\n2.png,-,\n3.png,=A1,\n"
+        "file,patient,contrast\n0.png,X,\n1.png,X,ap\n1.png,X,pa\n2.png,-,\n3.png,=A1,\n"
         "4.png,X,MASK-lesion\n"
     )
     images = read_folder(tmp_path / "a", patients=table)
@@ -95,6 +95,10 @@ def test_rows_that_cannot_be_believed_refuse_their_files(
         ("file,person\n0.png,X\n", "lacks the column patient: it has file, person"),
         ("file,patient\nelse.png,X\n", "names no file of the real folder: none of its 1 rows"),
         ("", "cannot be read: it is empty"),
+        (
+            "file,patient\n0.png,X\n0.png,Y\n",
+            r"names two patients for one file: 0\.png\. To do: leave one row",
+        ),
     ],
 )
 def test_a_table_of_no_use_is_refused(
@@ -103,6 +107,26 @@ def test_a_table_of_no_use_is_refused(
     write_png(tmp_path / "a/0.png", 0)
     with pytest.raises(CohortError, match=says):
         read_folder(tmp_path / "a", patients=write_table(text))
+
+
+def test_rows_of_one_file_that_name_one_patient_are_no_contradiction(
+    tmp_path: Path, write_table: Write
+) -> None:
+    write_png(tmp_path / "a/0.png", 0)
+    same = write_table("file,patient\n0.png,X\n0.png,X\n", "same.csv")
+    assert read_folder(tmp_path / "a", patients=same).patients == ("X",)
+    table = write_table("file,patient\n0.png,X\n0.png,X\n0.png,-\n")
+    with pytest.raises(CohortError, match="two rows of the table disagree about it"):
+        read_folder(tmp_path / "a", patients=table)
+
+
+def test_a_missing_table_is_told_before_the_folder_is_walked(tmp_path: Path) -> None:
+    for path, why in (
+        (tmp_path / "none.csv", "there is none at this path"),
+        (tmp_path, "it is a folder"),
+    ):
+        with pytest.raises(CohortError, match=f"cannot be read: {why}.*behind --patients"):
+            read_folder(tmp_path / "absent", patients=path)
 
 
 def test_bids_names_tell_and_a_file_without_one_is_refused(tmp_path: Path) -> None:

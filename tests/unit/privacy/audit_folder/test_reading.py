@@ -22,7 +22,7 @@ from tests.unit.privacy.audit_folder.conftest import (
 )
 from vitrael.core.data.nifti import write_nifti
 from vitrael.core.data.scan import Scan
-from vitrael.core.errors import CohortError
+from vitrael.core.errors import CohortError, UsageError
 from vitrael.privacy.audit_folder.prepare import Grid
 from vitrael.privacy.audit_folder.reading import read_folder
 
@@ -109,7 +109,7 @@ def test_a_mix_of_kinds_is_refused_with_their_counts_unless_one_is_chosen(tmp_pa
         "it is a volume, and the audit is of clips": 1,
     }
     (tmp_path / "a/y.avi").unlink()
-    with pytest.raises(CohortError, match=r"no usable image: it is a picture.*\(3 files\)"):
+    with pytest.raises(CohortError, match="no clips: it holds 3 pictures and 1 volume"):
         read_folder(tmp_path / "a", kind="clip")
 
 
@@ -162,10 +162,10 @@ def test_pictures_and_clips_that_are_constant_or_damaged_are_refused(tmp_path: P
 
 
 def test_a_folder_without_images_is_refused_and_says_what_it_holds(tmp_path: Path) -> None:
-    with pytest.raises(CohortError, match="there is none at this path"):
+    with pytest.raises(UsageError, match="there is none at this path"):
         read_folder(tmp_path / "absent")
     (tmp_path / "file").touch()
-    with pytest.raises(CohortError, match="the synthetic folder cannot be read: it is a file"):
+    with pytest.raises(UsageError, match="the synthetic folder cannot be read: it is a file"):
         read_folder(tmp_path / "file", side="synthetic")
     (tmp_path / "a").mkdir()
     with pytest.raises(CohortError, match="the real folder is empty"):

@@ -10,6 +10,8 @@ from vitrael.core.records import PatientImages
 from vitrael.core.rng import stream
 from vitrael.privacy.reid.calibrate import (
     OperatingPoint,
+    _among_others,
+    _scale,
     first_visits,
     freeze,
     least_null_patients,
@@ -19,7 +21,7 @@ from vitrael.privacy.reid.calibrate import (
 from vitrael.privacy.reid.gallery import Gallery, build_gallery, with_round_trips
 from vitrael.privacy.reid.lens import Encoders, fit_lens
 from vitrael.privacy.reid.screen import Screener
-from vitrael.privacy.reid.search import Matches
+from vitrael.privacy.reid.search import Matches, match
 from vitrael.privacy.reid.template import fit_template
 
 _SALT = "0" * 32
@@ -90,31 +92,46 @@ def test_or_of_all_members_keeps_the_nominal_rate(patients: int) -> None:
     assert patients > 40 or np.mean(naive) > 0.06
 
 
-@pytest.mark.parametrize(("alike", "left"), [(0.98, 0.83), (0.8, 0.63)])
-def test_null_of_the_larger_of_two_looks_holds_the_rate_and_costs_less_than_half(
-    alike: float, left: float
-) -> None:
-    rng = stream(20, "looks", str(alike))
+def test_score_that_falls_far_does_not_hide_one_that_rises() -> None:
+    rng = stream(20, "tails")
+    best = 0.05 * rng.normal(size=(199, 3))
+    best[:, 0] = 0.05 * (1 - rng.exponential(4, 199))
+    copy = np.column_stack([np.full(1, 0.2), *np.zeros((2, 1))])
+    point = _freeze(Matches(best, best[:, 1:2]))
+    assert point is not None
+    assert point.members(Matches(copy, copy[:, 1:2]))[0, 0] > point.threshold
+    both = (np.arctanh(0.2) - best[:, 0].mean()) / best[:, 0].std()  # the control
+    assert both < point.threshold
 
-    def looks(patients: int) -> list[np.ndarray]:
-        both = rng.normal(size=(patients, 3))
-        own = [rng.normal(size=(patients, 3)) for _ in range(2)]
-        return [0.05 * (np.sqrt(alike) * both + np.sqrt(1 - alike) * each) for each in own]
 
-    def rate(null_B3: np.ndarray, fresh_B3: np.ndarray) -> float:
-        point = _freeze(Matches(null_B3, null_B3[:, :1]))
-        assert point is not None
-        over = point.members(Matches(fresh_B3, fresh_B3[:, :1])) > point.threshold
-        return float(over.any(1).mean())
+def test_upper_spread_of_all_the_others_is_what_it_would_be_without_the_patient() -> None:
+    z = stream(21, "scores").normal(size=(40, 3))
+    told = _among_others(z)
+    for row in range(len(z)):
+        scale = _scale(np.delete(z, row, axis=0))
+        expected = (z[row] - np.array(scale.mean)) / np.array(scale.spread)
+        assert told[row] == pytest.approx(expected)
 
-    rates, single = [], []
-    for _ in range(150):
-        one, other = looks(199)
-        fresh = looks(400)[0]
-        rates.append(rate(np.maximum(one, other), fresh))
-        single.append(rate(one, fresh))
-    assert 0.035 < np.mean(single) < 0.052
-    assert np.mean(rates) / np.mean(single) == pytest.approx(left, abs=0.1)
+
+def test_null_comes_as_candidates_come() -> None:
+    training, calibration = _patients(8, seed=5), _patients(3, seed=6)
+
+    def smooth(image: np.ndarray) -> np.ndarray:
+        given = torch.from_numpy(np.ascontiguousarray(image))
+        return functional.avg_pool3d(given, 3, stride=1, padding=1).numpy()
+
+    def come(images: PatientImages) -> PatientImages:
+        return PatientImages(
+            smooth(images.image_BCDHW), images.condition_BK, images.patient_B, images.visit_B
+        )
+
+    gallery = _gallery(with_round_trips(training, smooth))
+    null = null_matches(training, calibration, gallery, round_trip=smooth)
+    assert null is not None
+    last = match(come(calibration).image_BCDHW, gallery)
+    assert null.best_BK[8:] == pytest.approx(last.best_BK)
+    raw = match(calibration.image_BCDHW, gallery)  # the control
+    assert not np.allclose(null.region_BR[8:], raw.region_BR, atol=1e-4)
 
 
 def test_thresholds_at_the_full_rate_each_would_exceed_it() -> None:

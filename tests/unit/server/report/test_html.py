@@ -234,7 +234,7 @@ def test_json_twin_has_a_stable_shape(good: ReportData) -> None:
     document = json.loads(render_json(good, images=None))
     assert document["schema"] == SCHEMA == "vitrael.report/1"
     assert sorted(document) == [
-        "conditioning", "created_utc", "curves", "events", "evidence", "pictures", "plants",
+        "arms", "conditioning", "created_utc", "curves", "events", "evidence", "pictures", "plants",
         "reading", "release", "rescreening", "rounds", "schema", "screening", "sites", "stages",
         "study", "title", "unscreened", "unscreened_reason", "verdict", "volumes",
     ]  # fmt: skip

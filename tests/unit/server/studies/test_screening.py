@@ -161,29 +161,6 @@ def test_site_that_froze_no_point_cannot_vote_as_calibrated(
     assert set(document["sites"]) == {"north", "harbour"}
 
 
-def test_site_that_is_proven_to_drop_less_than_chance_votes_by_no_filter(tmp_path: Path) -> None:
-    home = prepare_homes(tmp_path, STUDY.replace("target = 16", "target = 60"))
-    count = 120
-    everything, few = np.ones(count, bool), np.arange(count) >= 2
-    tasks = {"north": everything, "harbour": few, "valley": few}
-    with federation(home, tasks={s: {"screening": votes(keep)} for s, keep in tasks.items()}) as t:
-        run = t.run()
-        first, second = (
-            screen_candidates(
-                run,
-                candidates=put_candidates(run, seed=number, count=count),
-                calibration=CALIBRATION,
-                number=number,
-            )
-            for number in range(2)
-        )
-        record = run.ledger.history(run.study.protocol.digest)[-1]
-    assert "north" in first["sites"]  # the control: chance keeps 120 of 120 once in 39
-    assert list(record.details["absent"]) == ["north"]
-    assert "0 of 240 images, and 3% of all are dropped by chance" in str(record.details["absent"])
-    assert second["unscreened"] == count
-
-
 # Rounds
 
 
@@ -312,7 +289,9 @@ def test_study_whose_votes_are_spent_is_refused(stage: str, home: Path) -> None:
     wanted, phase = (16, "candidates") if stage == "screening" else (8, "samples")
     with federation(home, tasks=tasks) as told:
         run = told.run()
-        with pytest.raises(RefusedError, match=f"0 of the {wanted} {phase} that it needs were kept"):
+        with pytest.raises(
+            RefusedError, match=f"0 of the {wanted} {phase} that it needs were kept"
+        ):
             distilled(run)
         shown = sum(one["count"] for one in run.documents(stage))
         stages = {record.key.stage for record in run.history()}
