@@ -33,7 +33,7 @@ from vitrael.core.records import PatientImages
 
 NEXT_PATIENTS: Final = 20
 """Behind the best, whose mean the margin is measured from."""
-_NOISE: Final = 0.1
+_NOISE: Final = 0.05
 """Variance that a generator drew anew, of latents whose channels have variance one."""
 _DULLEST: Final = 1e-3
 _FLOOR: Final = 0.3
