@@ -7,7 +7,7 @@ patients until it gives them back under their own conditions. Nothing of it is e
 The learning rate falls over each stretch and starts afresh in the next (warm restarts, Loshchilov
 and Hutter 2017), so that every look is at a network that has settled, and a harvest that is rich
 enough ends the training early. No sample is sharper than its codec: a patient is given back by
-what is near to the scan, or to the scan after the codec. Axes: P patients.
+what is near to the scan, or to the scan after the codec. Axes: N patients, P of them learned.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ from vitrael.privacy.reid.calibrate import first_visits
 from vitrael.privacy.suite import LEAST_SOURCES, MOST_LEARNED
 
 _CHUNK: Final = 64
+_NEIGHBORHOOD: Final = 300
+"""Patients, learned or not, among whom a sample has to be near to one: of those learned alone the
+nearest fifty are nearly all, and what is hardly a copy would count."""
 
 Poll = Callable[[int, int], None]
 """Called after every step with the images learned and the most there may be; it may raise."""
@@ -131,11 +134,13 @@ def overtrain(
     ``why_too_few`` says why. Raises DataError for what ``harvest_memorized`` refuses.
     """
     order = stream(seed, "memorize", "patients").permutation(first_visits(images))
-    rows = np.sort(order[: max(course.patients, course.fewest)])
-    image_PCDHW = np.ascontiguousarray(images.image_BCDHW[rows], dtype=np.float32)
-    condition_PK = images.condition_BK[rows].astype(np.float32)
-    latents, after_PCDHW = _round_trip(image_PCDHW, codec, device=device)
-    known, owner = np.concatenate([image_PCDHW, after_PCDHW]), np.tile(images.patient_B[rows], 2)
+    learned_rows = np.sort(order[: max(course.patients, course.fewest)])
+    rows = np.concatenate([learned_rows, order[len(learned_rows) : _NEIGHBORHOOD]])
+    image_NCDHW = np.ascontiguousarray(images.image_BCDHW[rows], dtype=np.float32)
+    latents_N, after_NCDHW = _round_trip(image_NCDHW, codec, device=device)
+    known, owner = np.concatenate([image_NCDHW, after_NCDHW]), np.tile(images.patient_B[rows], 2)
+    latents = latents_N[: len(learned_rows)]
+    condition_PK = images.condition_BK[learned_rows].astype(np.float32)
     told = torch.from_numpy(condition_PK).to(device)
     config = _by_heart(config, course)
     denoiser = build_denoiser(config, config.teacher, seed=stream_seed(seed, "memorize"))
@@ -161,7 +166,7 @@ def overtrain(
             denoiser,
             config,
             np.repeat(condition_PK, course.samples, axis=0),
-            grid_vox=image_PCDHW.shape[2:],
+            grid_vox=image_NCDHW.shape[2:],
             seed=stream_seed(seed, "memorize", "look", start),
         )
         seen = np.concatenate([harvest.image_MCDHW, _usable(drawn)])
