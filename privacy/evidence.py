@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from vitrael.core.configs import Section
 from vitrael.core.digest import Digest, digest_json
+from vitrael.core.metrics.intervals import CONFIDENCE, clopper_pearson
 from vitrael.privacy.suite import VOLUME_SUITE
 
 SUBGROUPS: Final = ("female", "male", "younger", "older")
@@ -126,6 +127,34 @@ def not_estimable(
     """Return a measurement without a value; every gate on it refuses."""
     return Measurement(
         name=name, value=None, n=n, unit=unit, confidence=confidence, method=method, reason=reason
+    )
+
+
+def measure_share(
+    name: str,
+    hits: float,
+    trials: int,
+    *,
+    unit: str,
+    method: str,
+    confidence: float = CONFIDENCE,
+    inputs: tuple[Digest, ...] = (),
+) -> Measurement:
+    """Return a share of one trial or more with the bounds of Clopper and Pearson.
+
+    ``hits`` may be a sum of shares. Raises what ``clopper_pearson`` raises.
+    """
+    low, high = clopper_pearson(hits, trials, confidence=confidence)
+    return Measurement(
+        name=name,
+        value=hits / trials,
+        low=low,
+        high=high,
+        n=trials,
+        unit=unit,
+        confidence=confidence,
+        method=method,
+        inputs=inputs,
     )
 
 

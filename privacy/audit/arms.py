@@ -27,7 +27,7 @@ from vitrael.core.errors import DataError
 from vitrael.core.metrics.bootstrap import paired_ratio
 from vitrael.core.metrics.intervals import CONFIDENCE, Interval, clopper_pearson
 from vitrael.privacy.audit.power import Tally
-from vitrael.privacy.evidence import Measurement, not_estimable
+from vitrael.privacy.evidence import Measurement, measure_share, not_estimable
 from vitrael.privacy.leakage import SMALLEST_COUNT
 
 RATIO_BAND: Final = (0.8, 1.25)
@@ -318,18 +318,8 @@ def _share(
     if trials < SMALLEST_COUNT:
         why = f"there are fewer than {SMALLEST_COUNT} {unit}"
         return not_estimable(name, why, method=method, unit=unit, confidence=confidence)
-    low, high = clopper_pearson(hits, trials, confidence=confidence)
-    value = hits / trials
-    return Measurement(
-        name=name,
-        value=value,
-        low=low,
-        high=high,
-        n=trials,
-        unit=unit,
-        confidence=confidence,
-        method=method,
-        inputs=inputs,
+    return measure_share(
+        name, hits, trials, unit=unit, method=method, confidence=confidence, inputs=inputs
     )
 
 

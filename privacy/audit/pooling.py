@@ -18,7 +18,6 @@ import numpy as np
 from vitrael.core.digest import Digest
 from vitrael.core.metrics.intervals import (
     CONFIDENCE,
-    clopper_pearson,
     pearson_interval,
     pearson_r,
     permuted_r,
@@ -44,6 +43,7 @@ from vitrael.privacy.evidence import (
     SUBGROUPS,
     Measurement,
     counted,
+    measure_share,
     not_estimable,
 )
 from vitrael.privacy.leakage import SMALLEST_COUNT
@@ -186,16 +186,13 @@ def verification_measurement(
         return not_estimable(name, why, method=_VERIFICATION, unit=unit, confidence=confidence)
     patients = sum(one.patients for one in told)
     wins = sum(one.wins for one in told)
-    low, high = clopper_pearson(wins, patients, confidence=confidence)
-    return Measurement(
-        name=name,
-        value=wins / patients,
-        low=low,
-        high=high,
-        n=patients,
+    return measure_share(
+        name,
+        wins,
+        patients,
         unit=unit,
-        confidence=confidence,
         method=_VERIFICATION,
+        confidence=confidence,
         inputs=inputs,
     )
 

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from vitrael.core.digest import Digest
-from vitrael.core.metrics.intervals import CONFIDENCE, clopper_pearson
-from vitrael.privacy.evidence import Measurement, not_estimable
+from vitrael.core.metrics.intervals import CONFIDENCE
+from vitrael.privacy.evidence import Measurement, measure_share, not_estimable
 from vitrael.privacy.leakage import SMALLEST_COUNT
 from vitrael.privacy.reid.roles import Keep
 
@@ -82,17 +82,8 @@ def mean_caught(
         why = f"plants of fewer than {SMALLEST_COUNT} patients were shown to a calibrated filter"
         return not_estimable(name, why, method=method, unit=unit, confidence=confidence)
     total = min(sum(one.share for one in told), float(patients))
-    low, high = clopper_pearson(total, patients, confidence=confidence)
-    return Measurement(
-        name=name,
-        value=total / patients,
-        low=low,
-        high=high,
-        n=patients,
-        unit=unit,
-        confidence=confidence,
-        method=method,
-        inputs=inputs,
+    return measure_share(
+        name, total, patients, unit=unit, method=method, confidence=confidence, inputs=inputs
     )
 
 
@@ -111,15 +102,6 @@ def share_dropped(
     if shown == 0:
         why = f"no {unit} could be shown to a calibrated filter"
         return not_estimable(name, why, method=method, unit=unit, confidence=confidence)
-    low, high = clopper_pearson(dropped, shown, confidence=confidence)
-    return Measurement(
-        name=name,
-        value=dropped / shown,
-        low=low,
-        high=high,
-        n=shown,
-        unit=unit,
-        confidence=confidence,
-        method=method,
-        inputs=inputs,
+    return measure_share(
+        name, dropped, shown, unit=unit, method=method, confidence=confidence, inputs=inputs
     )

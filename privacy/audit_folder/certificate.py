@@ -51,7 +51,7 @@ from vitrael.privacy.audit_folder.mixtures import votes_agree
 from vitrael.privacy.audit_folder.parting import PARTS
 from vitrael.privacy.audit_folder.picture_plants import PICTURE_PLANTS
 from vitrael.privacy.audit_folder.prepare import Kind
-from vitrael.privacy.evidence import Measurement, not_estimable
+from vitrael.privacy.evidence import measure_share, not_estimable
 from vitrael.privacy.leakage import SMALLEST_COUNT
 
 LEAST_GROUPS: Final = 59
@@ -338,9 +338,5 @@ def _subgroups(count: _Count, groups: Mapping[str, np.ndarray]) -> Iterator[Subg
             why = f"fewer than {SMALLEST_COUNT} patients"
             caught = not_estimable(label, why, method=method, n=len(shares), unit="patients")
         else:
-            low, high = clopper_pearson(sum(shares), len(shares))
-            caught = Measurement(
-                name=label, value=sum(shares) / len(shares), low=low, high=high, n=len(shares),
-                unit="patients", confidence=0.95, method=method,
-            )  # fmt: skip
+            caught = measure_share(label, sum(shares), len(shares), unit="patients", method=method)
         yield Subgroup(name=name, caught=caught)
