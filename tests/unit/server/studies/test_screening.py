@@ -46,7 +46,7 @@ from vitrael.server.studies.screening import (
     votes_before,
 )
 
-pytestmark = pytest.mark.xdist_group("tiny study")
+pytestmark = pytest.mark.xdist_group("tiny study, again")
 
 Documents = Callable[[Path], dict[str, Any]]
 CANDIDATES = 16
