@@ -11,6 +11,7 @@
     │   ├── ConsentError
     │   └── VerificationError             a release that does not verify
     ├── NetworkError             exit 5   try again
+    ├── RefusedError             exit 6   a study that no gate can judge any more
     ├── DataError                exit 1   a scan, cohort or tensor that cannot be used
     │   ├── ScanError
     │   ├── CohortError
@@ -102,7 +103,7 @@ class NetworkError(VitraelError):
 
 
 class RefusedError(VitraelError):
-    """The work was done, and what came of it is refused."""
+    """The work was done, and what came of it is refused before any gate is asked."""
 
     exit_code = EXIT_REFUSED
 

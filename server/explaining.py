@@ -52,8 +52,9 @@ def _explain_synthesis(study: Study, protocol: SynthesisProtocol) -> dict[str, s
     grid = "x".join(map(str, protocol.data.grid_vox))
     screening = (
         f"each site drops what comes closer to its patients than "
-        f"{protocol.screening.false_match_rate:.0%} of strangers do, and "
-        f"{protocol.screening.extra_rejections:.0%} more by chance, so that a drop proves nothing"
+        f"{protocol.screening.false_match_rate:.0%} of held-out patients do, and "
+        f"{protocol.screening.extra_rejections:.0%} more by chance, so that a single drop proves "
+        "nothing; drops of several like images together do"
         if protocol.screening.enabled
         else "OFF: no candidate is judged, and the gates will refuse"
     )
@@ -61,6 +62,7 @@ def _explain_synthesis(study: Study, protocol: SynthesisProtocol) -> dict[str, s
     wrong = [f"raise {', '.join(below)}"] if below else []
     wrong += [] if protocol.screening.enabled else ["set protocol.screening.enabled to true"]
     short = " and ".join(wrong)
+    compared = protocol.distillation.compared
     return {
         "license": protocol.license,
         "path": f"{protocol.path}, judged by the policy {protocol.policy}",
@@ -80,10 +82,18 @@ def _explain_synthesis(study: Study, protocol: SynthesisProtocol) -> dict[str, s
         "released": f"{protocol.distillation.released} samples of a student that learned from "
         f"{protocol.distillation.target} kept candidates; each site gives at most {MOST_VOTES} "
         "votes for each",
+        **({"arms": _explain_arms(compared)} if compared else {}),
         "gates": f"WILL REFUSE, whatever is measured: {short}"
         if short
         else "no number of this document is too small for them; what is measured decides",
     }
+
+
+def _explain_arms(compared: int) -> str:
+    return (
+        f"of {compared:,} samples each of teacher, random filter and student, counts that no cap "
+        "on votes covers; up to 45 single answers for a protocol and roster"
+    )
 
 
 def _explain_experts(study: Study, protocol: ExpertsProtocol) -> dict[str, str]:

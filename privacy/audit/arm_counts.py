@@ -161,15 +161,23 @@ def pool_arms(
     """Return the comparison over all sites, with that of the worst site among its measurements.
 
     ``counts`` has one for each site of the roster, of equally many samples. None, of a site that
-    could not count, makes everything not estimable: its patients would go unseen.
+    could not count, makes everything not estimable: its patients would go unseen. So does it if at
+    no site alone the teacher is recognized more often than that site's own strangers.
     """
     told = [one for one in counts if one is not None]
     if not told or len(told) < len(counts):
         return _nothing(_ABSENT, confidence=confidence)
     found = _pool_shares(told, inputs=inputs, confidence=confidence)
     paired = {arm: _same_rows([_rows(one, arm) for one in told]) for arm in _OTHERS}
-    pooled = conclude(found, paired, rng=rng, confidence=confidence, method=_POOLED)
     worst = _worst_site(told, rng=rng, confidence=confidence)
+    pooled = conclude(
+        found,
+        paired,
+        rng=rng,
+        confidence=confidence,
+        method=_POOLED,
+        why="" if worst.estimable else worst.reason,
+    )
     return pooled.model_copy(
         update={
             "measurements": tuple(

@@ -214,15 +214,17 @@ def conclude(
     rng: np.random.Generator,
     confidence: float = CONFIDENCE,
     method: str = RATIO,
+    why: str = "",
 ) -> Comparison:
     """Return what the shares of ``ARMS`` and of the held-out patients say, and the paired hits.
 
     It falls when the student's share is at most ``LARGEST_RATIO`` of the teacher's, and below it at
-    ``confidence``, while the random filter's does not fall. It is not estimable when that falls
-    too, and when the teacher is not proven to be re-identified more often than the held-out: then
-    there is nothing that could fall.
+    ``confidence``, while the random filter's does not fall, and the bounds of both lie apart. It is
+    not estimable where the random filter's falls too, or is not proven to be the larger: then
+    retraining may have made the fall. Nor is it where the teacher is not proven to be re-identified
+    more often than the held-out, since nothing could fall then, and for a reason ``why``.
     """
-    why = nothing_to_fall(found["teacher"], found[HELD_OUT])
+    why = why or nothing_to_fall(found["teacher"], found[HELD_OUT])
     falls = {
         name: fall(
             f"arms.{name}.ratio", hits, why=why, rng=rng, confidence=confidence, method=method
@@ -232,6 +234,9 @@ def conclude(
     verdict = falls["student"].verdict
     if verdict == falls["random"].verdict == "falls":
         verdict, why = "not estimable", "a random filter falls too: the fall is not the filter's"
+    elif verdict == "falls" and not _below(found["student"], found["random"]):
+        verdict = "not estimable"
+        why = "the student is not proven to be re-identified less often than a random filter's"
     told = (*found.values(), *(one.ratio for one in falls.values()))
     return Comparison(
         verdict=verdict,
@@ -266,6 +271,11 @@ def nothing_to_fall(teacher: Measurement, held_out: Measurement) -> str:
     if teacher.value is not None and teacher.low <= held_out.high:
         return "the teacher's samples are not proven to be re-identified more often than strangers"
     return ""
+
+
+def _below(one: Measurement, other: Measurement) -> bool:
+    """Return whether the bounds lie apart; shares of paired rows are apart sooner than that."""
+    return one.high is not None and other.low is not None and one.high < other.low
 
 
 def fall(

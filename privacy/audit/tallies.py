@@ -32,7 +32,7 @@ _VOTES: Final = tuple(stage for stage in TALLY_STAGES if stage in IN_VOTES)
 Tallies = Mapping[str, Sequence[Sequence[SiteTally]]]
 """For each stage its rounds, and for each of these the tally of every site in their order."""
 _PROOF: Final = 0.999
-"""Two-sided: once in a thousand an honest site drops so few."""
+"""One-sided: at one look an honest site drops so few once in a thousand."""
 _TOLERANCE: Final = 1e-9
 """Relative: pooled again elsewhere, the last digits may differ."""
 
@@ -121,8 +121,8 @@ def check_drops(site: str, votes: Tally, *, chance: float) -> None:
     """Raise VerificationError when a site is proven to drop less than chance alone does.
 
     Each site drops ``chance`` of what it is shown whatever its filter says, so one that keeps
-    everything votes by no filter: an honest one is taken for it once in a thousand at most, and 0
-    of 227 at 3 % are proof.
+    everything votes by no filter: 0 of 227 at 3 % are proof. An honest site whose filter finds
+    nothing is taken for it once in a thousand at each look, of which there is one a round.
     """
     _, high = clopper_pearson(votes.dropped, votes.shown, confidence=_PROOF)
     if high < chance:

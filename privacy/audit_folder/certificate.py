@@ -201,6 +201,11 @@ def judge(plant: PlantClass, tally: Tally) -> Outcome:
     return "not reached" if could or high < plant.demanded else "not estimable"
 
 
+def deal_plants(most: int) -> tuple[int, ...]:
+    """Return how many plants each part of the patients may give, as many as allowed in all."""
+    return tuple(most // PARTS + (part < most % PARTS) for part in ALL_PARTS)
+
+
 def _numbered(images: PatientImages) -> PatientImages:
     """Return the images with the number of its row as the condition of each: sources keep it."""
     row_N1 = np.arange(len(images), dtype=np.float32)[:, None]
@@ -255,6 +260,7 @@ def _rehearse(
     Meanwhile the next part is the one that is copied, so that each patient is copied once.
     """
     dropped: dict[str, list[Tally]] = {name: [] for name in _NEGATIVES}
+    dealt = deal_plants(most_plants)
     for aside in ALL_PARTS:
         tell("let each third of the patients stand aside", aside, len(ALL_PARTS))
         parts = tuple(part for part in ALL_PARTS if part != aside)
@@ -269,8 +275,10 @@ def _rehearse(
         for name, shown in images.items():
             if len(shown):
                 dropped[name].append(Tally(len(shown), int((~screener(shown)).sum())))
+        if not dealt[aside]:
+            continue
         copied = _of_parts(cross, ((aside + 1) % PARTS,))
-        sources = draw_sources(copied, -(-most_plants // PARTS), rng=rng, strangers=strangers)
+        sources = draw_sources(copied, dealt[aside], rng=rng, strangers=strangers)
         for name, plants in _make({name: table[name] for name in sorted(names)}, sources, seed):
             _show(count, screener, table[name], plants, sources=sources)
     tell("let each third of the patients stand aside", len(ALL_PARTS), len(ALL_PARTS))

@@ -157,8 +157,8 @@ class Findings(Section):
     grid: tuple[int, int, int]
     seed: int
     images_budget: int
-    plants: int
-    """Patients who were copied in each class, at most."""
+    plants: int | None = None
+    """Patients who were copied in each class, at most; None in findings of before it was told."""
     real: FolderFacts
     synthetic: FolderFacts
     notes: tuple[str, ...]
@@ -198,14 +198,14 @@ class Findings(Section):
         if not self.filter.calibrated:
             gaps.append("disguised copies could not be looked for")
         elif self._powerless:
-            gaps.append("of no class that must be caught the filter's power is known")
+            gaps.append("the filter is not shown to catch any class that must be caught")
         return tuple(gaps)
 
     @property
     def _powerless(self) -> bool:
-        """Whether nothing is known of any class that must be caught: finding none says nothing."""
+        """Whether no class that must be caught is reached: then finding none says nothing."""
         must = [plant.outcome for plant in self.certificate.plants if plant.must]
-        return all(outcome == "not estimable" for outcome in must)
+        return "reached" not in must
 
 
 CHANCE: Final = 0.05

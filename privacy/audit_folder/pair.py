@@ -13,7 +13,7 @@ from vitrael.core.workbench.progress import Tell, silent
 from vitrael.privacy.audit_folder.images import FolderImages
 from vitrael.privacy.audit_folder.patients import Teller
 from vitrael.privacy.audit_folder.prepare import Grid, Kind
-from vitrael.privacy.audit_folder.reading import read_folder
+from vitrael.privacy.audit_folder.reading import demand_folder, read_folder
 
 _NAMES_PEOPLE: Final[frozenset[Teller]] = frozenset({"table", "dicom"})
 """What tells the same person in both folders; ``sub-01`` may be another one in each."""
@@ -49,9 +49,12 @@ def read_pair(
 ) -> tuple[FolderImages, FolderImages]:
     """Return the images of both folders, on one grid.
 
-    Raises UsageError when one folder is the other or lies inside of it; CohortError when the
-    folders hold different kinds of images; and what ``read_folder`` raises.
+    Raises UsageError, before anything is read, when a folder is missing or a file, is the other
+    one or lies inside of it; CohortError when the folders hold different kinds of images; and what
+    ``read_folder`` raises.
     """
+    demand_folder(real, side="real")
+    demand_folder(synthetic, side="synthetic")
     demand_apart(real, synthetic)
     first = read_folder(
         real, kind=kind, patients=patients, grid=grid, workers=workers, side="real", tell=tell

@@ -47,7 +47,7 @@ _CONTRAST_COLUMNS: Final = ("contrast", "modality")
 _SCANNER_COLUMNS: Final = ("scanner",)
 _CONTRASTS: Final = frozenset({"T1w", "T2w", "FLAIR", ENHANCED})
 _NAMED: Final = 4
-"""How many files an error names."""
+"""Of how many files an error tells the rows."""
 _LACKS: Final[Mapping[Teller, str]] = {
     "table": NOT_LISTED,
     "bids": UNCLEAR_NAME,
@@ -119,8 +119,8 @@ def read_patients(path: Path, root: Path, *, places: Collection[str], side: Side
                 why=f"it has {', '.join(table.columns)}",
                 fix="name its columns file and patient",
             )
-    rows = [(row.cells.get(file_column, ""), _read_row(row)) for row in table.rows()]
-    rows = [(unicodedata.normalize("NFC", cell), told) for cell, told in rows if cell]
+    listed = [row for row in table.rows() if row.cells.get(file_column)]
+    rows = [(unicodedata.normalize("NFC", row.cells[file_column]), _read_row(row)) for row in listed]
     known = {unicodedata.normalize("NFC", place): place for place in places}
     from_table = _from_table(path, root)
     placed = [(PurePosixPath(cell).as_posix(), told) for cell, told in rows]
@@ -129,17 +129,19 @@ def read_patients(path: Path, root: Path, *, places: Collection[str], side: Side
     if side == "real" and not any(place in known for place, _ in placed):
         raise CohortError(
             f"the table {_shown(path)} names no file of the real folder",
-            why=f"none of its {len(rows)} rows has a path that leads to one",
+            why=f"none of its {len(rows)} rows has a path that leads to one"
+            if table.cells
+            else "it has no rows",
             fix="write each path as seen from the folder, such as scans/a.png",
         )
     told_of: dict[str, Told] = {}
-    named: dict[str, set[str]] = {}
-    for place, told in placed:
+    named: dict[str, dict[int, str]] = {}
+    for row, (place, told) in zip(listed, placed, strict=True):
         if place in known:
             own = known[place]
             told_of[own] = told if own not in told_of else _agree(told_of[own], told)
             if told.patient and told.refused != FORMULA:
-                named.setdefault(own, set()).add(told.patient)
+                named.setdefault(own, {})[row.number] = told.patient
     _demand_one_patient(path, named)
     absent = sum(
         place not in known and not (path.absolute().parent / cell).is_file()
@@ -223,16 +225,27 @@ def _read_row(row: Row) -> Told:
     )
 
 
-def _demand_one_patient(path: Path, named: Mapping[str, Collection[str]]) -> None:
-    """Raise CohortError, which names the files, where rows of one file name two patients."""
-    torn = sorted(place for place, names in named.items() if len(names) > 1)
+def _demand_one_patient(path: Path, named: Mapping[str, Mapping[int, str]]) -> None:
+    """Raise CohortError, which tells the rows, where those of one file name two patients.
+
+    ``named`` holds for each file the patients by row. No file is named: it may bear a person's
+    name.
+    """
+    torn = sorted(_first_torn(rows) for rows in named.values() if len({*rows.values()}) > 1)
     if torn:
-        more = f" and {len(torn) - _NAMED} more" if len(torn) > _NAMED else ""
+        shown = "; ".join(f"rows {one} and {other}" for one, other in torn[:_NAMED])
+        more = f"; and {len(torn) - _NAMED} more files" if len(torn) > _NAMED else ""
         raise CohortError(
             f"the table of patients {_shown(path)} names two patients for one file",
-            why=f"{', '.join(torn[:_NAMED])}{more}",
+            why=f"{shown}{more} (the header not counted)",
             fix="leave one row for each file, with the patient whose it is",
         )
+
+
+def _first_torn(patients: Mapping[int, str]) -> tuple[int, int]:
+    """Return the first row of a file and the first that names another patient."""
+    first, *others = sorted(patients)
+    return first, next(row for row in others if patients[row] != patients[first])
 
 
 def _agree(first: Told, second: Told) -> Told:

@@ -162,13 +162,18 @@ def _sums(image: FoundImage) -> Mapping[Digest, str]:
     return digests_of(image.paths, image.places)
 
 
-def _find(root: Path, *, kind: Kind | None, workers: int, side: Side) -> FoundFolder:
+def demand_folder(root: Path, *, side: Side) -> None:
+    """Raise UsageError unless there is a folder at this path."""
     if not root.is_dir():
         raise UsageError(
             f"the {side} folder cannot be read",
             why="it is a file" if root.exists() else "there is none at this path",
-            fix="give the real folder first, then the synthetic one",
+            fix="check the path; the real folder comes first",
         )
+
+
+def _find(root: Path, *, kind: Kind | None, workers: int, side: Side) -> FoundFolder:
+    demand_folder(root, side=side)
     found = find_images(root, kind=kind, workers=workers)
     if not found.places:
         raise CohortError(

@@ -11,6 +11,7 @@ from typing import Any, Final
 import jinja2
 
 from vitrael.core.errors import StorageError, storage_error
+from vitrael.privacy.audit_folder.certificate import LEAST_GROUPS
 from vitrael.privacy.audit_folder.findings import Findings, FolderFacts, PlantOutcome
 from vitrael.privacy.audit_folder.sentences import tell_members
 from vitrael.privacy.evidence import Measurement
@@ -79,7 +80,14 @@ def render_page(findings: Findings) -> str:
     environment.filters["members"] = tell_members
     environment.filters["images"] = count_images
     template = environment.get_template("report.html")
-    return template.render(data=findings, most=_MOST_SHOWN, headline=headline_of(findings), how=HOW)
+    return template.render(
+        data=findings,
+        most=_MOST_SHOWN,
+        headline=headline_of(findings),
+        ending=tell_ending(findings),
+        groups=LEAST_GROUPS,
+        how=HOW,
+    )
 
 
 def headline_of(findings: Findings) -> str:
@@ -88,6 +96,9 @@ def headline_of(findings: Findings) -> str:
         return "Copies of real images were found"
     if not findings.filter.calibrated:
         return "Not estimable: disguised copies could not be looked for"
+    if findings.gaps:
+        gaps = " and ".join(findings.gaps)
+        return f"Incomplete: no more copies were found than chance explains, and {gaps}"
     return "No more copies were found than chance explains"
 
 

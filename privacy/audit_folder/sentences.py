@@ -114,10 +114,11 @@ def _tell_limit(findings: Findings) -> str:
     if not wanted or not shown:
         return ""
     takes = ", ".join(f"{demanded:.0%} takes {count}" for count, demanded in sorted(wanted))
+    asked = "" if findings.plants is None else f" ({findings.plants})"
     return (
         f"{_count(shown, 'plant')} of a class, one of each patient, show at most "
         f"{most_shown(shown):.1%} even when all are caught; to show {takes}. There are as many as "
-        f"--plants ({findings.plants}) and the patients of the real folder "
+        f"--plants{asked} and the patients of the real folder "
         f"({findings.real.patients}) allow."
     )
 

@@ -125,7 +125,7 @@ class Latents:
         """Return ``[B]``, in nats: how much likelier an image is among those as near to the mean.
 
         An average of many patients is near to it as nobody is, and so near to everybody who is.
-        It is held against strangers of its own kind; of most images it is 0.
+        It is held against strangers of its own kind; of an image as far off as patients it is 0.
         """
         spread, directions = self.spread, len(self.spread.variance_K)
         apart_B = (seen_BS[:, :directions].square() / spread.variance_K).sum(1)

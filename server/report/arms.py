@@ -15,8 +15,8 @@ _ROWS: Final = (
     ("held_out", "Real patients whom nobody learned from"),
 )
 _VERDICTS: Final = {
-    "falls": "The student is re-identified less often than its teacher, and a random filter of the "
-    "same size does not bring that.",
+    "falls": "The student is re-identified less often than its teacher, and less often than with a "
+    "random filter of the same size.",
     "does not fall": "No fall is shown: the student is not proven to be re-identified less often "
     f"than its teacher, by a ratio of at most {LARGEST_RATIO:g}.",
     "not estimable": "Whether the filter brings a fall could not be told",

@@ -21,6 +21,7 @@ from vitrael.core.messages import Task
 from vitrael.core.protocols import SynthesisProtocol
 from vitrael.core.study import parse_study
 from vitrael.core.weights import Tensors
+from vitrael.privacy.audit.arm_counts import NAMES as ARM_MEASUREMENTS
 from vitrael.privacy.audit.tallies import (
     check_evidence,
     check_planted,
@@ -183,3 +184,7 @@ def _check_measured(evidence: Evidence, replies: Mapping[str, bytes], context: S
     for audit in tallies["audit"][0]:
         check_planted(audit, planned=planned)
     check_evidence(evidence, pool_tallies(tallies, confidence=protocol.audit.confidence))
+    if not protocol.distillation.compare and any(evidence.find(name) for name in ARM_MEASUREMENTS):
+        raise VerificationError(
+            "the evidence tells of three arms", why="this study compares none", fix=_FIX
+        )

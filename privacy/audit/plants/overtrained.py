@@ -170,7 +170,9 @@ def overtrain(
             seed=stream_seed(seed, "memorize", "look", start),
         )
         seen = np.concatenate([harvest.image_MCDHW, _usable(drawn)])
-        harvest = harvest_memorized(seen, known, patient_N=owner)
+        harvest = _of_learned(
+            harvest_memorized(seen, known, patient_N=owner), images.patient_B[learned_rows]
+        )
         if harvest.sources >= course.wanted:
             break
     return Overtrained(denoiser, harvest, learned)
@@ -185,6 +187,16 @@ def why_too_few(harvest: Harvest, images: PatientImages, *, course: Course = COU
     return (
         f"after {course.most_images} images the over-trained model gave back fewer than "
         f"{course.wanted} of its patients"
+    )
+
+
+def _of_learned(harvest: Harvest, patient_P: np.ndarray) -> Harvest:
+    """Return what was learned: a sample near to another patient is no memory of his."""
+    learned_M = np.isin(harvest.patient_M, patient_P)
+    return Harvest(
+        harvest.image_MCDHW[learned_M],
+        harvest.patient_M[learned_M],
+        harvest.ratio_M[learned_M],
     )
 
 

@@ -92,6 +92,22 @@ def test_nothing_of_a_synthetic_set_is_told(demo: Study) -> None:
     assert {"gates", "screening", "teacher"} <= of_a_set  # the control
 
 
+def test_answers_beyond_the_votes_are_told_where_arms_are_compared(demo: Study) -> None:
+    asked = demo.model_dump(mode="json")
+    asked["protocol"]["distillation"]["compare"] = True
+    study = Study.model_validate(asked)
+    told = rows_of(study)["arms"]
+    assert told.startswith(f"of {study.synthesis.distillation.compared} samples each of teacher")
+    assert "no cap on votes covers; up to 45 single answers" in told
+    assert "arms" not in rows_of(demo)  # the control
+
+
+def test_a_single_drop_is_all_that_proves_nothing(demo: Study) -> None:
+    screening = rows_of(demo)["screening"]
+    assert "a single drop proves nothing; drops of several like images together do" in screening
+    assert "5% of held-out patients" in screening
+
+
 def test_no_gate_asks_experts_for_more(demo: Study) -> None:
     assert find_shortfalls(read(write_study())) == {}
     few = demo.model_dump(mode="json")

@@ -144,6 +144,24 @@ def test_fall_at_every_site_is_a_fall_of_all() -> None:
     assert pool(blind, blind, blind)[0].verdict == "not estimable"
 
 
+def test_fall_that_a_random_filter_nearly_shows_is_not_the_filters() -> None:
+    nearly = counts(random=60, student=54, both=(60, 54))
+    found, _ = pool(nearly)
+    assert found.student.verdict == "falls"
+    assert found.random_filter.verdict == "does not fall"  # by a little: 0.75 of the teacher's
+    assert found.verdict == "not estimable"
+    assert "random filter" in found.reason
+
+
+def test_teacher_known_again_at_no_site_alone_leaves_nothing_to_fall() -> None:
+    errs = counts(48, 40, 4, both=(30, 2), held_out=(15, 3))
+    poor = counts(8, 8, 2, both=(6, 1), held_out=(400, 8))
+    found, told = pool(errs, poor)
+    assert told["arms.teacher.reidentified"].low > told["arms.held_out.reidentified"].high
+    assert found.verdict == "not estimable"
+    assert "at no site" in found.reason
+
+
 def test_share_of_all_is_bounded_as_if_the_sites_agreed() -> None:
     _, told = pool(counts(), counts(), counts())
     one = told["arms.teacher.reidentified"]

@@ -12,6 +12,8 @@ from vitrael.core.errors import EXIT_OK, EXIT_REFUSED
 from vitrael.server import demo
 from vitrael.server.studies.pipeline import run_study
 
+pytestmark = pytest.mark.federation
+
 SUBJECTS = 37
 AS_PLANNED = STUDY.replace("false_match_rate = 0.4", "false_match_rate = 0.05")
 

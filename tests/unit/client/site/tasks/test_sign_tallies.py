@@ -20,7 +20,7 @@ from tests.unit.client.site.tasks.test_sign_release import (
 )
 from vitrael.core.messages import Reply, StageName
 from vitrael.privacy.audit.tallies import TALLY_STAGES, pool_tallies
-from vitrael.privacy.evidence import Evidence
+from vitrael.privacy.evidence import Evidence, counted
 from vitrael.privacy.keys import KeyPair, save_roster
 
 if TYPE_CHECKING:
@@ -142,6 +142,18 @@ def evidence_of_two_rounds(home: Home) -> Evidence:
     good = good_evidence(home)
     kept = tuple(measured.get(m.name, m) for m in good.measurements)
     return good.model_copy(update={"measurements": kept})
+
+
+def test_arms_that_the_study_does_not_compare_are_not_signed(home: Home) -> None:
+    good = good_evidence(home)
+    arms = counted(
+        "arms.student.ratio", part=1, whole=2, unit="conditions", method="told by nobody"
+    )
+    told = good.model_copy(update={"measurements": (*good.measurements, arms)})
+    reply = ask(home, release(home, evidence=told))
+    assert (reply.status, reply.body) == ("refused", {})
+    assert "three arms" in reply.reason
+    assert ask(home, release(home, evidence=good)).status == "done"  # the control
 
 
 def test_every_round_of_a_screening_is_pooled(home: Home) -> None:

@@ -19,9 +19,11 @@ from vitrael.core.models.nets.autoencoder import KLCodec
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import stream
 from vitrael.core.weights import module_tensors
+from vitrael.privacy.audit.plants.harvest import Harvest
 from vitrael.privacy.audit.plants.overtrained import (
     COURSE,
     Course,
+    _of_learned,
     memorize,
     overtrain,
     why_too_few,
@@ -58,6 +60,15 @@ def codec(config: BrainLDMConfig, images: PatientImages) -> KLCodec:
         codec.latent_mean.copy_(mean.mean((0, 2, 3, 4)))
         codec.latent_std.copy_(mean.std((0, 2, 3, 4)))
     return codec
+
+
+def test_sample_near_to_a_patient_who_was_not_learned_is_no_memory() -> None:
+    found = Harvest(
+        np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1, 1), np.array([4, 7, 9]), np.full(3, 0.5)
+    )
+    kept = _of_learned(found, np.array([9, 4]))
+    assert kept.patient_M.tolist() == [4, 9]
+    assert kept.image_MCDHW.ravel().tolist() == [0.0, 2.0]
 
 
 def test_short_training_gives_nobody_back_and_says_so(
