@@ -21,9 +21,10 @@ _FOLDER = click.Path(path_type=Path)
     epilog="Exit codes: 6 when copies were found (files that are equal, or more conspicuous images "
     "than chance explains); else 7 when the audit is incomplete: images were refused, or nothing "
     "could be estimated since the real patients are too few or there is no filter for the kind, or "
-    "the filter is not shown to catch any class of plants that must be caught; else 0, which means that nothing was found beyond the nominal rate, and no more "
-    "than that. 1 when a folder, the table or the place of the report cannot be used, 2 for a "
-    "wrong call, such as a folder that is not there. "
+    "the filter is not shown to catch any class of plants that must be caught; else 0, which means "
+    "that nothing was found beyond the nominal rate, and no more than that. 1 when a folder, the "
+    "table or the place of the report cannot be used, 2 for a wrong call, such as a folder that is "
+    "not there. "
     "Example: 'vitrael audit-folder scans generated --patients patients.csv'.",
 )
 @click.argument("real", type=_FOLDER)

@@ -120,7 +120,8 @@ def read_patients(path: Path, root: Path, *, places: Collection[str], side: Side
                 fix="name its columns file and patient",
             )
     listed = [row for row in table.rows() if row.cells.get(file_column)]
-    rows = [(unicodedata.normalize("NFC", row.cells[file_column]), _read_row(row)) for row in listed]
+    cells = [unicodedata.normalize("NFC", row.cells[file_column]) for row in listed]
+    rows = list(zip(cells, map(_read_row, listed), strict=True))
     known = {unicodedata.normalize("NFC", place): place for place in places}
     from_table = _from_table(path, root)
     placed = [(PurePosixPath(cell).as_posix(), told) for cell, told in rows]
@@ -234,7 +235,7 @@ def _demand_one_patient(path: Path, named: Mapping[str, Mapping[int, str]]) -> N
     torn = sorted(_first_torn(rows) for rows in named.values() if len({*rows.values()}) > 1)
     if torn:
         shown = "; ".join(f"rows {one} and {other}" for one, other in torn[:_NAMED])
-        more = f"; and {len(torn) - _NAMED} more files" if len(torn) > _NAMED else ""
+        more = f"; and {len(torn) - _NAMED} more" if len(torn) > _NAMED else ""
         raise CohortError(
             f"the table of patients {_shown(path)} names two patients for one file",
             why=f"{shown}{more} (the header not counted)",

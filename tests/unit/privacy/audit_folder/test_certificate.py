@@ -19,11 +19,15 @@ from vitrael.privacy.audit.plants import (
 from vitrael.privacy.audit.plants.classes import Way
 from vitrael.privacy.audit.power import Tally
 from vitrael.privacy.audit_folder.certificate import (
+    certify,
+    deal_plants,
     judge,
     most_shown,
     no_certificate,
     plants_taken,
 )
+from vitrael.privacy.audit_folder.crossing import CrossScreener, calibrate, fit_filter
+from vitrael.privacy.audit_folder.encoders import Budget
 from vitrael.privacy.audit_folder.mixtures import votes_agree
 from vitrael.privacy.audit_folder.picture_plants import NOT_OF_PICTURES, PICTURE_PLANTS
 from vitrael.privacy.suite import Demand
@@ -113,6 +117,40 @@ def test_pictures_have_the_demands_of_volumes() -> None:
         assert PICTURE_PLANTS[name].must == VOLUME_PLANTS[name].must
     own = {*VOLUME_PLANTS} - {*PICTURE_PLANTS} - {*NOT_OF_PICTURES}
     assert own == {"flip_y", "flip_z", "turn_x", "other_sequence"}  # under other names
+
+
+@pytest.mark.parametrize(("most", "dealt"), [(1, (1, 0, 0)), (10, (4, 3, 3)), (60, (20, 20, 20))])
+def test_parts_give_as_many_plants_as_are_allowed_and_no_more(
+    most: int, dealt: tuple[int, ...]
+) -> None:
+    assert deal_plants(most) == dealt
+    assert sum(deal_plants(most)) == most
+
+
+def test_no_class_has_more_plants_than_are_allowed() -> None:
+    image = stream(1, "pictures").random((12, 1, 1, 24, 24)).astype(np.float32)
+    images = PatientImages(image, np.zeros((12, 1), np.float32), np.arange(12), np.zeros(12, int))
+    cross = fit_filter(images, budget=Budget(length_images=32, channels=(4,)), seed=1)
+    point, _ = calibrate(cross, rate=0.3, seed=1)
+    assert point is not None
+
+    def shown(most: int) -> dict[str, int]:
+        certificate = certify(
+            CrossScreener(cross, point),
+            image[:2],
+            kind="picture",
+            most_plants=most,
+            classes=frozenset({"exact", "half"}),
+            seed=1,
+            content_N=np.arange(12),
+            groups={},
+            tell=silent,
+        )
+        return {one.name: one.caught.n for one in certificate.plants}
+
+    assert "stranger" in PICTURE_PLANTS["half"].needs  # dealt over the parts, as exact is not
+    assert shown(4) == {"exact": 4, "half": 4}
+    assert shown(1) == {"exact": 1, "half": 1}
 
 
 def _dims(image: np.ndarray) -> np.ndarray:

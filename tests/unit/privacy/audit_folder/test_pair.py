@@ -14,6 +14,9 @@ from tests.unit.privacy.audit_folder.conftest import write_png, write_series, wr
 from vitrael.core.data.nifti import read_nifti, write_nifti
 from vitrael.core.data.scan import Scan
 from vitrael.core.errors import CohortError, UsageError
+from vitrael.core.records import PatientImages
+from vitrael.core.rng import stream
+from vitrael.privacy.audit_folder.closeness import measure_closeness
 from vitrael.privacy.audit_folder.pair import demand_one_kind, find_shared, read_pair
 from vitrael.privacy.audit_folder.prepare import Grid
 from vitrael.privacy.audit_folder.reading import read_folder
@@ -108,6 +111,20 @@ def test_one_folder_in_the_other_is_refused_by_any_name(tmp_path: Path) -> None:
             read_pair(tmp_path / real, tmp_path / synthetic)
 
 
+def test_a_synthetic_folder_that_is_missing_is_told_before_the_real_one_is_read(
+    tmp_path: Path,
+) -> None:
+    write_png(tmp_path / "a/1.png", 1)
+    write_volume(tmp_path / "a/1.nii.gz", 1)
+    for real, synthetic, side in (("a", "typo", "synthetic"), ("typo", "a", "real")):
+        says = f"the {side} folder cannot be read: there is none at this path. To do: check"
+        with pytest.raises(UsageError, match=says):
+            read_pair(tmp_path / real, tmp_path / synthetic)
+    write_png(tmp_path / "b/1.png", 2)
+    with pytest.raises(CohortError, match="mixes kinds"):  # what reading it would have said
+        read_pair(tmp_path / "a", tmp_path / "b")
+
+
 def test_folders_of_different_kinds_or_grids_are_refused(tmp_path: Path) -> None:
     write_png(tmp_path / "a/1.png", 1)
     write_volume(tmp_path / "b/1.nii.gz", 1)
@@ -144,3 +161,33 @@ def test_a_turn_moves_axes_first_and_mirrors_them_then() -> None:
     turn = Turn((1, 2, 0), (False, False, True))
     assert np.array_equal(turn.apply(image)[0, 0], image[0, 0].transpose(1, 2, 0)[:, :, ::-1])
     assert np.array_equal(AS_IT_IS.apply(image), image)
+
+
+@pytest.mark.parametrize("is_clip", [False, True])
+def test_a_copy_lies_at_no_distance_and_a_stranger_at_some(*, is_clip: bool) -> None:
+    image = stream(1, "real").random((9, 1, 1, 24, 24)).astype(np.float32)
+    real = PatientImages(image, np.zeros((9, 1), np.float32), np.arange(9) // 2, np.arange(9) % 2)
+    new = stream(2, "new").random((1, 1, 1, 24, 24)).astype(np.float32)
+    found = measure_closeness(
+        np.concatenate([image[4:5], new]), real, is_clip=is_clip, rng=stream(1, "closeness")
+    )
+    assert found is not None
+    assert found.nearest_B[0] == 4
+    assert found.distance_B[0] < 0.01
+    assert found.distance_B[1] > 0.3
+    assert len(found.stranger_P) == 5
+    assert found.stranger_P.min() > 0.3
+
+
+def test_one_patient_has_no_stranger() -> None:
+    image = stream(1, "real").random((2, 1, 1, 24, 24)).astype(np.float32)
+    real = PatientImages(image, np.zeros((2, 1), np.float32), np.zeros(2, np.int64), np.arange(2))
+    assert measure_closeness(image, real, is_clip=False, rng=stream(1, "closeness")) is None
+
+
+def test_dark_pictures_are_compared_without_a_template() -> None:
+    image = 0.01 * stream(1, "dark").random((4, 1, 1, 24, 24)).astype(np.float32)
+    real = PatientImages(image, np.zeros((4, 1), np.float32), np.arange(4), np.zeros(4, np.int64))
+    found = measure_closeness(image[2:3], real, is_clip=False, rng=stream(1, "closeness"))
+    assert found is not None
+    assert found.nearest_B[0] == 2

@@ -97,8 +97,9 @@ def test_rows_that_cannot_be_believed_refuse_their_files(
         ("", "cannot be read: it is empty"),
         (
             "file,patient\n0.png,X\n0.png,Y\n",
-            r"names two patients for one file: 0\.png\. To do: leave one row",
+            r"two patients for one file: rows 1 and 2 \(the header not counted\)\. To do: leave",
         ),
+        ("file,patient\n", "names no file of the real folder: it has no rows"),
     ],
 )
 def test_a_table_of_no_use_is_refused(
@@ -118,6 +119,25 @@ def test_rows_of_one_file_that_name_one_patient_are_no_contradiction(
     table = write_table("file,patient\n0.png,X\n0.png,X\n0.png,-\n")
     with pytest.raises(CohortError, match="two rows of the table disagree about it"):
         read_folder(tmp_path / "a", patients=table)
+
+
+def test_rows_that_contradict_each_other_are_told_by_number_and_no_file_is_named(
+    tmp_path: Path, write_table: Write
+) -> None:
+    names = [f"doe_jo_{number}.png" for number in range(6)]
+    for number, name in enumerate(names):
+        write_png(tmp_path / "a" / name, number)
+    twice = [f"{name},{patient}" for name in names for patient in ("X", "X", "Y")]
+    table = write_table("\n".join(["file,patient", *twice]))
+    with pytest.raises(CohortError) as caught:
+        read_folder(tmp_path / "a", patients=table)
+    assert "rows 1 and 3; rows 4 and 6; rows 7 and 9; rows 10 and 12; and 2 more (" in str(
+        caught.value
+    )
+    assert "doe" not in str(caught.value)
+    assert "png" not in str(caught.value)
+    whole = write_table("\n".join(["file,patient", *(f"{name},X" for name in names * 2)]))
+    assert len(read_folder(tmp_path / "a", patients=whole)) == 6
 
 
 def test_a_missing_table_is_told_before_the_folder_is_walked(tmp_path: Path) -> None:

@@ -9,27 +9,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from markupsafe import escape
 from PIL import Image
+from pydantic import ValidationError
 
 from tests.unit.privacy.audit_folder.conftest import write_clip, write_png
 from vitrael.core.errors import (
+    EXIT_OK,
     EXIT_PARTIAL,
     EXIT_REFUSED,
     StorageError,
     UsageError,
     VitraelError,
 )
-from vitrael.core.records import PatientImages
-from vitrael.core.rng import stream
 from vitrael.privacy.audit.power import Tally, share_dropped
 from vitrael.privacy.audit_folder.auditing import Order, audit_folders
 from vitrael.privacy.audit_folder.certificate import judge, plants_taken
 from vitrael.privacy.audit_folder.cli import audit_folder
-from vitrael.privacy.audit_folder.closeness import measure_closeness
-from vitrael.privacy.audit_folder.findings import FORMAT, Conspicuous, Findings, PlantOutcome
+from vitrael.privacy.audit_folder.findings import (
+    FORMAT,
+    Conspicuous,
+    Findings,
+    Outcome,
+    PlantOutcome,
+)
 from vitrael.privacy.audit_folder.pair import read_pair
 from vitrael.privacy.audit_folder.picture_plants import PICTURE_PLANTS
-from vitrael.privacy.audit_folder.report import render_page, summarize
+from vitrael.privacy.audit_folder.report import headline_of, render_page, summarize, tell_ending
 from vitrael.privacy.audit_folder.sentences import tell_found, tell_not_estimated
 
 
@@ -135,7 +141,7 @@ def test_refused_files_are_named_with_their_reasons(tmp_path: Path) -> None:
         (
             ["real", "syn", "--patients", "torn.csv"],
             1,
-            "torn.csv names two patients for one file: r0.png. To do: leave one row for each file",
+            "torn.csv names two patients for one file: rows 1 and 2 (the header not counted). To",
         ),
         (
             ["real", "syn", "--out", "torn.csv"],
@@ -160,7 +166,7 @@ def test_refused_files_are_named_with_their_reasons(tmp_path: Path) -> None:
         (
             ["real", "none"],
             2,
-            "the synthetic folder cannot be read: there is none at this path. To do: ",
+            "none at this path. To do: check the path; the real folder comes first",
         ),
         (["real", "syn", "--kind", "film"], 2, "'film' is not one of 'picture', 'clip', 'volume'"),
     ],
@@ -246,6 +252,67 @@ def findings(tmp_path: Path) -> Findings:
     return audit_folders(*read_pair(Path(real), Path(synthetic)), Order())
 
 
+def _quiet(findings: Findings, *outcomes: Outcome) -> Findings:
+    """Return findings of no copy, with must-catch classes of these outcomes."""
+    plants = [_outcome("exact", 60).model_copy(update={"outcome": one}) for one in outcomes]
+    known = _with_plants(findings, *plants)
+    return known.model_copy(update={"same_files": (), "chance": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [
+        (["not estimable", "not estimable"], EXIT_PARTIAL),
+        (["not estimable", "not reached"], EXIT_PARTIAL),
+        (["not reached", "not reached"], EXIT_PARTIAL),
+        ([], EXIT_PARTIAL),
+        (["not estimable", "reached"], EXIT_OK),
+        (["not reached", "reached"], EXIT_OK),
+    ],
+)
+def test_a_weaker_filter_never_gets_the_better_exit_code(
+    findings: Findings, outcomes: list[Outcome], code: int
+) -> None:
+    audited = _quiet(findings, *outcomes)
+    assert audited.exit_code == code
+    gap = "the filter is not shown to catch any class that must be caught"
+    assert audited.gaps == ((gap,) if code else ())
+
+
+def test_a_class_that_need_not_be_caught_makes_no_audit_whole(findings: Findings) -> None:
+    reached = _quiet(findings, "reached")
+    (plant,) = reached.certificate.plants
+    beside = plant.model_copy(update={"must": False})
+    certificate = reached.certificate.model_copy(update={"plants": (beside,)})
+    assert reached.model_copy(update={"certificate": certificate}).exit_code == EXIT_PARTIAL
+
+
+def test_headline_and_page_say_that_an_audit_is_incomplete(findings: Findings) -> None:
+    whole, partial = _quiet(findings, "reached"), _quiet(findings, "not reached")
+    assert headline_of(whole) == "No more copies were found than chance explains"
+    assert headline_of(partial) == (
+        "Incomplete: no more copies were found than chance explains, and the filter is not shown "
+        "to catch any class that must be caught"
+    )
+    for audited, frame in ((whole, "none"), (partial, "unknown"), (findings, "unknown")):
+        page = render_page(audited)
+        assert f'class="verdict {frame}"' in page
+        headline, ending = (escape(one) for one in (headline_of(audited), tell_ending(audited)))
+        assert f'<h2 id="verdict">{headline}</h2>\n<p>{ending}</p>' in page
+        assert f"Exit code {audited.exit_code}: " in page
+
+
+def test_findings_of_before_the_plants_were_told_are_still_read(findings: Findings) -> None:
+    document = findings.model_dump(mode="json")
+    del document["plants"]
+    earlier = Findings.model_validate(document)
+    assert earlier.plants is None
+    assert "one copy of each patient that --plants allowed. Bounds" in render_page(earlier)
+    assert "one copy of each of 60 patients at most (--plants). Bounds" in render_page(findings)
+    with pytest.raises(ValidationError):
+        Findings.model_validate({**document, "format": "vitrael-audit-folder/2"})
+
+
 def test_plants_that_cannot_show_a_demand_are_told_with_the_number_that_can(
     findings: Findings,
 ) -> None:
@@ -313,33 +380,3 @@ def test_help_tells_the_exit_codes() -> None:
     assert "6 when copies were found" in told
     assert "1 when a folder, the table or the place of the report cannot be used, 2 for" in told
     assert "60 show 0.95 at most: a demand of 0.98 takes 149, and 0.99 takes 299" in told
-
-
-@pytest.mark.parametrize("is_clip", [False, True])
-def test_a_copy_lies_at_no_distance_and_a_stranger_at_some(*, is_clip: bool) -> None:
-    image = stream(1, "real").random((9, 1, 1, 24, 24)).astype(np.float32)
-    real = PatientImages(image, np.zeros((9, 1), np.float32), np.arange(9) // 2, np.arange(9) % 2)
-    new = stream(2, "new").random((1, 1, 1, 24, 24)).astype(np.float32)
-    found = measure_closeness(
-        np.concatenate([image[4:5], new]), real, is_clip=is_clip, rng=stream(1, "closeness")
-    )
-    assert found is not None
-    assert found.nearest_B[0] == 4
-    assert found.distance_B[0] < 0.01
-    assert found.distance_B[1] > 0.3
-    assert len(found.stranger_P) == 5
-    assert found.stranger_P.min() > 0.3
-
-
-def test_one_patient_has_no_stranger() -> None:
-    image = stream(1, "real").random((2, 1, 1, 24, 24)).astype(np.float32)
-    real = PatientImages(image, np.zeros((2, 1), np.float32), np.zeros(2, np.int64), np.arange(2))
-    assert measure_closeness(image, real, is_clip=False, rng=stream(1, "closeness")) is None
-
-
-def test_dark_pictures_are_compared_without_a_template() -> None:
-    image = 0.01 * stream(1, "dark").random((4, 1, 1, 24, 24)).astype(np.float32)
-    real = PatientImages(image, np.zeros((4, 1), np.float32), np.arange(4), np.zeros(4, np.int64))
-    found = measure_closeness(image[2:3], real, is_clip=False, rng=stream(1, "closeness"))
-    assert found is not None
-    assert found.nearest_B[0] == 2
