@@ -16,6 +16,8 @@ MOST_GROUPS: Final = 60
 """Patients who are each copied so often: 59 make a bound of 0.95."""
 GROUP_IMAGES: Final = 20
 """Near-copies of one patient in a group."""
+MEMORIZE_IMAGES: Final = 128_000
+"""Images after which an over-trained model has the patients of a suite by heart, if it ever has."""
 MOST_LEARNED: Final = 100
 """Patients that a model is made to know by heart at a site, at most."""
 LEAST_SOURCES: Final = 59

@@ -7,6 +7,7 @@ from vitrael.core.study import Study
 from vitrael.privacy.gates import POLICIES
 from vitrael.privacy.gates import find_shortfalls as shortfalls_of
 from vitrael.privacy.leakage import SMALLEST_COUNT, split_plants
+from vitrael.privacy.suite import LEAST_SOURCES, MEMORIZE_IMAGES
 
 
 def explain_study(study: Study) -> str:
@@ -40,10 +41,13 @@ def find_shortfalls(study: Study) -> dict[str, int]:
     }
     planned = {
         "filter.power": split_plants(protocol.audit.plants_per_class, sites) * sites,
-        "filter.power.memorized": protocol.audit.memorize_images,
+        "filter.power.memorized": LEAST_SOURCES if protocol.audit.memorize_images else 0,
         "copies.excess_share": protocol.distillation.released,
     }
     short = shortfalls_of(POLICIES[protocol.policy], planned)
+    # Memorized samples are counted by patients, and asked for by how long a model learns.
+    if "filter.power.memorized" in short:
+        short["filter.power.memorized"] = MEMORIZE_IMAGES
     return {keys[name]: least for name, least in short.items()}
 
 

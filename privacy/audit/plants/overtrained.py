@@ -33,7 +33,7 @@ from vitrael.core.weights import Tensors, load_weights
 from vitrael.privacy.audit.plants.harvest import Harvest, harvest_memorized
 from vitrael.privacy.leakage import SMALLEST_COUNT
 from vitrael.privacy.reid.calibrate import first_visits
-from vitrael.privacy.suite import LEAST_SOURCES, MOST_LEARNED
+from vitrael.privacy.suite import LEAST_SOURCES, MEMORIZE_IMAGES, MOST_LEARNED
 
 _CHUNK: Final = 64
 _NEIGHBORHOOD: Final = 300
@@ -48,7 +48,7 @@ Poll = Callable[[int, int], None]
 class Course:
     """How long is learned, and how often is looked. Raises DataError for what is no course."""
 
-    most_images: int = 128_000
+    most_images: int = MEMORIZE_IMAGES
     stretch_images: int = 16_000
     """Between two looks."""
     samples: int = 4

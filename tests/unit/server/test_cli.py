@@ -338,7 +338,7 @@ def test_demo_that_failed_says_how_to_go_on(
             'policy = "public"',
             (
                 "protocol.audit.plants_per_class to 300 or more, "
-                "protocol.audit.memorize_images to 59 or more, "
+                "protocol.audit.memorize_images to 128,000 or more, "
                 "protocol.distillation.released to 2,995 or more"
             ),
         ),
