@@ -33,10 +33,11 @@ from vitrael.privacy.audit.plants.overtrained import COURSE, why_too_few
 pytestmark = pytest.mark.slow
 
 _MANY, _SOME, _FEW, _SURE = 300, 100, 60, 0.98
-_FALLS_SHORT = {"sdedit_20": 0.75, "memorized": 0.65}
+_FALLS_SHORT = {"sdedit_20": 0.85}
 """What must be caught and is not surely enough, on volumes of 24 cubed: a release is refused. The
-least share of each that is caught all the same, set after it was measured (0.80 and 0.80), so that
-it guards against worse and proves nothing. No other class may join, and these are to leave."""
+least share of it that is caught all the same, set after it was measured (0.95, and 0.86 of other
+patients), so that it guards against worse and proves nothing. No other class may join, and this one
+is to leave."""
 _NEGATIVES = 150
 _GENUINE = 600
 
@@ -246,4 +247,4 @@ def test_samples_that_an_overtrained_model_has_by_heart_are_harvested_and_shown(
     assert not fresh.suffices
     table = {"memorized": VOLUME_PLANTS["memorized"]}
     (caught,) = _show(site, table, Means(memorized_BCDHW=harvest.image_MCDHW), _MANY)
-    assert _reaches(caught) or caught.share >= _FALLS_SHORT["memorized"], caught.line
+    assert _reaches(caught), caught.line
