@@ -45,7 +45,7 @@ from vitrael.privacy.reid.template import lay_onto
 
 pytestmark = pytest.mark.slow
 
-_CANDIDATES, _SAMPLES = 240, 384
+_CANDIDATES, _SAMPLES = 600, 384
 _BY_HEART, _BY_HEART_IMAGES = 8, 8_000
 _ONE_HONEST_IN = 4
 _STUDENT_IMAGES = 36_000
