@@ -18,7 +18,7 @@ rehearse: $(INSTALLED)  ## The demo, which must have nginx in front; ARGS pass t
 	$(BIN)/vitrael demo --require-proxy $(ARGS)
 
 test: $(INSTALLED)  ## Run the fast tests; ARGS="-k word" and others pass through
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(($(JOBS) + 1)) --dist loadgroup --durations 15 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(($(JOBS) + 1)) --dist loadfile --durations 15 $(ARGS)
 
 # They wait for Flower most of the time, so that one processor has room for more than one.
 test-federation: $(INSTALLED)  ## Run the tests over real Flower processes, nginx and network namespaces, and of many studies

@@ -21,7 +21,6 @@ from vitrael.privacy.reid.screen import Screener
 
 pytestmark = [
     pytest.mark.federation,  # takes as long as a whole study
-    pytest.mark.xdist_group("clip-power"),  # one worker makes what they share
 ]
 
 _PLANTS = 60

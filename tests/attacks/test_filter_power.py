@@ -17,7 +17,6 @@ from vitrael.privacy.reid.screen import Screener
 
 pytestmark = [
     pytest.mark.federation,  # takes as long as a whole study
-    pytest.mark.xdist_group("filter-power"),  # one worker makes what they share
 ]
 
 _EDGE_VOX = 24

@@ -46,7 +46,6 @@ from vitrael.privacy.suite import VOLUME_SUITE, must_classes
 
 pytestmark = [
     pytest.mark.federation,  # whole studies
-    pytest.mark.xdist_group("leak"),  # one worker makes what they share
 ]
 
 _SIZES = {"T": 40, "F": 8, "C": 10, "A": 16, "U": 4}

@@ -35,8 +35,6 @@ from vitrael.server.demo import (
 )
 from vitrael.server.demo_run import _unreadable
 
-pytestmark = pytest.mark.xdist_group("tiny study")
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:

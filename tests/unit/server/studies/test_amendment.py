@@ -17,8 +17,6 @@ from vitrael.server.studies.canary import try_sites
 from vitrael.server.studies.federated import collect_consents, train_codec
 from vitrael.server.studies.participation import record_participation
 
-pytestmark = pytest.mark.xdist_group("tiny study")
-
 TWO = ("north", "harbour")
 AMOUNTS = {"north": 1.0, "harbour": 2.0, "valley": 6.0}
 

@@ -29,8 +29,6 @@ from vitrael.server.studies.lineage import COMES_OF, trace_site
 from vitrael.server.studies.pipeline import run_study
 from vitrael.server.studies.run import StageRecord, open_run
 
-pytestmark = pytest.mark.xdist_group("tiny study, again")
-
 Documents = Callable[[Path], dict[str, Any]]
 
 SAMPLES = 12

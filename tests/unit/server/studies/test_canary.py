@@ -15,8 +15,6 @@ from vitrael.server.studies.absences import find_deadlines
 from vitrael.server.studies.canary import FLOOR_S, derive_deadline, try_sites
 from vitrael.server.studies.federated import collect_consents, train_codec
 
-pytestmark = pytest.mark.xdist_group("tiny study, again")
-
 AMOUNTS = {"north": 1.0, "harbour": 2.0, "valley": 3.0}
 CONFIG = TrainingConfig(rounds=4, length_images=4_000)
 

@@ -20,8 +20,6 @@ from vitrael.server.studies.canary import try_sites
 from vitrael.server.studies.federated import collect_consents, train_codec
 from vitrael.server.studies.run import StudyRun
 
-pytestmark = pytest.mark.xdist_group("tiny study, again")
-
 AMOUNTS = {"north": 1.0, "harbour": 2.0, "valley": 3.0}
 
 

@@ -20,8 +20,6 @@ from vitrael.privacy.keys import KeyPair
 from vitrael.server.demo import site_home
 from vitrael.server.studies.correspondence import Answers, ask_sites
 
-pytestmark = pytest.mark.xdist_group("tiny study")
-
 Spoil = Callable[[Federation, Task, Parcel], Parcel | str]
 WEIGHTS = {"codec": {"w": np.arange(6, dtype=np.float32)}}
 

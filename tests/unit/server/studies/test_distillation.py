@@ -40,8 +40,6 @@ from vitrael.server.studies.distillation import (
 )
 from vitrael.server.studies.run import StudyRun
 
-pytestmark = pytest.mark.xdist_group("tiny study, again")
-
 Documents = Callable[[Path], dict[str, Any]]
 # Conditions
 

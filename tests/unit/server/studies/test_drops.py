@@ -26,7 +26,6 @@ def test_drops_that_chance_may_leave_are_votes(shown: int, dropped: int) -> None
     check_drops("north", Tally(shown, dropped), chance=0.03)
 
 
-@pytest.mark.xdist_group("tiny study, again")
 def test_site_that_is_proven_to_drop_less_than_chance_votes_by_no_filter(tmp_path: Path) -> None:
     home = prepare_homes(tmp_path, STUDY.replace("target = 16", "target = 60"))
     count = 120

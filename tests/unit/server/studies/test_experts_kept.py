@@ -33,7 +33,6 @@ from vitrael.server.studies.pipeline import run_study
 
 pytestmark = [
     pytest.mark.federation,
-    pytest.mark.xdist_group("tiny experts that are kept"),
 ]
 
 TWO = ("north", "harbour")

@@ -30,7 +30,6 @@ from vitrael.server.studies.participation import tell_outcome
 
 pytestmark = [
     pytest.mark.federation,
-    pytest.mark.xdist_group("tiny experts refused"),
 ]
 
 OTHERS = ["north", "valley"]

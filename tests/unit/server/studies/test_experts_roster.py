@@ -35,7 +35,6 @@ from vitrael.server.studies.pipeline import run_study
 
 pytestmark = [
     pytest.mark.federation,
-    pytest.mark.xdist_group("tiny experts that come and go"),
 ]
 
 TWO = ("north", "harbour")

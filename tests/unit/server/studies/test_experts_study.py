@@ -44,8 +44,6 @@ from vitrael.server.studies.participation import tell_outcome
 from vitrael.server.studies.pipeline import run_study
 from vitrael.server.studies.tables import read_comparison
 
-pytestmark = pytest.mark.xdist_group("tiny experts")
-
 Documents = Callable[[Path], dict[str, Any]]
 
 ALL = ("consent", "canary", "expert", "outlooks", "averaged", "comparison")

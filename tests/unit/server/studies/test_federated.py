@@ -27,8 +27,6 @@ from vitrael.server.studies.federated import (
     train_codec,
 )
 
-pytestmark = pytest.mark.xdist_group("tiny study")
-
 Documents = Callable[[Path], dict[str, Any]]
 
 

@@ -23,7 +23,6 @@ from vitrael.server.studies.run import StageResult, StudyRun
 
 pytestmark = [
     pytest.mark.federation,  # whole studies
-    pytest.mark.xdist_group("tiny study"),  # one worker makes what they share
 ]
 
 ABSENT = "site valley: the disk of patient scans in ward seven is full"

@@ -24,8 +24,6 @@ from vitrael.server.demo import site_home
 from vitrael.server.progress import STAGES
 from vitrael.server.studies.pipeline import run_study
 
-pytestmark = pytest.mark.xdist_group("tiny study, again")
-
 Documents = Callable[[Path], dict[str, Any]]
 
 ALONE = {"candidates", "student", "samples", "synthesis", "gates", "bundle", "publication"}

@@ -28,7 +28,6 @@ from vitrael.server.studies.recalling import draft_recall, recall_releases
 from vitrael.server.studies.recording import Recorder
 
 pytestmark = [
-    pytest.mark.xdist_group("tiny study"),
     pytest.mark.filterwarnings(
         # MLflow's own query on SQLAlchemy 2.1
         "ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"

@@ -15,7 +15,6 @@ from vitrael.server.studies.pipeline import run_study
 from vitrael.server.studies.recording import Recorder
 
 pytestmark = [
-    pytest.mark.xdist_group("tiny study"),
     pytest.mark.filterwarnings(
         # MLflow's own query on SQLAlchemy 2.1
         "ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"

@@ -19,8 +19,6 @@ from vitrael.core.weights import Tensors, pack_tensors
 from vitrael.server.demo import site_home
 from vitrael.server.studies.federated import train_codec, train_patient_encoder
 
-pytestmark = pytest.mark.xdist_group("tiny study")
-
 Documents = Callable[[Path], dict[str, Any]]
 CODEC = {"w": np.ones(2, np.float32)}
 

@@ -35,7 +35,6 @@ from vitrael.server.studies.releasing import (
 
 pytestmark = [
     pytest.mark.federation,  # whole studies
-    pytest.mark.xdist_group("tiny study"),  # one worker makes what they share
 ]
 
 Documents = Callable[[Path], dict[str, Any]]

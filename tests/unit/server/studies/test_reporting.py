@@ -33,8 +33,6 @@ from vitrael.server.studies.reporting import (
 )
 from vitrael.server.studies.run import StageResult, open_run
 
-pytestmark = pytest.mark.xdist_group("tiny study")
-
 Documents = Callable[[Path], dict[str, Any]]
 
 

@@ -24,8 +24,6 @@ from vitrael.server.studies.federated import collect_consents, train_codec
 from vitrael.server.studies.participation import record_participation, tell_outcome
 from vitrael.server.studies.run import StudyRun
 
-pytestmark = pytest.mark.xdist_group("tiny study, again")
-
 AMOUNTS = {"north": 1.0, "harbour": 2.0, "valley": 6.0}
 OLD, NEW = "1.4.0", "2.0.0"
 SOFTWARE = 'software = ">=1.4,<3"'

@@ -14,8 +14,6 @@ from vitrael.core.errors import DataError, StudyError
 from vitrael.privacy.keys import KeyPair
 from vitrael.server.studies.run import StageResult, StudyRun, open_run, without_paths
 
-pytestmark = pytest.mark.xdist_group("tiny study")
-
 
 @pytest.fixture
 def run(home: Path) -> StudyRun:

@@ -46,8 +46,6 @@ from vitrael.server.studies.screening import (
     votes_before,
 )
 
-pytestmark = pytest.mark.xdist_group("tiny study, again")
-
 Documents = Callable[[Path], dict[str, Any]]
 CANDIDATES = 16
 PROMISE = digest_bytes(b"frozen before")

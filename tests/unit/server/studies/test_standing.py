@@ -29,8 +29,6 @@ from vitrael.server.studies.federated import calibrate_filters, collect_consents
 from vitrael.server.studies.participation import record_participation, tell_outcome
 from vitrael.server.studies.standing import EXPIRED, REPLACED, Standings
 
-pytestmark = pytest.mark.xdist_group("tiny study")
-
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 AMOUNTS = {"north": 1.0, "harbour": 2.0, "valley": 3.0}
 

@@ -26,8 +26,6 @@ from vitrael.server.studies.participation import (
     tell_outcome,
 )
 
-pytestmark = pytest.mark.xdist_group("tiny study")
-
 Change = Callable[[dict[str, np.ndarray]], Mapping[str, Tensors]]
 AMOUNTS = {"north": 1.0, "harbour": 2.0, "valley": 3.0}
 

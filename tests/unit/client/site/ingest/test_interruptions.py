@@ -38,8 +38,6 @@ from vitrael.client.site.options import EXIT_ENDED
 from vitrael.core.data.cache import write_private
 from vitrael.core.errors import EXIT_INTERRUPTED, StorageError
 
-pytestmark = pytest.mark.xdist_group("interruptions")  # one worker makes what they share
-
 PICTURES = 400
 """So many that a machine with other work sees the intake in its middle."""
 PATIENCE_S = 120.0
