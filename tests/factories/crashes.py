@@ -33,10 +33,18 @@ def crash_supernode(rehearsal: Rehearsal, site: str) -> None:
     (node,) = (
         process
         for process in courier.children(recursive=True)
-        if "vitrael.client.site.courier.node" in process.cmdline()
-        and any(home in word for word in process.cmdline())
+        if "vitrael.client.site.courier.node" in (words := _words(process))
+        and any(home in word for word in words)
     )
     node.kill()
+
+
+def _words(process: psutil.Process) -> list[str]:
+    """Return a process's command line, nothing of one that has just ended."""
+    try:
+        return process.cmdline()
+    except (psutil.ZombieProcess, psutil.NoSuchProcess):
+        return []
 
 
 def crash_superlink(rehearsal: Rehearsal) -> None:
