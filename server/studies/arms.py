@@ -30,9 +30,6 @@ from vitrael.server.studies.distillation import (
 )
 from vitrael.server.studies.run import StageResult, StudyRun
 
-ARM_STAGES = ("random student", "arm samples", "arms")
-"""What a study has beside the others where its protocol compares arms."""
-
 
 def compare_arms_of(
     run: StudyRun,

@@ -23,6 +23,10 @@ class Ended:
     seen: tuple[Task, ...]
 
 
+ARM_STAGES = ("random student", "arm samples", "arms")
+"""What a study has beside the others where its protocol compares arms."""
+
+
 @contextmanager
 def policy(*measurements: str, threshold: float = 1.0, publishable: bool = False) -> Iterator[None]:
     """Replace the gates of ``rehearsal`` for coordinator, sites and researcher alike."""

@@ -17,14 +17,14 @@ from tests.factories.federation import (
     federation,
     prepare_homes,
 )
-from tests.unit.server.studies.conftest import Ended, lenient
+from tests.unit.server.studies.conftest import ARM_STAGES, Ended, lenient
 from vitrael.client.site.tasks import TASKS, SiteContext, TaskResult
 from vitrael.core.messages import Task
 from vitrael.core.weights import Tensors
 from vitrael.privacy.audit.arm_counts import NAMES, ArmCounts, write_counts
 from vitrael.privacy.audit.arms import ARMS
 from vitrael.privacy.distill import Round
-from vitrael.server.studies.arms import ARM_STAGES, keep_at_random
+from vitrael.server.studies.arms import keep_at_random
 from vitrael.server.studies.lineage import COMES_OF, trace_site
 from vitrael.server.studies.pipeline import run_study
 from vitrael.server.studies.run import StageRecord, open_run

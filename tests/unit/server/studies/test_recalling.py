@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.server.studies.conftest import Ended
+from tests.unit.server.studies.conftest import ARM_STAGES, Ended
 from vitrael.core import cli
 from vitrael.core.data.manifest import read_manifest
 from vitrael.core.digest import Digest, digest_bytes
@@ -21,7 +21,6 @@ from vitrael.server.demo import COHORT, site_home
 from vitrael.server.objects import ObjectStore
 from vitrael.server.registry import Registry
 from vitrael.server.settings import utc_now
-from vitrael.server.studies.arms import ARM_STAGES
 from vitrael.server.studies.ledger import Ledger
 from vitrael.server.studies.lineage import COMES_OF, trace_site
 from vitrael.server.studies.recalling import draft_recall, recall_releases
