@@ -31,15 +31,18 @@ def plausible(maps_B44: torch.Tensor) -> torch.Tensor:
     return torch.stack([finite, within, near]).all(0)
 
 
-def slopes_of(smooth_DHW: torch.Tensor, grid_DHWA: torch.Tensor) -> torch.Tensor:
-    """Return ``[D, H, W, 12]``: how an image changes with each parameter of an affine map."""
+def slopes_of(
+    smooth_DHW: torch.Tensor, grid_DHWA: torch.Tensor, near_DHW: torch.Tensor
+) -> torch.Tensor:
+    """Return ``[V, 12]``: how the voxels that are near change with each parameter of a map."""
     axes = [axis for axis, size in enumerate(smooth_DHW.shape) if size > 1]
     spacing = [2 / (smooth_DHW.shape[axis] - 1) for axis in axes]
-    slope = torch.zeros((*smooth_DHW.shape, 3), device=smooth_DHW.device)
+    grid_VA = grid_DHWA[near_DHW]
+    slope_V3 = torch.zeros((len(grid_VA), 3), device=smooth_DHW.device)
     found = torch.gradient(smooth_DHW, spacing=spacing, dim=axes)
     for axis, values in zip(axes, found, strict=True):
-        slope[..., axis] = values
-    return (slope[..., :, None] * grid_DHWA[..., None, :]).flatten(-2)
+        slope_V3[:, axis] = values[near_DHW]
+    return (slope_V3[:, :, None] * grid_VA[:, None, :]).flatten(1)
 
 
 def starts(device: torch.device) -> torch.Tensor:

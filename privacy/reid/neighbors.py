@@ -23,22 +23,26 @@ import torch
 from torch.nn import functional
 
 from vitrael.core.errors import DataError
+from vitrael.privacy.reid.rounding import (
+    GROUP,
+    TINY,
+    ULP,
+    RoundedQueries,
+    RoundedRows,
+    multiplies_integers,
+    norm_of,
+    round_queries,
+    round_rows,
+)
 
 _Pairs = tuple[torch.Tensor, torch.Tensor]
 """Queries of a chunk and rows of a block, rising by query and then by row."""
 
-_BLOCK_BYTES: Final = 6 * 2**20  # of a block of the gallery, at eight bits
-_CHUNK: Final = {"cpu": 128, "cuda": 1024}  # queries at a time
-_GROUP: Final = 32  # products of which the largest alone is looked at first
+_BLOCK_BYTES: Final = 4 * 2**20  # of a block of the gallery, at eight bits
+_CHUNK: Final = {"cpu": 192, "cuda": 1024}  # queries at a time
 _MANY: Final = 1 / 24  # share of pairs above which all at once in float32 cost less
 _FEWEST_QUERIES: Final = 16  # fewer do not pay for rounding the gallery
-_PAIR_VALUES: Final = 2**19  # multiplied in float64 at a time
-_ROWS: Final = 256  # rounded at a time; as many tell the step of rounding
-_LEVELS: Final = 127
-_WIDEST: Final = 2**16  # so that sums of products of integers stay below 2 to the 31
-_ULP: Final = 2.0**-24
-_SLACK: Final = 32 * _ULP  # for the rounding of the bounds themselves
-_TINY: Final = 2.0**-63  # squares of less vanish
+_PAIR_VALUES: Final = 2**18  # multiplied in float64 at a time
 _TOO_LARGE: Final = 1e15  # sums of squares of more could overflow
 _SHORT: Final = 2.0**-6  # more than two factors of eight bits are off
 
@@ -70,23 +74,13 @@ class Excluded:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class _Rounded:
-    """Rows as ``offset + unit * integers``, and how far that is off in each strided group."""
-
-    integer_NE: torch.Tensor  # int8; rows of zeros fill the last group
-    offset_E: torch.Tensor
-    unit: float
-    off_2G: torch.Tensor  # the largest norms of what rounding took from a row, and of what it left
-
-
-@dataclass(frozen=True, slots=True, repr=False)
 class _Block:
     """Some rows of the gallery."""
 
     start: int
     row_NE: torch.Tensor
     longest: float  # of the norms of its rows
-    rounded: _Rounded | None  # None where float32 is as fast
+    rounded: RoundedRows | None
     patient_N: torch.Tensor | None  # rising; None where nobody is excluded
     order_N: torch.Tensor | None  # the rows of these patients
 
@@ -97,6 +91,7 @@ class _Chunk:
 
     row_BE: torch.Tensor
     norm_B: torch.Tensor
+    rounded: RoundedQueries | None  # None where float32 is as fast
     patient_B: torch.Tensor | None
     similarity_Bk: torch.Tensor
     index_Bk: torch.Tensor
@@ -139,19 +134,26 @@ def nearest(
     patients = None if excluded is None else _numbered(excluded, len(query), len(gallery))
     similarity_Bk = torch.full((len(query), count), -torch.inf, device=device)
     index_Bk = torch.full((len(query), count), len(gallery), device=device)
-    integers = len(query) >= _FEWEST_QUERIES and _multiplies_integers(device, gallery.shape[1])
-    kind = torch.device(device).type
-    blocks = -(-len(gallery) // max(_GROUP, _BLOCK_BYTES // gallery.shape[1]))
+    integers = len(query) >= _FEWEST_QUERIES and multiplies_integers(device, gallery.shape[1])
+    size = _CHUNK[torch.device(device).type]
+    chunks = [
+        _Chunk(
+            part := query[at : at + size].to(device),
+            norm_of(part),
+            round_queries(part) if integers else None,
+            None if patients is None else patients[0][at : at + size].to(device),
+            similarity_Bk[at : at + size],
+            index_Bk[at : at + size],
+        )
+        for at in range(0, len(query), size)
+    ]
+    blocks = -(-len(gallery) // max(GROUP, _BLOCK_BYTES // gallery.shape[1]))
     size = -(-len(gallery) // blocks)
     for start in range(0, len(gallery), size):
         own = None if patients is None else patients[1][start : start + size].to(device)
         rows = gallery[start : start + size].to(device)
         block = _make_block(rows, own, start=start, integers=integers)
-        for at in range(0, len(query), _CHUNK[kind]):
-            some = slice(at, at + _CHUNK[kind])
-            part = query[some].to(device)
-            theirs = None if patients is None else patients[0][some].to(device)
-            chunk = _Chunk(part, _norm(part), theirs, similarity_Bk[some], index_Bk[some])
+        for chunk in chunks:
             block = _meet(chunk, block)
     if (index_Bk == len(gallery)).any():
         raise DataError(
@@ -183,54 +185,13 @@ def _numbered(excluded: Excluded, queries: int, scans: int) -> tuple[torch.Tenso
     return both[:queries], both[queries:]
 
 
-def _multiplies_integers(device: str, width: int) -> bool:
-    """Return whether integers are exact and faster; without VNNI their sums can saturate."""
-    there = torch.device(device).type == "cpu" and torch.backends.mkldnn.is_available()
-    return there and width <= _WIDEST and bool(torch.cpu.get_capabilities().get("avx512_vnni"))
-
-
 def _make_block(
     row_NE: torch.Tensor, patient_N: torch.Tensor | None, *, start: int, integers: bool
 ) -> _Block:
-    longest = float(_norm(row_NE).max())
-    rounded = _round_rows(row_NE, longest) if integers else None
+    longest = float(norm_of(row_NE).max())
+    rounded = round_rows(row_NE, longest) if integers else None
     sorted_N = (None, None) if patient_N is None else torch.sort(patient_N, stable=True)
     return _Block(start, row_NE, longest, rounded, *sorted_N)
-
-
-def _round_rows(row_NE: torch.Tensor, longest: float) -> _Rounded:
-    """Return the rows rounded to eight bits around an offset, whichever keeps the rest short.
-
-    It adds the same to all products of a query. Values that are far out of the sample are cut, and
-    the error of their group says so.
-    """
-    sample = row_NE[:: -(-len(row_NE) // _ROWS)]
-    offset_E = sample.mean(0)
-    largest = float((sample - offset_E).abs().max())
-    unit = float(np.float32(largest / _LEVELS)) if largest > _TINY else 1.0
-    groups = -(-len(row_NE) // _GROUP)
-    integer_NE = torch.zeros((groups * _GROUP, row_NE.shape[1]), dtype=torch.int8)
-    off_2N = torch.zeros((2, groups * _GROUP))
-    for at in range(0, len(row_NE), _ROWS):
-        rest = row_NE[at : at + _ROWS] - offset_E
-        whole, some = _round(rest, unit), slice(at, at + len(rest))
-        integer_NE[some] = whole
-        off_2N[1, some] = _norm(whole.mul_(unit))
-        off_2N[0, some] = _norm(rest.sub_(whole))
-    off_2G = off_2N.view(2, _GROUP, groups).amax(1) * (1 + _SLACK)
-    off_2G[0] += _SLACK * (off_2G[1] + longest + 2 * float(_norm(offset_E[None])))
-    return _Rounded(integer_NE, offset_E, unit, off_2G)
-
-
-def _round(row_NE: torch.Tensor, unit: float | torch.Tensor) -> torch.Tensor:
-    return (row_NE / unit).round_().clamp_(-_LEVELS, _LEVELS)
-
-
-def _norm(row_NE: torch.Tensor) -> torch.Tensor:
-    """Return the norms of rows, or a little more than they are."""
-    width = row_NE.shape[1]
-    norm_N: torch.Tensor = torch.linalg.vector_norm(row_NE, dim=1)
-    return norm_N * (1 + (width + 8) * _ULP) + width * _TINY
 
 
 def _meet(chunk: _Chunk, block: _Block) -> _Block:
@@ -238,8 +199,8 @@ def _meet(chunk: _Chunk, block: _Block) -> _Block:
 
     Where eight bits tell too little apart it goes on in float32: the answer is the same.
     """
-    if block.rounded is not None:
-        coarse = _multiply_integers(chunk, block, block.rounded)
+    if chunk.rounded is not None and block.rounded is not None:
+        coarse = _multiply_integers(chunk, block, chunk.rounded, block.rounded)
         pairs = _promising(coarse, chunk)
         if len(pairs[0]) <= _MANY * coarse.product_BN.numel():
             _keep(_refine(pairs, chunk, block), chunk, block)
@@ -248,20 +209,18 @@ def _meet(chunk: _Chunk, block: _Block) -> _Block:
     return replace(block, rounded=None)
 
 
-def _multiply_integers(chunk: _Chunk, block: _Block, rounded: _Rounded) -> _Coarse:
-    largest_B1 = chunk.row_BE.abs().amax(1, keepdim=True)
-    unit_B1 = torch.where(largest_B1 < _TINY, 1.0, largest_B1 / _LEVELS)
-    whole_BE = _round(chunk.row_BE, unit_B1)
-    product_BN = torch._int_mm(whole_BE.to(torch.int8), rounded.integer_NE.T)  # noqa: SLF001
+def _multiply_integers(
+    chunk: _Chunk, block: _Block, query: RoundedQueries, rounded: RoundedRows
+) -> _Coarse:
+    product_BN = torch._int_mm(query.integer_BE, rounded.integer_NE.T)  # noqa: SLF001
     _exclude(product_BN, chunk, block)
-    taken_B = _norm(chunk.row_BE - unit_B1 * whole_BE) + _SLACK * chunk.norm_B
-    error_BG = chunk.norm_B[:, None] * rounded.off_2G[0] + taken_B[:, None] * rounded.off_2G[1]
+    error_BG = chunk.norm_B[:, None] * rounded.off_2G[0] + query.off_B[:, None] * rounded.off_2G[1]
     offset_B1 = (chunk.row_BE.double() @ rounded.offset_E.double()[:, None]).float()
-    return _Coarse(product_BN, unit_B1 * rounded.unit, offset_B1, error_BG)
+    return _Coarse(product_BN, query.unit_B1 * rounded.unit, offset_B1, error_BG)
 
 
 def _multiply_floats(chunk: _Chunk, block: _Block) -> _Coarse:
-    fill = (0, -len(block.row_NE) % _GROUP)
+    fill = (0, -len(block.row_NE) % GROUP)
     product_BN = functional.pad(chunk.row_BE @ block.row_NE.T, fill)
     _exclude(product_BN, chunk, block)
     error_B = _float_error(chunk, block)
@@ -274,7 +233,7 @@ def _multiply_floats(chunk: _Chunk, block: _Block) -> _Coarse:
 def _float_error(chunk: _Chunk, block: _Block) -> torch.Tensor:
     """Return by how much a float32 product can be off, in whatever order it is summed."""
     width = chunk.row_BE.shape[1]
-    return (width + 16) * (_ULP * block.longest * chunk.norm_B + _TINY**2)
+    return (width + 16) * (ULP * block.longest * chunk.norm_B + TINY**2)
 
 
 def _shortens() -> bool:
@@ -311,7 +270,7 @@ def _promising(coarse: _Coarse, chunk: _Chunk) -> _Pairs:
     The largest of each group, which are different scans, tell how good these are at least.
     """
     count, lowest = chunk.index_Bk.shape[1], _lowest(coarse.product_BN)
-    grouped_BJG = coarse.product_BN.view(len(chunk.row_BE), _GROUP, -1)
+    grouped_BJG = coarse.product_BN.view(len(chunk.row_BE), GROUP, -1)
     top_BG = grouped_BJG.amax(1)
     score_BG = top_BG * coarse.unit_B1 + coarse.offset_B1
     least_B1 = _least(chunk)[:, None]
@@ -383,7 +342,7 @@ def _rank(
 def _least(chunk: _Chunk) -> torch.Tensor:
     """Return what a true similarity must reach to be among the best so far, after rounding."""
     last_B = chunk.similarity_Bk[:, -1]
-    return last_B - 8 * _ULP * last_B.abs()
+    return last_B - 8 * ULP * last_B.abs()
 
 
 def _similarity(first_PE: torch.Tensor, second_PE: torch.Tensor) -> torch.Tensor:

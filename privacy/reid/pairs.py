@@ -91,7 +91,7 @@ def _place(moving: torch.Tensor, fixed: torch.Tensor, template: Template) -> tor
     """Return images resampled onto those that they are paired with."""
     near = template.near_DHW
     still, onto = (still_of(one, along=template.along) for one in (moving, fixed))
-    slopes = torch.stack([slopes_of(one, template.grid_DHWA)[near] for one in onto])
+    slopes = torch.stack([slopes_of(one, template.grid_DHWA, near) for one in onto])
     target = onto[:, near]
     design = torch.cat([slopes, target[..., None], torch.ones_like(target)[..., None]], 2)
     normal = design.transpose(1, 2) @ design

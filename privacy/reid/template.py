@@ -369,7 +369,7 @@ def _template_of(mean_DHW: torch.Tensor, along: Along, device: str) -> Template:
     smooth = smoothed(mean[None], _smooth_vox(tuple(mean.shape)))[0]
     lines = [torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in mean.shape]
     grid = torch.stack([*torch.meshgrid(*lines, indexing="ij"), torch.ones_like(mean)], -1)
-    descent = slopes_of(smooth, grid)[near]
+    descent = slopes_of(smooth, grid, near)
     design = torch.cat([descent, smooth[near][:, None], torch.ones(int(near.sum()), 1)], 1)
     normal = design.T @ design
     ridge = _RIDGE * normal.diagonal().mean() * torch.eye(len(normal))

@@ -19,7 +19,7 @@ from vitrael.client.site.control import Control
 from vitrael.client.site.ingest.summary import summarize
 from vitrael.client.site.ingest.told import save_summary
 from vitrael.client.site.settings import SiteSettings, load_settings
-from vitrael.client.site.steward import Steward
+from vitrael.client.site.steward import Steward, open_cohort
 from vitrael.client.site.store import Store
 from vitrael.client.site.tasks import SiteContext, TaskResult, TaskRunner
 from vitrael.core.errors import EnvelopeError
@@ -66,6 +66,21 @@ class Home:
     @property
     def settings(self) -> SiteSettings:
         return load_settings(self.path)
+
+    def context(self, **changes: Any) -> SiteContext:
+        """Return what a task of a fresh steward may use, but for some fields of it."""
+        fields: dict[str, Any] = {
+            "settings": self.settings,
+            "study": self.study,
+            "members": {},
+            "consent": b"",
+            "keys": self.keys,
+            "records": self.path,
+            "load_cohort": open_cohort,
+            "report": lambda *_: None,
+            **changes,
+        }
+        return SiteContext(**fields)
 
     def consent(
         self, study: Study | None = None, *, days: float = 90, max_rounds: int | None = None

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vitrael.client.site.settings import load_settings
-from vitrael.client.site.tasks import SiteContext
 from vitrael.core.errors import AuthError, ConfigError, UsageError
 from vitrael.core.study import Performance
 
@@ -85,15 +84,10 @@ def test_path_of_the_split_key_is_not_told(home: Home, mode: int | None) -> None
 def test_site_that_sets_its_threads_keeps_the_studys_device(home: Home) -> None:
     asked = {"device": "cuda", "threads": 2, "bf16": "off"}
     study = home.study.model_copy(update={"performance": Performance.model_validate(asked)})
-    context = SiteContext(
+    context = home.context(
         settings=load_settings(home.path, threads=8),
         study=study,
-        members={},
-        consent=b"",
-        keys=home.keys,
-        records=home.path,
         load_cohort=lambda *_: pytest.fail("no scan is needed"),
-        report=lambda *_: None,
     )
     assert (context.device, context.threads, context.bf16) == ("cuda", 8, "off")
 

@@ -10,6 +10,7 @@ from vitrael.core.errors import DataError
 from vitrael.core.rng import stream
 from vitrael.privacy.reid import neighbors
 from vitrael.privacy.reid.neighbors import Excluded, nearest
+from vitrael.privacy.reid.rounding import GROUP, multiplies_integers
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -61,7 +62,7 @@ def _naive(
 
 
 def _floats_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbors, "_multiplies_integers", lambda *_: False)
+    monkeypatch.setattr(neighbors, "multiplies_integers", lambda *_: False)
 
 
 @pytest.mark.parametrize("count", [1, 3, 40])
@@ -126,11 +127,11 @@ def test_error_of_coarse_products_is_within_its_bound(
     looked = neighbors._promising
 
     def check(coarse: neighbors._Coarse, chunk: neighbors._Chunk) -> neighbors._Pairs:
-        groups = coarse.product_BN.shape[1] // neighbors._GROUP
+        groups = coarse.product_BN.shape[1] // GROUP
         product = coarse.product_BN.double() * coarse.unit_B1 + coarse.offset_B1
         product = product[:, : len(gallery)]
         true = chunk.row_BE.double() @ torch.from_numpy(gallery).double().T
-        error = coarse.error_BG.expand(-1, groups).repeat(1, neighbors._GROUP)
+        error = coarse.error_BG.expand(-1, groups).repeat(1, GROUP)
         seen.append(float(((product - true).abs() / error[:, : len(gallery)]).max()))
         return looked(coarse, chunk)
 
@@ -145,7 +146,7 @@ def test_error_of_coarse_products_is_within_its_bound(
 
 
 def test_integers_multiply_exactly() -> None:
-    if not neighbors._multiplies_integers("cpu", 512):
+    if not multiplies_integers("cpu", 512):
         pytest.skip("this processor multiplies in float32")
     rng = stream(6, "integers")
     sides = [rng.integers(-127, 128, (40, 700)).astype(np.int8) for _ in range(2)]

@@ -53,16 +53,7 @@ def context_of(home: Home, **patients: int) -> SiteContext:
     def images(split: Split) -> PatientImages:
         return drawn[split]
 
-    context = SiteContext(
-        settings=home.settings,
-        study=home.study,
-        members={},
-        consent=b"",
-        keys=home.keys,
-        records=home.path / "records",
-        load_cohort=lambda *_: cast("Any", None),
-        report=lambda *_: None,
-    )
+    context = home.context(records=home.path / "records", load_cohort=lambda *_: cast("Any", None))
     context._cohort = cast("Any", SimpleNamespace(images=images, version="one"))
     return context
 

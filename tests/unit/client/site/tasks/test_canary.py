@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from vitrael.client.site.rules import RULES
-from vitrael.client.site.steward import open_cohort
 from vitrael.client.site.tasks import SiteContext, canary
 from vitrael.core.data.splits import Split
 from vitrael.core.errors import CohortError, TaskStopped
@@ -24,16 +23,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def context(home: Home) -> SiteContext:
     """Return what a task may use; those whom the filter learns from are as many as those of T."""
-    context = SiteContext(
-        settings=home.settings,
-        study=home.study,
-        members={},
-        consent=b"",
-        keys=home.keys,
-        records=home.path,
-        load_cohort=open_cohort,
-        report=lambda *_: None,
-    )
+    context = home.context()
     cohort = context.cohort
 
     def images(split: Split) -> PatientImages:

@@ -15,7 +15,6 @@ from vitrael.client.site.checkpoints import (
 )
 from vitrael.client.site.ingest.places import Home as Place
 from vitrael.client.site.ingest.withdraw import Found, remove_patient
-from vitrael.client.site.steward import open_cohort
 from vitrael.client.site.tasks import TASKS, SiteContext, TaskResult
 from vitrael.client.site.tasks.networks import site_compute
 from vitrael.core.data.manifest import write_manifest
@@ -42,16 +41,7 @@ def started(home: Home, *, stop_after: int | None = None) -> tuple[SiteContext, 
         if len(told) == stop_after:
             raise TaskStopped("the steward was told to end")
 
-    context = SiteContext(
-        settings=home.settings,
-        study=home.study,
-        members={},
-        consent=b"",
-        keys=home.keys,
-        records=home.path / "records" / "one",
-        load_cohort=open_cohort,
-        report=report,
-    )
+    context = home.context(records=home.path / "records" / "one", report=report)
     return context, told
 
 

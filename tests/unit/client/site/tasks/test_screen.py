@@ -54,16 +54,7 @@ class DropFirst(Screener):
 
 @pytest.fixture
 def context(home: Home, tmp_path: Path) -> SiteContext:
-    return SiteContext(
-        settings=home.settings,
-        study=home.study,
-        members={},
-        consent=b"",
-        keys=home.keys,
-        records=tmp_path / "records",
-        load_cohort=cast("Any", None),
-        report=lambda _done, _total: None,
-    )
+    return home.context(records=tmp_path / "records", load_cohort=cast("Any", None))
 
 
 def images(home: Home, count: int, *, seed: int = 1) -> np.ndarray:

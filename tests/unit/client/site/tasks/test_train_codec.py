@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vitrael.client.site.steward import open_cohort
 from vitrael.client.site.tasks import SiteContext, train_codec
 from vitrael.core.configs import AutoencoderConfig
 from vitrael.core.logs import JsonFormatter
@@ -50,15 +49,6 @@ def started(home: Home, options: dict[str, Any]) -> SiteContext:
     generator = protocol.generator
     codec = AutoencoderConfig.model_validate({**generator.codec.model_dump(), **options})
     systems = (generator.model_copy(update={"codec": codec}), protocol.reid)
-    context = SiteContext(
-        settings=home.settings,
-        study=home.study,
-        members={},
-        consent=b"",
-        keys=home.keys,
-        records=home.path,
-        load_cohort=open_cohort,
-        report=lambda *_: None,
-    )
+    context = home.context()
     changed = protocol.model_copy(update={"systems": systems})
     return replace(context, study=home.study.model_copy(update={"protocol": changed}))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from vitrael.client.site.rules import RULES
-from vitrael.client.site.steward import open_cohort
 from vitrael.client.site.tasks import SiteContext, TaskResult, calibrate, filtering, train_reid
 from vitrael.core.data.splits import Split
 from vitrael.core.models.reid import build_reid_encoder
@@ -23,16 +22,7 @@ if TYPE_CHECKING:
 
 def context_of(home: Home, *, patients: int | None = None) -> SiteContext:
     """Return a context in which F has the scans of T, of so many patients if they are given."""
-    context = SiteContext(
-        settings=home.settings,
-        study=home.study,
-        members={},
-        consent=b"",
-        keys=home.keys,
-        records=home.path,
-        load_cohort=open_cohort,
-        report=lambda *_: None,
-    )
+    context = home.context()
     cohort = context.cohort
 
     def images(split: Split) -> PatientImages:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from vitrael.client.site.steward import open_cohort
 from vitrael.client.site.tasks import SiteContext, train_teacher
 from vitrael.core.data.splits import Split
 
@@ -54,16 +53,7 @@ def codec(monkeypatch: pytest.MonkeyPatch) -> type[FakeCodec]:
 
 def started(home: Home) -> SiteContext:
     """Return the context of a steward that has just been started."""
-    return SiteContext(
-        settings=home.settings,
-        study=home.study,
-        members={},
-        consent=b"",
-        keys=home.keys,
-        records=home.path,
-        load_cohort=open_cohort,
-        report=lambda *_: None,
-    )
+    return home.context()
 
 
 def latents(home: Home, context: SiteContext, weight: float) -> tuple[np.ndarray, np.ndarray]:
