@@ -167,9 +167,9 @@ StudyData = Data | ViewData
 class Distillation(Section):
     """Generate, screen, retrain: how many images are to be kept of the teacher and the student."""
 
-    target: int = Field(ge=8, description="kept candidates from which the student learns")
-    released: int = Field(ge=1, description="kept student samples in the synthetic set")
-    compare: bool = Field(default=False, description="teacher, random filter and student, attacked")
+    target: int = Field(ge=8, strict=True, description="kept candidates, which the student learns")
+    released: int = Field(ge=1, strict=True, description="kept samples in the synthetic set")
+    compare: bool = Field(default=False, strict=True, description="all three arms, attacked")
 
     @property
     def compared(self) -> int:
@@ -188,7 +188,7 @@ class Distillation(Section):
 class Screening(Section):
     """How a site judges candidates; the operating point is frozen before any is seen."""
 
-    enabled: bool = True
+    enabled: bool = Field(default=True, strict=True)
     false_match_rate: float = Field(
         default=0.05, gt=0, lt=0.5, description="share of held-out patients that would be dropped"
     )
@@ -204,15 +204,15 @@ class Screening(Section):
 class Audit(Section):
     """How much evidence is gathered on the student's samples."""
 
-    plants_per_class: int = Field(default=60, ge=1, description="over all sites together")
+    plants_per_class: int = Field(default=60, ge=1, strict=True, description="over all sites")
     suite: Literal["must", "all"] = Field(
         default="all", description="classes of planted copies: all, or those that must be caught"
     )
     memorize_images: int = Field(
         default=0,
         ge=0,
-        description="at most, to over-train a model at each site for samples that it has by heart; "
-        "0: none are planted",
+        strict=True,
+        description="at most, to over-train a model for samples it has by heart; 0: none",
     )
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
@@ -223,9 +223,7 @@ class Baselines(Section):
     averaged_rounds: int = Field(
         default=0, ge=0, description="of one network for all views, averaged; 0: not trained"
     )
-    in_turn: bool = Field(
-        default=False, description="one network, trained at one site after the other"
-    )
+    in_turn: bool = Field(default=False, strict=True, description="one network, site after site")
 
 
 class ProtocolTerms(Section):
@@ -269,6 +267,8 @@ class SynthesisProtocol(ProtocolTerms):
     @model_validator(mode="after")
     def _systems_complete(self) -> Self:
         _demand_kinds(self.systems, KINDS[self.aim])
+        if self.distillation.compare and not self.screening.enabled:
+            raise DisagreementError("distillation.compare", "without screening there is no filter")
         generator = self.generator
         if generator.dimensions != len(self.data.grid_vox):
             raise DisagreementError("systems", "the scans of a study have 3 dimensions")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from typing import Final
+
 from vitrael.core.protocols import MOST_VOTES, ExpertsProtocol, SynthesisProtocol
 from vitrael.core.study import Study
 from vitrael.privacy.gates import POLICIES
 from vitrael.privacy.gates import find_shortfalls as shortfalls_of
 from vitrael.privacy.leakage import SMALLEST_COUNT, split_plants
 from vitrael.privacy.suite import LEAST_SOURCES, MEMORIZE_IMAGES
+
+_ARM_COUNTS: Final = 5
+"""That a site tells of samples: three of arms, two of pairs."""
 
 
 def explain_study(study: Study) -> str:
@@ -94,9 +100,10 @@ def _explain_synthesis(study: Study, protocol: SynthesisProtocol) -> dict[str, s
 
 
 def _explain_arms(compared: int) -> str:
+    answers = math.floor(_ARM_COUNTS * math.log2(compared + 1))
     return (
         f"of {compared:,} samples each of teacher, random filter and student, counts that no cap "
-        "on votes covers; up to 45 single answers for a protocol and roster"
+        f"on votes covers; up to {answers} single answers for a protocol and roster"
     )
 
 

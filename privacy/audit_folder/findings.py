@@ -5,6 +5,7 @@ It names files of the one who asked, and is for that person's eyes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Literal
 
 from pydantic import Field
@@ -199,6 +200,10 @@ class Findings(Section):
             gaps.append("disguised copies could not be looked for")
         elif self._powerless:
             gaps.append("the filter is not shown to catch any class that must be caught")
+        elif self._missed:
+            gaps.append(
+                f"the filter is not shown to catch {_say(self._missed)}, which must be caught"
+            )
         return tuple(gaps)
 
     @property
@@ -207,6 +212,19 @@ class Findings(Section):
         must = [plant.outcome for plant in self.certificate.plants if plant.must]
         return "reached" not in must
 
+    @property
+    def _missed(self) -> tuple[str, ...]:
+        """The classes that must be caught, could be judged, and are not reached."""
+        plants = self.certificate.plants
+        return tuple(one.says for one in plants if one.must and one.outcome == "not reached")
 
+
+_NAMED: Final = 3
 CHANCE: Final = 0.05
 """Probability below which as many conspicuous images are no chance."""
+
+
+def _say(kinds: Sequence[str]) -> str:
+    """Return the first kinds, and how many more there are."""
+    more = f", and {len(kinds) - _NAMED} more kinds" if len(kinds) > _NAMED else ""
+    return f"{', '.join(kinds[:_NAMED])}{more}"

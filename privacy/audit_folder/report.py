@@ -93,7 +93,11 @@ def render_page(findings: Findings) -> str:
 def headline_of(findings: Findings) -> str:
     """Return the verdict in one line."""
     if findings.copies_found:
-        return "Copies of real images were found"
+        return (
+            "Copies of real images were found"
+            if findings.same_files
+            else "More images than chance explains come near a real patient"
+        )
     if not findings.filter.calibrated:
         return "Not estimable: disguised copies could not be looked for"
     if findings.gaps:

@@ -166,7 +166,7 @@ def _tell_conspicuous(findings: Findings) -> str:
         f"strangers about {findings.filter.rate:.1%} would."
     )
     if findings.chance <= CHANCE:
-        return f"COPIES: {told} Chance gives as many with probability {findings.chance:.2g}."
+        return f"CONSPICUOUS: {told} Chance gives as many with probability {findings.chance:.2g}."
     if count:
         return f"{told} That is no more than chance explains; look at each of them all the same."
     return told
@@ -176,7 +176,8 @@ def _tell_power(findings: Findings) -> str:
     if not findings.filter.calibrated:
         return ""
     counts = Counter(one.outcome for one in findings.certificate.plants if one.demanded is not None)
-    missed = [one.says for one in findings.certificate.plants if one.outcome == "not reached"]
+    plants = sorted(findings.certificate.plants, key=lambda one: not one.must)
+    missed = [one.says for one in plants if one.outcome == "not reached"]
     told = (
         f"Of {sum(counts.values())} classes of planted copies the filter is shown to catch as many "
         f"as is demanded in {counts['reached']}; in {counts['not reached']} it misses that, or is "

@@ -44,6 +44,8 @@ _OF_LATENTS: Final = 3
 """From this column on the best matches are those among latents, two of one member."""
 _FEWEST: Final = 3
 """Patients of a null without whom a spread of the others is none."""
+SCORES: Final = 2
+"""Raised whenever the same images score otherwise: a threshold says nothing of other scores."""
 LIFTED: Final = 1
 """Of a null of left-out patients: the one who is nearest to a newcomer."""
 
@@ -154,11 +156,11 @@ def name_filter(
 
     ``weights`` are those of the encoders and of the codec. ``scans`` are those of each split that
     the filter is made of, in their order, each by its patient and its digest. Template, components
-    and gallery follow from them.
+    and gallery follow from them, by the way of scoring that ``SCORES`` counts.
     """
     named = {name: digest_bytes(pack_tensors(tensors)) for name, tensors in weights.items()}
     every = {split: [list(scan) for scan in own] for split, own in scans.items()}
-    return digest_json({"weights": named, "scans": every})
+    return digest_json({"weights": named, "scans": every, "scores": SCORES})
 
 
 def freeze(

@@ -15,6 +15,10 @@ with x, y candidate and scan in spreads of the direction and ``w = variance / (v
 *How much nearer* it is than the next patients' scans, by a cosine in which no direction outweighs
 the others: what was blended or blurred is weaker than a scan drawn anew, and still somebody's.
 
+An image is looked at as it is and mirrored. A generator mirrors its patients seldom, so that a
+mirrored look must be the nearer one by some margin: with equal chances the null would be lifted as
+if there were twice the patients.
+
 Mean, directions and variances come from split F, as all that the filter has learned. Axes: B
 images, N scans of the gallery, M patients, Z numbers of a latent, K directions, S numbers that are
 seen: K along the directions, and Z of what is left.
@@ -28,6 +32,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from scipy.optimize import isotonic_regression
 
 from vitrael.core.records import PatientImages
 
@@ -38,8 +43,13 @@ _NOISE: Final = 0.05
 _DULLEST: Final = 1e-3
 _FLOOR: Final = 0.3
 """Variance that is added to each direction before all are evened out."""
-_SHRINKAGES: Final = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
+_MIRRORED_NATS: Final = 0.035
+"""For each number of the latent, by which a mirrored look must be likelier."""
+_MIRRORED_MARGIN: Final = 0.02
+"""By which its margin must be larger; each is about half a spread of the null."""
 _FOLDS: Final = 8
+_FEWEST: Final = 4
+"""Patients of whom some can be left out."""
 _LEAST_VARIANCE: Final = 1e-6
 
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -84,11 +94,6 @@ class Spread:
         directions, square_BS = len(self.variance_K), seen_BS.square()
         return square_BS[:, :directions] @ weight[0] + weight[1] * square_BS[:, directions:].sum(1)
 
-    def log_density(self, latent_BZ: torch.Tensor) -> torch.Tensor:
-        """Return ``[B]``, but for a constant."""
-        apart_B = self.squares(self.split(latent_BZ), self.each(torch.reciprocal))
-        return -(apart_B + self.total(self.each(torch.log))) / 2
-
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Latents:
@@ -105,11 +110,13 @@ class Latents:
         """Return ``[B, S]``."""
         return self.spread.split(_flat(self.encode(image_BCDHW)))
 
-    def likely(self, seen_BS: torch.Tensor, known_NS: torch.Tensor) -> torch.Tensor:
+    def likely(
+        self, seen_BS: torch.Tensor, known_NS: torch.Tensor, *, mirrored: bool = False
+    ) -> torch.Tensor:
         """Return ``[B, N]`` in [-1, 1]: of each scan the log-likelihood ratio.
 
         It is the tanh of nats per number of the latent: Fisher's z, through which every score of
-        the filter is read, gives them back.
+        the filter is read, gives them back. That of a ``mirrored`` look has to be larger.
         """
         spread, to = self.spread, self.spread.each
         # x y w / (1 - w^2) in units of the direction: one over noise (1 + w).
@@ -119,7 +126,7 @@ class Latents:
         nats_BN = spread.total(usual) + spread.products(seen_BS, known_NS, product)
         nats_BN = nats_BN - spread.squares(seen_BS, own)[:, None] - spread.squares(known_NS, own)
         nats_BN = nats_BN - self._dullness(seen_BS)[:, None]
-        return (nats_BN / len(spread.mean_Z)).tanh()
+        return (nats_BN / len(spread.mean_Z) - _MIRRORED_NATS * mirrored).tanh()
 
     def _dullness(self, seen_BS: torch.Tensor) -> torch.Tensor:
         """Return ``[B]``, in nats: how much likelier an image is among those as near to the mean.
@@ -142,48 +149,50 @@ class Latents:
 
 
 def fit_latents(images: PatientImages, encode: Encode) -> Latents:
-    """Return how images are seen, learned from these: mean and a covariance that is shrunk.
+    """Return how images are seen, learned from these: mean, directions, and variances.
 
-    Of the shrinkages towards equal variances that one is taken under which patients who were left
-    out are likeliest. With a single patient there is nobody to leave out, and it is the largest.
+    Directions fit those whom they were learned from, who vary along the first more than others do
+    and along the last less. So the variance along each is that of patients who were left out, by
+    the directions of the rest, made to fall by isotonic regression (Bartz 2016, arXiv 1611.00798).
+    With fewer than four patients all are equal.
     """
     latent_BZ = _flat(encode(images.image_BCDHW))
+    mean_Z, basis_KZ = _decompose(latent_BZ)
     patients = np.unique(images.patient_B)
-    log_density = np.zeros(len(_SHRINKAGES))
-    if len(patients) > 1:
-        for fold in np.array_split(patients, min(_FOLDS, len(patients))):
-            out = torch.from_numpy(np.isin(images.patient_B, fold))
-            learned = _decompose(latent_BZ[~out])
-            log_density += [
-                float(_shrink(learned, share).log_density(latent_BZ[out]).double().sum())
-                for share in _SHRINKAGES
-            ]
-        best = _SHRINKAGES[int(log_density.argmax())]
-    else:
-        best = _SHRINKAGES[-1]
-    return Latents(encode, _shrink(_decompose(latent_BZ), best))
+    if len(patients) < _FEWEST:
+        mean = (latent_BZ - mean_Z).square().mean().clamp_min(_LEAST_VARIANCE)
+        return Latents(encode, Spread(mean_Z, basis_KZ, mean.expand(len(basis_KZ)), mean))
+    square_K, rest = torch.zeros(len(basis_KZ)), torch.zeros(())
+    for fold in np.array_split(patients, min(_FOLDS, len(patients))):
+        out_B = torch.from_numpy(np.isin(images.patient_B, fold))
+        center_Z, learned_kZ = _decompose(latent_BZ[~out_B])
+        offset_bZ = latent_BZ[out_B] - center_Z
+        along_k = (offset_bZ @ learned_kZ.T).square().sum(0)
+        besides = latent_BZ.shape[1] - len(learned_kZ)
+        left = (offset_bZ.square().sum() - along_k.sum()) / max(1, besides)
+        rest += left
+        square_K[: len(along_k)] += along_k
+        square_K[len(along_k) :] += left
+    falling_K = isotonic_regression((square_K / len(latent_BZ)).numpy(), increasing=False).x
+    variance_K = torch.from_numpy(np.array(falling_K, np.float32)).clamp_min(_LEAST_VARIANCE)
+    rest = (rest / len(latent_BZ)).clamp_min(_LEAST_VARIANCE)
+    return Latents(encode, Spread(mean_Z, basis_KZ, variance_K, rest))
 
 
-def _decompose(latent_BZ: torch.Tensor) -> Spread:
-    """Return the sample's own mean, directions and variances; ``rest`` is the mean variance."""
+def _decompose(latent_BZ: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean ``[Z]`` and directions ``[K, Z]``, those of the largest variance first."""
     mean_Z = latent_BZ.mean(0)
-    _, singular_K, basis_KZ = torch.linalg.svd(latent_BZ - mean_Z, full_matrices=False)
-    variance_K = singular_K.square() / max(1, len(latent_BZ) - 1)
-    mean = (variance_K.sum() / latent_BZ.shape[1]).clamp_min(_LEAST_VARIANCE)
-    return Spread(mean_Z, basis_KZ, variance_K, mean)
+    _, _, basis_KZ = torch.linalg.svd(latent_BZ - mean_Z, full_matrices=False)
+    return mean_Z, basis_KZ
 
 
-def _shrink(sample: Spread, share: float) -> Spread:
-    rest = share * sample.rest
-    variance_K = (1 - share) * sample.variance_K + rest
-    return Spread(sample.mean_Z, sample.basis_KZ, variance_K, rest)
-
-
-def margins(cosine_BN: torch.Tensor, patient_N: np.ndarray) -> torch.Tensor:
+def margins(
+    cosine_BN: torch.Tensor, patient_N: np.ndarray, *, mirrored: bool = False
+) -> torch.Tensor:
     """Return ``[B]`` in [-1, 1]: half of how much nearer the best patient is than the next twenty.
 
     A patient is as near as the nearest of the scans; -inf marks a scan that is not allowed. With
-    one patient alone it is half the cosine.
+    one patient alone it is half the cosine. That of a ``mirrored`` look has to be larger.
     """
     _, number_N = np.unique(patient_N, return_inverse=True)
     number_BN = torch.from_numpy(number_N).to(cosine_BN.device).expand_as(cosine_BN)
@@ -192,7 +201,7 @@ def margins(cosine_BN: torch.Tensor, patient_N: np.ndarray) -> torch.Tensor:
     near_BM = best_BM.topk(min(1 + NEXT_PATIENTS, best_BM.shape[1]), dim=1).values
     there_BM = near_BM[:, 1:].isfinite()
     next_B = near_BM[:, 1:].masked_fill(~there_BM, 0).sum(1) / there_BM.sum(1).clamp_min(1)
-    return (near_BM[:, 0] - next_B) / 2
+    return (near_BM[:, 0] - next_B) / 2 - _MIRRORED_MARGIN * mirrored
 
 
 def _correlation(variance: torch.Tensor) -> torch.Tensor:

@@ -120,7 +120,8 @@ def nearest(
 
     The answer is exact: no pair is left out for speed, and of equal similarities the lowest row
     wins. That of one query does not depend on the others, to the bit. Beyond the arguments it takes
-    some 40 MiB on a CPU, more where very many scans are almost equally near.
+    some 40 MiB on a CPU and a quarter of what the queries take, more where very many scans are
+    almost equally near.
 
     Raises DataError for vectors of unequal length, for values that are not finite or beyond 1e15,
     for a gallery of fewer than ``count`` scans, and when so many are not of other patients.

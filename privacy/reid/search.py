@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from vitrael.privacy.reid.gallery import Gallery
-from vitrael.privacy.reid.latents import margins
+from vitrael.privacy.reid.latents import Latents, margins
 from vitrael.privacy.reid.lens import (
     ENCODERS,
     Parts,
@@ -117,16 +117,10 @@ def _match_chunk(
     best.append(_registered(laid, scan_BP, side.cpu(), gallery, allowed_BN, work=work))
     now = work.spend("registered", now)
     if lens.latents is not None and gallery.latent_NS is not None:
-        seen = [lens.latents.see(one.given_BCDHW) for one in (views, mirrored)]
-        likely, near = (
-            _only(
-                torch.maximum(*(compare(one, gallery.latent_NS) for one in seen)),
-                allowed_BN,
-                otherwise=-math.inf,
-            )
-            for compare in (lens.latents.likely, lens.latents.cosines)
+        looks, known_NS = (views, mirrored), gallery.latent_NS
+        best += _among_latents(
+            looks, lens.latents, known_NS, gallery.patient_N, allowed_BN=allowed_BN
         )
-        best += [likely.amax(1), margins(near, gallery.patient_N)]
         now = work.spend("latents", now)
     device = lens.template.device
     where = None if allowed_BN is None else allowed_BN.to(device)
@@ -224,6 +218,32 @@ def nearest_patients(similarity_BN: torch.Tensor, patient_N: np.ndarray) -> torc
     chosen_BT = best_BM.topk(min(TOP, patients), dim=1).indices
     theirs_BTN = number_BN[:, None] == chosen_BT[:, :, None]
     return similarity_BN[:, None].masked_fill(~theirs_BTN, -torch.inf).argmax(2)
+
+
+def _among_latents(
+    looks: tuple[Views, Views],
+    latents: Latents,
+    known_NS: torch.Tensor,
+    patient_N: np.ndarray,
+    *,
+    allowed_BN: torch.Tensor | None,
+) -> list[torch.Tensor]:
+    """Return ``[B]`` twice: the largest likelihood ratio and margin of both looks, each by itself.
+
+    The second is the mirrored one, which has to be nearer.
+    """
+    told = []
+    for look, mirrored in zip(looks, (False, True), strict=True):
+        seen = latents.see(look.given_BCDHW)
+        likely_BN, near_BN = (
+            _only(each_BN, allowed_BN, otherwise=-math.inf)
+            for each_BN in (
+                latents.likely(seen, known_NS, mirrored=mirrored),
+                latents.cosines(seen, known_NS),
+            )
+        )
+        told.append((likely_BN.amax(1), margins(near_BN, patient_N, mirrored=mirrored)))
+    return [torch.maximum(*score) for score in zip(*told, strict=True)]
 
 
 def _only(

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from vitrael.core.configs import ReidEncoderConfig
 from vitrael.core.data.phantoms.cohorts import draw_scan
@@ -53,6 +54,14 @@ def draw_patients(
         np.repeat(np.arange(count), visits),
         np.tile(np.arange(visits), count),
     )
+
+
+class FlatEmbedder:
+    """An Embedder without weights: the image with its mirror image, centered, unit length."""
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        flat = (x + x.flip(2)).flatten(1)
+        return functional.normalize(flat - flat.mean(1, keepdim=True), dim=1)
 
 
 @dataclass(frozen=True)

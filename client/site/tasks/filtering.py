@@ -3,7 +3,7 @@
 Copy encoder, template and operating point are private and stay with the site. Encoders and point
 are written to the site's records once, by the calibration, before any candidate has arrived. They
 cannot be made again: the salt is random, and a calibration is answered once. The point names the
-weights and scans that it was frozen for, and is of no use with others.
+weights, scans and way of scoring that it was frozen for, and is of no use with others.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def load_screener(context: SiteContext) -> Screener | None:
     """Return the calibrated filter, or None when the site has no operating point.
 
     Raises DataError for a point of another version, and for one that was frozen with other
-    encoders, another codec or other scans: its threshold says nothing of these.
+    encoders, another codec, other scans or scores: its threshold says nothing of these.
     """
     warm = context.warm.get(_WARM)
     if isinstance(warm, Screener):
@@ -209,8 +209,8 @@ def load_screener(context: SiteContext) -> Screener | None:
     if point.made_with != name_made_with(context, encoders, codec):
         raise DataError(
             "the operating point of the filter is that of another filter",
-            why="encoders, codec or scans of this site have changed since it was frozen",
-            fix="restore the records and the cohort of this site, or start a fresh study",
+            why="encoders, codec, scans or the way of scoring have changed since it was frozen",
+            fix="restore records, cohort and version of this site, or start a fresh study",
         )
     training = context.cohort.images(Split.TRAINING)
     round_trip = study_round_trip(context, codec)

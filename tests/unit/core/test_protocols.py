@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,25 @@ def test_study_gives_the_protocol_of_its_own_aim_alone(brain: str) -> None:
         _ = views.synthesis
     with pytest.raises(StudyError, match="trains no experts"):
         _ = synthetic.experts
+
+
+def test_arms_of_a_study_without_a_filter_are_refused(brain: str) -> None:
+    compared = changed(brain, "[protocol.distillation]", "[protocol.distillation]\ncompare = true")
+    assert read(compared).synthesis.distillation.compare  # the control
+    off = changed(
+        compared, "[protocol.screening]\nenabled = true", "[protocol.screening]\nenabled = false"
+    )
+    assert "distillation.compare" in told(off).sentence()
+
+
+@pytest.mark.parametrize("value", ['"yes"', "1", '"off"'])
+def test_only_true_and_false_compare_arms(brain: str, value: str) -> None:
+    asked = changed(brain, "[protocol.distillation]", f"[protocol.distillation]\ncompare = {value}")
+    assert "distillation.compare" in told(asked).sentence()
+
+
+@pytest.mark.parametrize("value", ['"60"', "true", "60.0"])
+def test_counts_of_a_study_are_whole_numbers(brain: str, value: str) -> None:
+    asked = re.sub(r"plants_per_class = \d+", f"plants_per_class = {value}", brain)
+    assert asked != brain
+    assert "audit.plants_per_class" in told(asked).sentence()

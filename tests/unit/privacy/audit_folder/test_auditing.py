@@ -75,7 +75,7 @@ def test_disguised_copies_are_found_and_named(copied: Findings) -> None:
         assert f"sub-{number:02d}_ses-1" in found[f"taken-{number:02d}.nii.gz"]
     assert copied.exit_code == EXIT_REFUSED
     assert not copied.same_files
-    assert any("COPIES" in sentence for sentence in copied.found)
+    assert any("CONSPICUOUS" in sentence for sentence in copied.found)
     first = {one.synthetic for one in copied.conspicuous[:8]}
     assert first == {f"taken-{number:02d}.nii.gz" for number in range(8)}
 

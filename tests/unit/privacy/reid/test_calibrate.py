@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.factories.filter_power import FlatEmbedder
 from vitrael.core.errors import DataError
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import stream
@@ -25,14 +26,6 @@ from vitrael.privacy.reid.search import Matches, match
 from vitrael.privacy.reid.template import fit_template
 
 _SALT = "0" * 32
-
-
-class FlatEmbedder:
-    """An Embedder without weights: the image itself, centred, unit length."""
-
-    def embed(self, x: torch.Tensor) -> torch.Tensor:
-        flat = (x + x.flip(2)).flatten(1)
-        return functional.normalize(flat - flat.mean(1, keepdim=True), dim=1)
 
 
 def _patients(count: int, *, seed: int, visits: int = 1) -> PatientImages:

@@ -8,7 +8,14 @@ import torch
 
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import stream
-from vitrael.privacy.reid.latents import _NOISE, NEXT_PATIENTS, fit_latents, margins
+from vitrael.privacy.reid.latents import (
+    _MIRRORED_MARGIN,
+    _MIRRORED_NATS,
+    _NOISE,
+    NEXT_PATIENTS,
+    fit_latents,
+    margins,
+)
 
 _GRID = (1, 4, 4, 4)
 
@@ -147,6 +154,33 @@ def test_the_fewer_patients_the_more_the_covariance_is_shrunk() -> None:
     assert ratios[0] > 3 * ratios[1]
     alone = fit_latents(_images(_people("F", 1)), _encode)
     assert torch.isfinite(alone.see(_people("T", 3))).all()
+
+
+def test_patients_who_are_not_of_f_vary_as_much_as_the_variances_say() -> None:
+    learning, strangers = _people("F", 40), _people("A", 200)
+    latents = fit_latents(_images(learning), _encode)
+    directions = len(learning) - 1  # the last of as many is that of no variance
+    along_BK = latents.see(strangers)[:, :directions]
+    usual = float((along_BK.square() / latents.spread.variance_K[:directions]).mean())
+    learned_BK = latents.see(learning)[:, :directions]
+    fitted = float((along_BK.square() / learned_BK.square().mean(0)).mean())
+    assert 0.7 <= usual <= 1.4
+    assert fitted > 1.5 * usual  # the control: the variances of F itself
+
+
+def test_mirrored_look_has_to_be_nearer() -> None:
+    latents = fit_latents(_images(_people("F", 40)), _encode)
+    seen, known = latents.see(_people("A", 20)), latents.see(_people("T", 30))
+    plain = latents.likely(seen, known).double().atanh()
+    mirrored = latents.likely(seen, known, mirrored=True).double().atanh()
+    told = plain.abs() < 4  # where tanh in float32 tells numbers apart
+    assert told.any()
+    assert torch.allclose(
+        plain[told] - mirrored[told], torch.tensor(_MIRRORED_NATS).double(), atol=1e-3
+    )
+    near, patient = latents.cosines(seen, known), np.arange(30)
+    cost = margins(near, patient) - margins(near, patient, mirrored=True)
+    assert torch.allclose(cost, torch.tensor(_MIRRORED_MARGIN))
 
 
 def test_visits_of_a_patient_are_left_out_together() -> None:

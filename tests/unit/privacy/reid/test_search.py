@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
+from tests.factories.filter_power import FlatEmbedder
 from vitrael.core.data.phantoms.cohorts import draw_scan
 from vitrael.core.records import PatientImages
 from vitrael.core.rng import stream
@@ -20,14 +20,6 @@ from vitrael.privacy.reid.search import match, nearest_patients
 from vitrael.privacy.reid.template import chunk_of, fit_template, register
 
 _GRID = (24, 24, 24)
-
-
-class FlatEmbedder:
-    """An Embedder without weights: the image itself, centred, unit length."""
-
-    def embed(self, x: torch.Tensor) -> torch.Tensor:
-        flat = (x + x.flip(2)).flatten(1)
-        return functional.normalize(flat - flat.mean(1, keepdim=True), dim=1)
 
 
 def _people(name: str, count: int) -> PatientImages:

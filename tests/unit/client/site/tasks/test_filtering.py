@@ -24,6 +24,7 @@ from vitrael.core.errors import DataError
 from vitrael.core.geometry import centered_affine
 from vitrael.core.models.reid import Learns, ReidEncoder, build_reid_encoder
 from vitrael.core.weights import module_tensors, pack_tensors
+from vitrael.privacy.reid import calibrate
 from vitrael.privacy.reid.calibrate import OperatingPoint, Scale
 
 if TYPE_CHECKING:
@@ -158,6 +159,17 @@ def test_point_of_another_filter_is_refused(
     with pytest.raises(DataError, match="that of another filter") as caught:
         filtering.load_screener(context)
     assert str(point.threshold) not in caught.value.sentence()
+
+
+@pytest.mark.usefixtures("unseen")
+def test_point_of_another_way_of_scoring_is_refused(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.consent()
+    keep_filter(home, codec=CODEC)
+    monkeypatch.setattr(calibrate, "SCORES", calibrate.SCORES + 1)
+    with pytest.raises(DataError, match="that of another filter"):
+        filtering.load_screener(context_of(home))
 
 
 @pytest.mark.usefixtures("unseen")
