@@ -140,7 +140,8 @@ def summarize(findings: Findings) -> Iterator[str]:
 def tell_ending(findings: Findings) -> str:
     """Return with which exit code the command ends, and why."""
     if findings.copies_found:
-        why = "copies were found"
+        conspicuous = "more images are conspicuous than chance explains"
+        why = "copies were found" if findings.same_files else conspicuous
     elif findings.gaps:
         why = f"the audit is incomplete, since {' and '.join(findings.gaps)}"
     else:

@@ -283,6 +283,17 @@ def test_a_weaker_filter_never_gets_the_better_exit_code(
     assert audited.gaps == ((gap,) if code else ())
 
 
+def test_conspicuous_images_are_not_called_copies(findings: Findings, tmp_path: Path) -> None:
+    many = _quiet(findings, "reached").model_copy(update={"chance": 0.01})
+    assert many.exit_code == EXIT_REFUSED
+    assert headline_of(many) == "More images than chance explains come near a real patient"
+    assert tell_ending(many) == "Exit code 6: more images are conspicuous than chance explains."
+    real, synthetic, *_ = _folders(tmp_path, copied="taken.png")  # the control: an equal file
+    equal = audit_folders(*read_pair(Path(real), Path(synthetic)), Order())
+    assert headline_of(equal) == "Copies of real images were found"
+    assert tell_ending(equal) == "Exit code 6: copies were found."
+
+
 def test_a_class_that_need_not_be_caught_makes_no_audit_whole(findings: Findings) -> None:
     reached = _quiet(findings, "reached")
     (plant,) = reached.certificate.plants
